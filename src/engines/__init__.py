@@ -1,0 +1,1 @@
+"""Engines: durable, multi-tenant state for agent applications."""

@@ -1,0 +1,1 @@
+"""Core: portable types on the waist. Knows ports, never a driver."""

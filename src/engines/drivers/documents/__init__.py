@@ -1,0 +1,1 @@
+"""Document drivers; `drivers/registry.py` lists them."""

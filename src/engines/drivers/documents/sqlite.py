@@ -1,0 +1,334 @@
+"""SQLite: the embedded default of a lab, and the executable specification of `ports/documents.py`.
+
+Owns one database file in WAL mode with synchronous=FULL, one writer thread and one reader thread. The writer
+takes every write that waits into one transaction (group commit) and answers after the commit. Several
+processes may share the file; a lock that stays busy is Unavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engines.clock import Clock
+from engines.errors import BackendRefused, Conflict, EnginesError, OutcomeUnknown, Throttled, Unavailable
+from engines.ports.documents import (
+    PAGE_BYTES,
+    Absent,
+    Always,
+    Delete,
+    Doc,
+    DriverDescription,
+    Match,
+    Op,
+    Page,
+    Put,
+)
+from engines.ports.secrets import Secret
+
+BUSY_TIMEOUT_S: Final = 5.0
+# Writes that one transaction takes; more would only delay the first of them.
+GROUP_WRITES_MAX: Final = 256
+WAITING_MAX: Final = 10_000
+
+DESCRIPTION: Final = DriverDescription(
+    name="sqlite",
+    backend_class="host_local",
+    consistency="serialisable; a read sees every commit before it",
+    durability="WAL, synchronous=FULL: acknowledged after fsync",
+    config={"path": "the database file; its directory must exist"},
+    secrets={},
+    limits={
+        "writers": "one at a time per file",
+        "hosts": "one: the file must not lie on a network file system",
+    },
+)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (
+    partition TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, version TEXT NOT NULL, expires_at INTEGER,
+    PRIMARY KEY (partition, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS documents_expiry ON documents (expires_at) WHERE expires_at IS NOT NULL;
+"""
+_PUT = (
+    "INSERT INTO documents (partition, key, body, version, expires_at) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT (partition, key) DO UPDATE"
+    " SET body = excluded.body, version = excluded.version, expires_at = excluded.expires_at"
+)
+_DELETE = "DELETE FROM documents WHERE partition = ? AND key = ?"
+_LIVE = "(expires_at IS NULL OR expires_at > ?)"
+_RECLAIM = (
+    "DELETE FROM documents WHERE (partition, key) IN"
+    " (SELECT partition, key FROM documents WHERE expires_at <= ? LIMIT ?)"
+)
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a backend record of this driver holds."""
+
+    path: str
+
+
+def open_driver(config: Config, secrets: dict[str, Secret], clock: Clock) -> SqliteDocuments:
+    """Opens nothing yet: threads and connections come with the first call."""
+    return SqliteDocuments(Path(config.path), clock)
+
+
+class SqliteDocuments:
+    """`DocumentDriver` on one file. Bound to the event loop of its first call."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._clock = clock
+        self._reader = _Lane(path, "sqlite-reader", _run_reads)
+        self._writer = _Lane(path, "sqlite-writer", _run_writes)
+
+    async def get(self, partition: str, keys: Sequence[str]) -> dict[str, Doc]:
+        now = self._clock.now()
+        return await self._reader.call(lambda connection: _get(connection, partition, keys, now))  # type: ignore[no-any-return]
+
+    async def scan(self, partition: str, *, above: str, below: str, limit: int, reverse: bool) -> Page:
+        now = self._clock.now()
+        return await self._reader.call(  # type: ignore[no-any-return]
+            lambda connection: _scan(connection, partition, above, below, limit, reverse, now)
+        )
+
+    async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
+        now = self._clock.now()
+        await self._writer.call(lambda connection: _write(connection, partition, ops, write_id, now))
+
+    async def provision(self) -> None:
+        """The schema is made by the first connection; this makes the first connection."""
+        await self._writer.call(lambda connection: None)
+
+    async def reclaim(self, limit: int) -> int:
+        now = self._clock.now()
+        return await self._writer.call(  # type: ignore[no-any-return]
+            lambda connection: connection.execute(_RECLAIM, (now, limit)).rowcount
+        )
+
+    async def close(self) -> None:
+        await self._reader.close()
+        await self._writer.close()
+
+
+# --- what runs on a connection ---
+
+
+def _get(connection: sqlite3.Connection, partition: str, keys: Sequence[str], now: float) -> dict[str, Doc]:
+    marks = ",".join("?" * len(keys))
+    rows = connection.execute(
+        f"SELECT key, body, version, expires_at FROM documents WHERE partition = ? AND key IN ({marks}) AND {_LIVE}",  # noqa: S608
+        (partition, *keys, now),
+    )
+    return {row[0]: Doc(*row) for row in rows}
+
+
+def _scan(
+    connection: sqlite3.Connection,
+    partition: str,
+    above: str,
+    below: str,
+    limit: int,
+    reverse: bool,
+    now: float,
+) -> Page:
+    order = "DESC" if reverse else "ASC"
+    rows = connection.execute(
+        f"SELECT key, body, version, expires_at FROM documents"  # noqa: S608
+        f" WHERE partition = ? AND key > ? AND key < ? AND {_LIVE} ORDER BY key {order} LIMIT ?",
+        (partition, above, below, now, limit + 1),
+    )
+    docs: list[Doc] = []
+    page_bytes = 0
+    for row in rows:
+        if len(docs) == limit or page_bytes >= PAGE_BYTES:
+            return Page(tuple(docs), resume=docs[-1].key)
+        docs.append(Doc(*row))
+        page_bytes += len(row[1])
+    return Page(tuple(docs))
+
+
+def _write(
+    connection: sqlite3.Connection, partition: str, ops: Sequence[Op], write_id: str, now: float
+) -> None:
+    """Inside the group's transaction: all conditions first, then all changes, so a refusal changes nothing."""
+    culprits = _culprits(connection, partition, ops, now)
+    if culprits:
+        raise Conflict("a condition did not hold", keys=culprits)
+    for op in ops:
+        if isinstance(op, Put):
+            connection.execute(_PUT, (partition, op.key, op.body, op.write_id or write_id, op.expires_at))
+        else:
+            connection.execute(_DELETE, (partition, op.key))
+
+
+def _culprits(connection: sqlite3.Connection, partition: str, ops: Sequence[Op], now: float) -> list[str]:
+    conditioned = [op for op in ops if not isinstance(op.when, Always)]
+    if not conditioned:
+        return []
+    found = _get(connection, partition, [op.key for op in conditioned], now)
+    return [op.key for op in conditioned if not _holds(op, found.get(op.key))]
+
+
+def _holds(op: Put | Delete, doc: Doc | None) -> bool:
+    match op.when:
+        case Absent():
+            return doc is None
+        case Match(version):
+            return doc is not None and doc.version == version
+        case _:
+            return True
+
+
+# --- the two threads ---
+
+_Work = Callable[[sqlite3.Connection], Any]
+_Job = tuple[_Work, "asyncio.Future[Any]"]
+_Settlement = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class _Lane:
+    """One thread with one connection; takes what waits, answers it with one wake-up of the loop."""
+
+    def __init__(
+        self, path: Path, name: str, run: Callable[[sqlite3.Connection, list[_Job]], list[_Settlement]]
+    ) -> None:
+        self._path = path
+        self._name = name
+        self._run = run
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def call(self, work: _Work) -> Any:
+        if self._closed:
+            raise Unavailable("the database is closed")
+        if self._thread is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread.start()
+        if self._jobs.qsize() >= WAITING_MAX:
+            raise Throttled("too many calls wait for the database")
+        assert self._loop is asyncio.get_running_loop(), "a driver belongs to one event loop"
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._jobs.put((work, future))
+        return await future
+
+    async def close(self) -> None:
+        """Waits for what was already taken; later calls are Unavailable."""
+        self._closed = True
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    def _serve(self) -> None:
+        connection: sqlite3.Connection | None = None
+        while jobs := self._take():
+            try:
+                connection = connection or _connect(self._path)
+                settlements = self._run(connection, jobs)
+            except sqlite3.Error as error:
+                refusal = _translate(error)
+                settlements = [(future, None, refusal) for _, future in jobs]
+            self._answer(settlements)
+        if connection is not None:
+            connection.close()
+
+    def _take(self) -> list[_Job]:
+        """Whatever waits, at least one job; empty at the end."""
+        jobs: list[_Job] = []
+        job = self._jobs.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == GROUP_WRITES_MAX:
+                return jobs
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return jobs
+        if jobs:
+            self._jobs.put(None)
+        return jobs
+
+    def _answer(self, settlements: list[_Settlement]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_settle, settlements)
+        except RuntimeError:  # The loop was closed with calls under way: nobody waits for them any more.
+            return
+
+
+def _settle(settlements: list[_Settlement]) -> None:
+    for future, value, error in settlements:
+        if future.done():  # Its caller was cancelled.
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.executescript(_SCHEMA)
+    return connection
+
+
+def _run_reads(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Settlement]:
+    return [_attempt(connection, job) for job in jobs]
+
+
+def _run_writes(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Settlement]:
+    """All waiting writes in one transaction. A refused one leaves no trace; a broken one breaks the group."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        settlements = [_attempt(connection, job) for job in jobs]
+    except sqlite3.Error:
+        connection.execute("ROLLBACK")
+        raise
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+            raise
+        raise _LostCommit from error
+    return settlements
+
+
+class _LostCommit(sqlite3.OperationalError):
+    """COMMIT failed and the transaction is no longer open: it may stand in the WAL."""
+
+
+def _attempt(connection: sqlite3.Connection, job: _Job) -> _Settlement:
+    work, future = job
+    try:
+        return future, work(connection), None
+    except Conflict as conflict:
+        return future, None, conflict
+
+
+_TRANSIENT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOMEM}
+
+
+def _translate(error: sqlite3.Error) -> EnginesError:
+    """Every error here came before COMMIT or with the transaction rolled back, but for `_LostCommit`."""
+    if isinstance(error, _LostCommit):
+        translated: EnginesError = OutcomeUnknown("the database failed while it committed")
+    elif getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _TRANSIENT:
+        translated = Unavailable("the database is busy")
+    else:
+        translated = BackendRefused("the database file cannot be used")
+    translated.__cause__ = error
+    return translated

@@ -1,0 +1,44 @@
+"""The drivers that exist: one line each.
+
+Owns the names under which backend records refer to drivers, and loading a driver's module on first use,
+so that an SDK is imported only where a backend needs it. Leaves opening backends to `routing/backends.py`.
+
+A document driver's module has `DESCRIPTION`, `Config` (a Struct) and `open_driver(config, secrets, clock)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, cast
+
+import msgspec
+
+from engines.clock import Clock
+from engines.errors import Invalid
+from engines.ports.documents import DocumentDriver, DriverDescription
+from engines.ports.secrets import Secret
+
+DOCUMENT_DRIVERS: Final[Mapping[str, str]] = {
+    "sqlite": "engines.drivers.documents.sqlite",
+    "postgres": "engines.drivers.documents.postgres",
+}
+
+
+class DocumentDriverModule(Protocol):
+    """What a document driver's module offers."""
+
+    DESCRIPTION: DriverDescription
+    Config: type[msgspec.Struct]
+
+    def open_driver(self, config: Any, secrets: Mapping[str, Secret], clock: Clock) -> DocumentDriver: ...
+
+
+def document_driver(name: str) -> DocumentDriverModule:
+    """Raises Invalid, listing the names that exist."""
+    module = DOCUMENT_DRIVERS.get(name)
+    if module is None:
+        raise Invalid(
+            f"no document driver has this name; there are {', '.join(DOCUMENT_DRIVERS)}", field="driver"
+        )
+    return cast(DocumentDriverModule, importlib.import_module(module))

@@ -1,0 +1,1 @@
+"""Secret sources; `drivers/registry.py` lists them."""

@@ -1,0 +1,1 @@
+"""Ports: what Engines asks of the outside, as Protocols and value types."""
