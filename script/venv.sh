@@ -80,6 +80,14 @@ is_whole() {
   [[ "$(cat "$venv/stamp" 2>/dev/null)" == "$stamp" ]] && "$venv/bin/python" -c 'import msgspec' 2>/dev/null
 }
 
+# Quiet up to errors: a mirror without some package is a warning to pip, and noise here.
+pip_install() {
+  local venv="$1"
+  shift
+  supervised "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input "$@" ||
+    die "the packages could not be installed; the next start tries again"
+}
+
 build_venv() {
   local python="$1" venv="$2" lock="$3" stamp="$4"
   rm -f "$venv/stamp"
@@ -87,10 +95,8 @@ build_venv() {
   supervised "$python" -m venv --clear "$venv"
   say "installing the packages of requirements/$lock (about a minute the first time)"
   # Wheels only: a machine with nothing prepared has no compiler, and a source build would fetch unpinned tools.
-  supervised "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-    --require-hashes --only-binary :all: -r "$root/requirements/$lock"
-  supervised "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-    --no-index --no-deps --no-build-isolation --editable "$root"
+  pip_install "$venv" --require-hashes --only-binary :all: -r "$root/requirements/$lock"
+  pip_install "$venv" --no-index --no-deps --no-build-isolation --editable "$root"
   printf '%s\n' "$stamp" >"$venv/stamp.new"
   mv -f "$venv/stamp.new" "$venv/stamp"
 }
