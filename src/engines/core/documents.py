@@ -57,6 +57,10 @@ class Documents:
         self._clock = clock
         self._timeout_s = timeout_s
 
+    def now(self) -> float:
+        """Wall-clock seconds, from the same clock that judges expiry."""
+        return self._clock.now()
+
     def new_write_id(self) -> str:
         """A version for a write whose documents must name it before it is made."""
         return self._ids.write_id()

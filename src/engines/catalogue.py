@@ -1,0 +1,155 @@
+"""The catalogue of resource kinds: every name under which something may be routed.
+
+Owns canonical names, their aliases and the family of port that serves each. Documentation is generated
+from this table. Leaves which kinds are served to the edge that mounts their routers.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from engines.errors import Invalid, Reserved
+
+Family = Literal["documents", "log", "definitions", "objects", "vectors", "models", "bus", "reserved"]
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One resource kind. `scope` is what it adds to tenant, mode and env; `served`: its router is mounted."""
+
+    name: str
+    family: Family
+    holds: str
+    scope: str = ""
+    aliases: tuple[str, ...] = ()
+    served: bool = False
+    optional: bool = False
+
+
+ROUTING_REGISTRY: Final = "routing_registry_store"
+CONTROL_PLANE: Final = "control_plane_store"
+EVENT_SPINE: Final = "event_spine"
+EVENT_STREAM: Final = "event_stream"
+TABLES: Final = "tabular_store"
+SESSION_MEMORY: Final = "memory_store"
+BLACKBOARD: Final = "blackboard_store"
+NOTES: Final = "notes_store"
+
+KINDS: Final = (
+    Kind(ROUTING_REGISTRY, "documents", "routes themselves", served=True),
+    Kind(
+        CONTROL_PLANE,
+        "documents",
+        "tenants, users, memberships, modes, OSes, surfaces, apps, projects, roles, keys, backends",
+        served=True,
+    ),
+    Kind(EVENT_SPINE, "log", "the one append-only event log of a tenant and env", served=True),
+    Kind(EVENT_STREAM, "log", "append and list_after streams", "stream", served=True),
+    Kind(TABLES, "documents", "pk/sk JSON: configs and registries", "table", served=True),
+    Kind(
+        SESSION_MEMORY,
+        "documents",
+        "session memory; a TTL only when asked",
+        "project?, user, session",
+        ("memory",),
+        served=True,
+    ),
+    Kind(
+        BLACKBOARD,
+        "documents",
+        "shared state with versioned conditional writes",
+        "project?, run",
+        served=True,
+    ),
+    Kind(
+        NOTES,
+        "documents",
+        "notes owned by a user, durable until deleted",
+        "user, surface, project?",
+        ("maybes_store", "maybes"),
+        served=True,
+    ),
+    Kind("flow_store", "definitions", "saved flows", "project?, surface?, app?, user?"),
+    Kind("graph_store", "definitions", "graphs and nodes", "project?, surface?, app?, user?"),
+    Kind("overlay_store", "definitions", "overlays and lenses", "project?, surface?, app?, user?"),
+    Kind(
+        "seo_config_store",
+        "definitions",
+        "SEO configuration",
+        "surface, app?, project?",
+        ("seo_store", "seo"),
+    ),
+    Kind("page_content_store", "definitions", "page content by slug", "surface, project?", ("page_content",)),
+    Kind("attribution_contracts", "definitions", "utm templates and allowed fields", "project?, platform"),
+    Kind(
+        "strategy_lock_store",
+        "definitions",
+        "lock snapshots with history",
+        "project?, surface?",
+        ("strategy_lock",),
+    ),
+    Kind("feature_flags", "definitions", "flags, targeting, evaluation", "surface?, app?"),
+    Kind("kpi_store", "definitions", "definitions, corridors, measurements", "surface", ("kpi",)),
+    Kind("temperature_store", "definitions", "floors, ceilings, weights", "surface"),
+    Kind(
+        "firearms_store",
+        "definitions",
+        "dangerous capabilities and licences",
+        "project?, surface?",
+        ("firearms",),
+    ),
+    Kind("budget_store", "log", "usage ledger and limits", "project?, surface?, app?, provider", ("budget",)),
+    Kind(
+        "analytics_store",
+        "log",
+        "analytics events",
+        "project, app, surface, platform, session",
+        ("metrics_store", "analytics_events"),
+    ),
+    Kind("rate_limit_store", "documents", "durable counters", "user, surface, route", ("rate_limit",)),
+    Kind("object_store", "objects", "bytes with namespace and metadata", "project", ("raw_storage",)),
+    Kind("media_output_store", "objects", "rendered media", "project, run"),
+    Kind(
+        "vector_store",
+        "vectors",
+        "vectors: upsert and query",
+        "project, namespace",
+        ("vector_index",),
+        optional=True,
+    ),
+    Kind("embedder", "models", "text to vectors", "project", optional=True),
+    Kind("chat_model", "models", "text generation", "project"),
+    Kind("chat_bus", "bus", "live chat with replay", "thread"),
+    Kind("realtime_registry", "documents", "who may join what", "thread, canvas"),
+    Kind("session_store", "log", "agent sessions", "user, session"),
+    Kind("checkpoint_store", "log", "agent checkpoints", "user, session"),
+    Kind("trace_store", "log", "agent traces", "user, session"),
+    Kind("agent_memory_store", "log", "agent memory", "user, session"),
+    Kind("telemetry_store", "log", "token usage", "user, session"),
+    *(
+        Kind(name, "reserved", "reserved: every call answers Reserved")
+        for name in (
+            "pii_vault",
+            "nexus",
+            "tool_registry",
+            "canvas_registry",
+            "connector_execution",
+        )
+    ),
+)
+
+_BY_NAME: Final = {name: kind for kind in KINDS for name in (kind.name, *kind.aliases)}
+assert len(_BY_NAME) == sum(1 + len(kind.aliases) for kind in KINDS), "a name stands for one kind"
+
+SERVED: Final = tuple(kind for kind in KINDS if kind.served)
+
+
+def kind_named(name: str, field: str = "resource_kind") -> Kind:
+    """The kind with this name or alias. Raises Invalid, or Reserved for a reserved kind."""
+    kind = _BY_NAME.get(name)
+    if kind is None:
+        raise Invalid("no resource kind has this name; the catalogue lists them", field=field)
+    if kind.family == "reserved":
+        raise Reserved("this kind is reserved and not active", field=field, resource_kind=kind.name)
+    return kind

@@ -1,0 +1,187 @@
+"""Records: one document each, with an ETag, conditions and idempotency.
+
+Owns what PUT, POST and DELETE mean for a single record whatever its store: who wins when two write at
+once, which condition failed, what a repeated request gets. Leaves the record's contents and key to its store.
+
+Every change is a conditional write of what was read. A caller's own condition is judged against what was
+read; a race that the caller did not ask about is read again and repeated, so the last writer wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from engines.codec import escaped_bytes
+from engines.core.documents import Documents
+from engines.core.idempotency import Marker, Request, first_answer, marker_put
+from engines.errors import Conflict, NotFound, PreconditionFailed, PreconditionRequired, TooLarge
+from engines.ports.documents import ABSENT, Delete, Doc, Match, Op, Put
+
+# A head, its immutable version and the idempotency marker each hold the record, in one write of 1 MiB.
+RECORD_BYTES_MAX: Final = 256 * 1024
+# Each lost race means that another writer won; this many in a row is contention to be told of.
+RACES_MAX: Final = 32
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """What a caller expects to replace. `versions` is If-Match (`"*"` for any); `absent` If-None-Match: *."""
+
+    versions: tuple[str, ...] = ()
+    absent: bool = False
+
+    def check(self, doc: Doc | None) -> None:
+        """Raises PreconditionFailed."""
+        if self.absent and doc is not None:
+            raise PreconditionFailed("the record exists", field="If-None-Match")
+        if self.versions and (doc is None or not {doc.version, "*"} & set(self.versions)):
+            raise PreconditionFailed("the record is not at this version", field="If-Match")
+
+    def required(self) -> Condition:
+        """Raises PreconditionRequired where nothing is expected."""
+        if not self.versions and not self.absent:
+            raise PreconditionRequired("say If-Match with the record's ETag, or If-None-Match: * to create")
+        return self
+
+
+ANYTHING: Final = Condition()
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A record about to be written, and the documents that must be written with it or not at all."""
+
+    body: str
+    expires_at: int | None = None
+    also: Sequence[Op] = ()
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A record as a write left it; its version is the ETag. `replayed`: an earlier identical request did it."""
+
+    doc: Doc
+    created: bool
+    replayed: bool = False
+
+
+async def create(
+    documents: Documents, partition: str, key: str, draft: Draft, *, request: Request | None = None
+) -> Written:
+    """Write a record whose key is new. One round trip, or one more under an Idempotency-Key.
+
+    Raises Conflict where the key is taken, TooLarge, IdempotencyKeyReused.
+    """
+    if request is not None:
+        doc = await documents.get(partition, request.key)
+        if doc is not None:
+            return _replayed(key, doc, first_answer(doc, request))
+    try:
+        return await _write(documents, partition, key, draft, None, request)
+    except Conflict:
+        doc = request and await documents.get(partition, request.key)
+        if not request or doc is None:
+            raise
+        return _replayed(key, doc, first_answer(doc, request))
+
+
+async def replace(
+    documents: Documents,
+    partition: str,
+    key: str,
+    build: Callable[[Doc | None], Draft],
+    *,
+    condition: Condition = ANYTHING,
+    request: Request | None = None,
+) -> Written:
+    """Create or replace. `build` makes the record from the one that stands, anew for each lost race.
+
+    Raises what `build` raises, PreconditionFailed, TooLarge, IdempotencyKeyReused, and Conflict after
+    `RACES_MAX` lost races.
+    """
+    for _ in range(RACES_MAX):
+        doc, marker_doc = await _read(documents, partition, key, request)
+        if request is not None and marker_doc is not None:
+            return _replayed(key, marker_doc, first_answer(marker_doc, request))
+        condition.check(doc)
+        try:
+            return await _write(documents, partition, key, build(doc), doc, request)
+        except Conflict as conflict:
+            lost = conflict
+    raise lost
+
+
+async def remove(
+    documents: Documents,
+    partition: str,
+    key: str,
+    *,
+    condition: Condition = ANYTHING,
+    request: Request | None = None,
+    also: Callable[[Doc], Sequence[Op]] = lambda doc: (),
+) -> bool:
+    """Delete a record; True where a repeated request finds that its first did.
+
+    Raises NotFound, PreconditionFailed (also for a missing record under If-Match), IdempotencyKeyReused,
+    Conflict after `RACES_MAX` lost races.
+    """
+    for _ in range(RACES_MAX):
+        doc, marker_doc = await _read(documents, partition, key, request)
+        if request is not None and marker_doc is not None:
+            first_answer(marker_doc, request)
+            return True
+        condition.check(doc)
+        if doc is None:
+            raise NotFound("there is no such record")
+        ops: list[Op] = [Delete(key, Match(doc.version)), *also(doc)]
+        if request is not None:
+            ops.append(marker_put(request, now=documents.now()))
+        try:
+            await documents.write(partition, ops)
+        except Conflict as conflict:
+            lost = conflict
+        else:
+            return False
+    raise lost
+
+
+def etag(doc: Doc) -> str:
+    """The header's value, quotes included."""
+    return f'"{doc.version}"'
+
+
+async def _read(
+    documents: Documents, partition: str, key: str, request: Request | None
+) -> tuple[Doc | None, Doc | None]:
+    keys = (key,) if request is None else (key, request.key)
+    found = await documents.get_many(partition, keys)
+    return found.get(key), found.get(keys[-1]) if request is not None else None
+
+
+async def _write(
+    documents: Documents,
+    partition: str,
+    key: str,
+    draft: Draft,
+    existing: Doc | None,
+    request: Request | None,
+) -> Written:
+    if escaped_bytes(draft.body) > RECORD_BYTES_MAX:
+        raise TooLarge(
+            f"a record holds at most {RECORD_BYTES_MAX} bytes, with quotes and backslashes counted twice"
+        )
+    when = ABSENT if existing is None else Match(existing.version)
+    ops: list[Op] = [Put(key, draft.body, when, expires_at=draft.expires_at), *draft.also]
+    created = existing is None
+    if request is not None:
+        now = documents.now()
+        ops.append(
+            marker_put(request, now=now, created=created, answer=draft.body, expires_at=draft.expires_at)
+        )
+    version = await documents.write(partition, ops)
+    return Written(Doc(key, draft.body, version, draft.expires_at), created)
+
+
+def _replayed(key: str, doc: Doc, marker: Marker) -> Written:
+    record = Doc(key, bytes(marker.answer).decode(), doc.version, marker.expires_at)
+    return Written(record, marker.created, replayed=True)
