@@ -71,15 +71,17 @@ class Documents:
 
     async def get_many(self, partition: str, keys: Sequence[str]) -> dict[str, Doc]:
         """The live documents among `keys`, which are distinct and at most `GET_KEYS_MAX`."""
-        assert 0 < len(keys) <= GET_KEYS_MAX and len(set(keys)) == len(keys)
-        assert check_partition(partition) and all(map(check_key, keys)), (partition, keys)
+        assert 0 < len(set(keys)) == len(keys) <= GET_KEYS_MAX
+        assert check_partition(partition), partition
+        assert all(map(check_key, keys)), keys
         return await self._read(lambda: self._driver.get(partition, keys))
 
     async def scan(
         self, partition: str, *, above: str, below: str, limit: int = SCAN_LIMIT_MAX, reverse: bool = False
     ) -> Page:
         """Live documents strictly between `above` and `below`, in key order or descending."""
-        assert 0 < limit <= SCAN_LIMIT_MAX and check_partition(partition)
+        assert 0 < limit <= SCAN_LIMIT_MAX
+        assert check_partition(partition), partition
         return await self._read(
             lambda: self._driver.scan(partition, above=above, below=below, limit=limit, reverse=reverse)
         )
@@ -167,7 +169,8 @@ class Documents:
 
     async def _pause(self, attempt: int, deadline: float, refusal: Exception | None = None) -> bool:
         """Wait before another attempt; False, without waiting, where the deadline would pass first."""
-        pause_s = random.uniform(0, min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(attempt, 10)))
+        longest_s = min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(attempt, 10))
+        pause_s = random.uniform(0, longest_s)  # noqa: S311 (it spreads callers, it hides nothing)
         if isinstance(refusal, Throttled) and refusal.retry_after_s is not None:
             pause_s += refusal.retry_after_s
         if self._clock.monotonic() + pause_s >= deadline:
@@ -180,7 +183,8 @@ def check_write(partition: str, ops: Sequence[Op]) -> None:
     """Assert what stores promise; raise TooLarge for what users can cause."""
     assert check_partition(partition), partition
     assert len({op.key for op in ops}) == len(ops), "keys of one write are distinct"
-    assert ops and all(check_key(op.key) for op in ops), [op.key for op in ops]
+    assert ops
+    assert all(check_key(op.key) for op in ops), [op.key for op in ops]
     if len(ops) > OPS_MAX:
         raise TooLarge(f"one write holds at most {OPS_MAX} documents")
     total = 0

@@ -31,7 +31,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Marker(msgspec.Struct, frozen=True, tag_field="schema", tag="marker/1", omit_defaults=True):
-    """What is kept of a request's first answer. `answer` is the stored record as JSON, or null for a deletion.
+    """What is kept of a request's first answer. `answer` is the stored record, or null for a deletion.
 
     The record's version is the marker's own: one write made both.
     """
@@ -67,7 +67,7 @@ def marker_put(
 
 
 def first_answer(doc: Doc, request: Request) -> Marker:
-    """The marker that stands at the request's key. Raises IdempotencyKeyReused where another request made it."""
+    """The marker at the request's key. Raises IdempotencyKeyReused where another request made it."""
     marker = _CODEC.decode(doc.body)
     if marker.request != request.digest:
         raise IdempotencyKeyReused(

@@ -107,9 +107,9 @@ class Places(Protocol):
     """How a store finds where to read and write. Implemented by routing."""
 
     async def place(self, kind: str, context: RequestContext) -> Place:
-        """Where `kind` lies for this context. Raises MissingRoute, ForbiddenBackendClass, Unavailable (stale view)."""
+        """Where `kind` lies. Raises MissingRoute, ForbiddenBackendClass, Unavailable (a stale view)."""
         ...
 
     async def place_for_change(self, kind: str, context: RequestContext) -> Place:
-        """The same for a state-changing call: also raises MissingRoute where the tenant's spine has no route."""
+        """The same for a change: also raises MissingRoute where the tenant's spine has no route."""
         ...

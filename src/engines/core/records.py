@@ -58,7 +58,7 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
-    """A record as a write left it; its version is the ETag. `replayed`: an earlier identical request did it."""
+    """A record as a write left it; its version is the ETag. `replayed`: an identical request did it before."""
 
     doc: Doc
     created: bool
@@ -79,8 +79,8 @@ async def create(
     try:
         return await _write(documents, partition, key, draft, None, request)
     except Conflict:
-        doc = request and await documents.get(partition, request.key)
-        if not request or doc is None:
+        doc = None if request is None else await documents.get(partition, request.key)
+        if request is None or doc is None:
             raise
         return _replayed(key, doc, first_answer(doc, request))
 
@@ -99,6 +99,7 @@ async def replace(
     Raises what `build` raises, PreconditionFailed, TooLarge, IdempotencyKeyReused, and Conflict after
     `RACES_MAX` lost races.
     """
+    lost: Conflict | None = None
     for _ in range(RACES_MAX):
         doc, marker_doc = await _read(documents, partition, key, request)
         if request is not None and marker_doc is not None:
@@ -108,6 +109,7 @@ async def replace(
             return await _write(documents, partition, key, build(doc), doc, request)
         except Conflict as conflict:
             lost = conflict
+    assert lost is not None
     raise lost
 
 
@@ -118,13 +120,14 @@ async def remove(
     *,
     condition: Condition = ANYTHING,
     request: Request | None = None,
-    also: Callable[[Doc], Sequence[Op]] = lambda doc: (),
+    also: Callable[[Doc], Sequence[Op]] | None = None,
 ) -> bool:
     """Delete a record; True where a repeated request finds that its first did.
 
     Raises NotFound, PreconditionFailed (also for a missing record under If-Match), IdempotencyKeyReused,
     Conflict after `RACES_MAX` lost races.
     """
+    lost: Conflict | None = None
     for _ in range(RACES_MAX):
         doc, marker_doc = await _read(documents, partition, key, request)
         if request is not None and marker_doc is not None:
@@ -133,7 +136,7 @@ async def remove(
         condition.check(doc)
         if doc is None:
             raise NotFound("there is no such record")
-        ops: list[Op] = [Delete(key, Match(doc.version)), *also(doc)]
+        ops: list[Op] = [Delete(key, Match(doc.version)), *(also(doc) if also else ())]
         if request is not None:
             ops.append(marker_put(request, now=documents.now()))
         try:
@@ -142,6 +145,7 @@ async def remove(
             lost = conflict
         else:
             return False
+    assert lost is not None
     raise lost
 
 

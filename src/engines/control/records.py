@@ -1,0 +1,162 @@
+"""What the control plane holds: one Struct a table.
+
+Owns the shapes and the field rules that one record can be judged by alone. Leaves storage, versions,
+audit and rules that need a second record to `control/store.py` and its services.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from engines.scope import RouteScope
+
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,127}\Z")]
+TenantId = Annotated[str, Meta(pattern=r"^t_[a-z0-9_-]+\Z", max_length=64)]
+Env = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Text = Annotated[str, Meta(min_length=1, max_length=1024)]
+BackendClass = Literal["cloud", "server", "host_local"]
+MembershipStatus = Literal["invited", "accepted", "revoked"]
+
+IDENTITIES_MAX: Final = 20
+ALIASES_MAX: Final = 20
+ENVS_MAX: Final = 32
+OFFERED_TO_MAX: Final = 1_000
+
+
+class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The isolation boundary."""
+
+    tenant_id: TenantId
+    name: Name
+    mode: Id
+    envs: Annotated[tuple[Env, ...], Meta(min_length=1, max_length=ENVS_MAX)] = ("prod",)
+    default_env: Env = "prod"
+    default_surface_id: Text
+
+
+class UserIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a trusted issuer says the user is."""
+
+    iss: Text
+    sub: Text
+
+
+class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A person or an agent. Belongs to tenants by memberships."""
+
+    user_id: Id
+    name: Name | None = None
+    identities: Annotated[tuple[UserIdentity, ...], Meta(max_length=IDENTITIES_MAX)] = ()
+
+
+class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A user's place in a tenant; it counts once the user has accepted it."""
+
+    tenant_id: TenantId
+    user_id: Id
+    role: Id
+    status: MembershipStatus
+
+
+class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What its holders may do."""
+
+    role: Id
+    permissions: tuple[str, ...]
+
+
+class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which backend classes are allowed, and which kinds need no route of t_system's."""
+
+    mode: Id
+    allowed_classes: tuple[BackendClass, ...]
+    optional_kinds: tuple[str, ...] = ()
+    per_tenant_kinds: tuple[str, ...] = ()
+
+
+class Os(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The product level above surfaces."""
+
+    os_id: Id
+    name: Name
+
+
+class SurfaceDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a request on the surface gets when it does not say."""
+
+    app_id: Id | None = None
+
+
+class Surface(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product scope. Every alias, folded, leads to it and to no other; it may narrow the mode."""
+
+    surface_id: Text
+    os_id: Id
+    name: Name
+    aliases: Annotated[tuple[Text, ...], Meta(max_length=ALIASES_MAX)] = ()
+    mode: Id | None = None
+    defaults: SurfaceDefaults = SurfaceDefaults()
+
+
+class App(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product unit on a surface."""
+
+    app_id: Id
+    surface_id: Text
+    name: Name
+
+
+class Project(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A tenant's own grouping."""
+
+    project_id: Id
+    app_id: Id | None = None
+    name: Name
+
+
+class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whose tokens are believed. Exactly one of the last three says where its keys are."""
+
+    issuer_id: Id
+    issuer: Text
+    audience: Text
+    jwks_file: Text | None = None
+    jwks_url: Text | None = None
+    hs256_secret: Text | None = None
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A key's record: what it is bound to and the SHA-256 of its secret, never the secret."""
+
+    key_id: Id
+    tenant_id: TenantId
+    user_id: Id
+    role: Id
+    name: Name | None = None
+    secret_sha256: str
+    revoked: bool = False
+
+
+class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One database. `secrets` maps the driver's names to handles; `offered_to` lists who may route to it."""
+
+    backend_id: Id
+    driver: Id
+    backend_class: BackendClass = msgspec.field(name="class")
+    config: dict[str, Any] = {}
+    secrets: dict[str, Text] = {}
+    offered_to: Literal["*"] | Annotated[tuple[TenantId, ...], Meta(max_length=OFFERED_TO_MAX)] = ()
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """(owner, kind, scope) → backend and options. `tenant_id` is the owner; t_system's are defaults."""
+
+    tenant_id: TenantId
+    resource_kind: Id
+    scope: RouteScope = RouteScope()
+    backend_id: Id
+    options: dict[str, Any] = {}
