@@ -58,7 +58,7 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
-    """A record as a write left it; its version is the ETag. `replayed`: an identical request did it before."""
+    """A record as a write left it; its version is the ETag. `replayed`: an identical request made it."""
 
     doc: Doc
     created: bool
