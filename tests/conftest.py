@@ -1,8 +1,8 @@
 """What every test may ask for: real servers, and an honest account of what did not run.
 
-Owns the PostgreSQL of the session, started by the first test that wants it and shared by all, with fresh databases
-for each. A test may kill or stop that server: the next one that asks for a database finds it running. Leaves fixtures
-of one area to that area's own conftest.py.
+Owns the PostgreSQL of the session, started by the first test that wants it and shared by all, with fresh
+databases for each. A test may kill or stop that server: the next one that asks for a database finds it
+running. Leaves fixtures of one area to that area's own conftest.py.
 """
 
 import os
@@ -14,6 +14,7 @@ from types import FrameType
 import pytest
 
 from tests.servers.postgres import PostgresServer, PostgresUnavailableError
+
 
 def pytest_configure() -> None:
     """SIGTERM ends the run as Ctrl-C does: fixtures stop what they started."""

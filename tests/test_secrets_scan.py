@@ -17,7 +17,7 @@ PLANTED = {
     "private key": "-----BEGIN " + "RSA PRIVATE KEY-----\nMIIEow\n",
     "AWS key": "id = AKIA" + "Q3EGRTYPLMNBVCXZ\n",
     "GitHub token": "t = ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8\n",
-    "token": "t = eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P\n",
+    "token": "t = eyJhbGci" + "OiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3\n",
     "password in a URL": "url = postgresql://admin:" + "Xq7kPz2w@db.internal/x\n",
 }
 

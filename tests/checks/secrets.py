@@ -1,7 +1,7 @@
 """Finds secrets among the files of a checkout: `python -m tests.checks.secrets`.
 
-Owns which detectors look at which files. All of it is offline: nothing found is tried against a service. A line
-that only looks like a secret ends in a comment with `pragma: allowlist secret`.
+Owns which detectors look at which files. All of it is offline: nothing found is tried against a service. A
+line that only looks like a secret ends in a comment with `pragma: allowlist secret`.
 """
 
 import subprocess
@@ -39,13 +39,15 @@ SHAPES = (
     "TelegramBotTokenDetector",
     "TwilioKeyDetector",
 )
-# Detectors that go by randomness: not in locks, which are full of digests, nor in tests, full of invented values.
+# Detectors that go by randomness: not in locks, which are full of digests, nor in tests, full of invented
+# values.
 RANDOMNESS = (
     {"name": "Base64HighEntropyString", "limit": 4.5},
     {"name": "HexHighEntropyString", "limit": 3.0},
 )
 NOT_BY_RANDOMNESS = ("tests/", "requirements/")
-# The detector that goes by names such as `password`: only in files of settings, since prose and code speak of passwords.
+# The detector that goes by names such as `password`: only in files of settings, since prose and code speak of
+# passwords.
 NAMES = ({"name": "KeywordDetector"},)
 BY_NAMES = (".cfg", ".env", ".ini", ".json", ".sh", ".toml", ".yaml", ".yml")
 FILTERS = (

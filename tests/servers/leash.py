@@ -1,10 +1,10 @@
 """Runs a server so that it cannot outlive the process that wanted it.
 
-Owns the leash: a small process between the owner and the server. It holds the read end of a pipe whose write end only
-the owner has; when the owner ends, by whatever signal, the pipe closes and the leash kills the server with
-everything below it. The server in turn dies with the leash (PR_SET_PDEATHSIG), so a kill -9 of either, or of the
-process group that all three share, leaves nothing behind. A death signal straight from the owner
-would not do: it fires when the *thread* that started the server ends.
+Owns the leash: a small process between the owner and the server. It holds the read end of a pipe whose write
+end only the owner has; when the owner ends, by whatever signal, the pipe closes and the leash kills the
+server with everything below it. The server in turn dies with the leash (PR_SET_PDEATHSIG), so a kill -9 of
+either, or of the process group that all three share, leaves nothing behind. A death signal straight from the
+owner would not do: it fires when the *thread* that started the server ends.
 
 Leaves to others what is run (`postgres.py`) and where its files are.
 """
@@ -26,7 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 class LeashedProcess:
-    """One running server. `pid` is the server's own; `wait` returns when the server *and its children* are reaped."""
+    """One running server: `pid` is the server's own; `wait` returns when it *and its children* are reaped."""
 
     def __init__(
         self,
@@ -38,7 +38,8 @@ class LeashedProcess:
         cwd: str = "/",
         remove: Path | None = None,
     ) -> None:
-        """Start `argv`, its output appended to `log`; `user` is a user name to run as, for an owner that is root.
+        """Start `argv`, its output appended to `log`; `user` is a user name to run as, for an owner that is
+        root.
 
         `remove` is a directory the leash deletes if the owner dies first. Raises `OSError` or
         `subprocess.SubprocessError` where the server could not be executed.
@@ -52,7 +53,9 @@ class LeashedProcess:
         line = self._leash.stdout.readline()
         if not line:
             self._close_pipes()
-            raise ChildProcessError(f"{argv[0]} could not be executed: {log.read_text(errors='replace')[-500:]}")
+            raise ChildProcessError(
+                f"{argv[0]} could not be executed: {log.read_text(errors='replace')[-500:]}"
+            )
         self.pid = int(line)
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -88,7 +91,8 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # The second field is the command in brackets and may hold anything; the parent is the second after it.
+            # The second field is the command in brackets and may hold anything; the parent is the second
+            # after it.
             parent = int(status.read_text(errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(status.parent.name))
     found: list[int] = []
@@ -101,7 +105,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL `pid` and its descendants. It is stopped first, so that it starts no more while they are listed."""
+    """SIGKILL `pid` and its descendants. It is stopped first, so that it starts no more while they are
+    listed.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         for victim in [*descendants(pid), pid]:
@@ -129,7 +135,7 @@ def _start(argv: Sequence[str], user: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=2,
         stderr=2,
-        preexec_fn=die_with_the_leash,
+        preexec_fn=die_with_the_leash,  # noqa: PLW1509  # the leash has one thread
         user=user_id,
         group=group_id,
         extra_groups=other_groups,
