@@ -1,0 +1,230 @@
+"""The directory: what every request needs of the control plane, cached and followed.
+
+Owns the caches of records and short lists, their invalidation by the change feed, and the age of the view:
+a process that has not heard from the control plane for `AGE_MAX_S` answers Unavailable rather than guess.
+Leaves reading and changing records with their versions to `control/store.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from engines.clock import Clock
+from engines.control.records import (
+    ApiKey,
+    App,
+    Backend,
+    Issuer,
+    Membership,
+    Mode,
+    Os,
+    Project,
+    Role,
+    Route,
+    Surface,
+    Tenant,
+    User,
+)
+from engines.control.store import ControlStore, Table
+from engines.control.tables import (
+    APPS,
+    BACKENDS,
+    ISSUERS,
+    KEYS,
+    MEMBERSHIPS,
+    MODES,
+    OSES,
+    PROJECTS,
+    ROLES,
+    ROUTES,
+    SURFACES,
+    TENANTS,
+    USERS,
+    identity_key,
+    issuer_key,
+    surface_key,
+)
+from engines.core.keys import SEPARATOR, join
+from engines.errors import EnginesError, Unavailable
+from engines.scope import SYSTEM_TENANT, normalise_surface
+
+# A change is adopted within a second: one poll, and time to spare for a slow one.
+POLL_S: Final = 0.25
+POLL_TIMEOUT_S: Final = 2.0
+AGE_MAX_S: Final = 3.0
+ENTRIES_MAX: Final = 100_000
+MEMBERSHIPS_MAX: Final = 1_000
+
+T = TypeVar("T", bound=msgspec.Struct)
+log = structlog.get_logger(__name__)
+
+
+class Directory:
+    """The control plane as this process sees it. Every lookup may raise Unavailable."""
+
+    def __init__(self, store: ControlStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._cache: OrderedDict[str, Any] = OrderedDict()
+        self._seen = 0
+        self._heard_at = float("-inf")
+        self._poll_lock = asyncio.Lock()
+        self.generation = 0
+        """Grows whenever anything known may have changed; caches derived from the directory go with it."""
+        self.lab = False
+
+    # --- following ---
+
+    async def follow(self) -> None:
+        """Poll the feed until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                async with asyncio.timeout(POLL_TIMEOUT_S):
+                    await self.refresh()
+            except (TimeoutError, EnginesError) as error:
+                log.warning("control plane does not answer", error=type(error).__name__)
+
+    async def refresh(self) -> None:
+        """Adopt every change made before this call."""
+        async with self._poll_lock:
+            began = self._clock.monotonic()
+            tail, touched = await self._store.changes_after(self._seen)
+            if touched is None:
+                self._cache.clear()
+            else:
+                self._forget(touched)
+            if touched is None or touched:
+                self.generation += 1
+            self._seen = tail
+            if touched is None or touched:
+                system = await self.tenant(SYSTEM_TENANT)
+                self.lab = system is not None and system.mode == "lab"
+            self._heard_at = began
+
+    def check_fresh(self) -> None:
+        """Raises Unavailable where the view may be out of date."""
+        if self._clock.monotonic() - self._heard_at > AGE_MAX_S:
+            raise Unavailable("the control plane has not answered for some seconds", retry_after_s=1.0)
+
+    @property
+    def is_fresh(self) -> bool:
+        return self._clock.monotonic() - self._heard_at <= AGE_MAX_S
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        """Drop what stands at the keys, and the lists that they are in."""
+        for key in keys:
+            self._cache.pop(key, None)
+            parts = key.split(SEPARATOR)
+            for length in range(1, len(parts)):
+                self._cache.pop(join(*parts[:length], "*"), None)
+
+    def _remember(self, key: str, value: Any, generation: int) -> None:
+        if generation != self.generation:  # Read before a change that was adopted meanwhile.
+            return
+        self._cache[key] = value
+        if len(self._cache) > ENTRIES_MAX:
+            self._cache.popitem(last=False)
+
+    # --- records ---
+
+    async def tenant(self, tenant_id: str) -> Tenant | None:
+        return await self._record(TENANTS, tenant_id)
+
+    async def user(self, user_id: str) -> User | None:
+        return await self._record(USERS, user_id)
+
+    async def membership(self, tenant_id: str, user_id: str) -> Membership | None:
+        return await self._record(MEMBERSHIPS, tenant_id, user_id)
+
+    async def role(self, name: str) -> Role | None:
+        return await self._record(ROLES, name)
+
+    async def mode(self, name: str) -> Mode | None:
+        return await self._record(MODES, name)
+
+    async def os(self, os_id: str) -> Os | None:
+        return await self._record(OSES, os_id)
+
+    async def app(self, app_id: str) -> App | None:
+        return await self._record(APPS, app_id)
+
+    async def project(self, tenant_id: str, project_id: str) -> Project | None:
+        return await self._record(PROJECTS, tenant_id, project_id)
+
+    async def api_key(self, key_id: str) -> ApiKey | None:
+        return await self._record(KEYS, key_id)
+
+    async def backend(self, backend_id: str) -> Backend | None:
+        return await self._record(BACKENDS, backend_id)
+
+    async def surface(self, spelling: str) -> Surface | None:
+        """By id or alias, in any spelling. Raises Invalid for what can be none."""
+        surface_id = await self._index(surface_key(normalise_surface(spelling)))
+        return None if surface_id is None else await self._record(SURFACES, surface_id)
+
+    async def user_of_identity(self, iss: str, sub: str) -> User | None:
+        user_id = await self._index(identity_key(iss, sub))
+        return None if user_id is None else await self._record(USERS, user_id)
+
+    async def issuer_of(self, iss: str) -> Issuer | None:
+        issuer_id = await self._index(issuer_key(iss))
+        return None if issuer_id is None else await self._record(ISSUERS, issuer_id)
+
+    async def memberships_of(self, user_id: str) -> tuple[Membership, ...]:
+        """At most `MEMBERSHIPS_MAX`, by tenant."""
+        prefix = ("i", "memberships", user_id)
+        key = join(*prefix, "*")
+        if key not in self._cache:
+            generation = self.generation
+            tenants = await self._store.scan_index(*prefix, limit=MEMBERSHIPS_MAX)
+            self._remember(key, tuple(tenants), generation)
+        else:
+            tenants = self._cache[key]
+        found = [await self.membership(tenant_id, user_id) for tenant_id in tenants]
+        return tuple(membership for membership in found if membership is not None)
+
+    async def routes(self, tenant_id: str, kind: str) -> tuple[tuple[Route, str], ...]:
+        """An owner's routes of a kind, each with its ETag."""
+        key = join(*ROUTES.prefix(tenant_id, kind), "*")
+        if key in self._cache:
+            return self._cache[key]  # type: ignore[no-any-return]
+        generation = self.generation
+        listed: list[tuple[Route, str]] = []
+        after: str | None = None
+        while True:
+            page = await self._store.page(ROUTES, tenant_id, kind, after=after, limit=999)
+            listed.extend((stored.record, stored.etag) for stored in page.items)
+            after = page.after
+            if after is None:
+                break
+        self._remember(key, tuple(listed), generation)
+        return tuple(listed)
+
+    async def _record(self, table: Table[T], *ids: str) -> T | None:
+        key = table.key(*ids)
+        try:
+            return self._cache[key]  # type: ignore[no-any-return]
+        except KeyError:
+            pass
+        generation = self.generation
+        stored = await self._store.read(table, *ids)
+        record = None if stored is None else stored.record
+        self._remember(key, record, generation)
+        return record
+
+    async def _index(self, key: str) -> str | None:
+        try:
+            return self._cache[key]  # type: ignore[no-any-return]
+        except KeyError:
+            pass
+        generation = self.generation
+        value = await self._store.resolve_index(key)
+        self._remember(key, value, generation)
+        return value  # type: ignore[no-any-return]
