@@ -5,6 +5,9 @@
 # and removed first, so an interrupted installation is begun again. Two scripts that start at once
 # meet at a file lock, and the second finds the work done.
 
+# The checkout, wherever the caller stands; CDPATH would make cd look elsewhere, and print.
+root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+
 say() { printf 'engines: %s\n' "$*" >&2; }
 
 die() {
