@@ -6,13 +6,24 @@ from this table. Leaves which kinds are served to the edge that mounts their rou
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 import msgspec
 
 from engines.errors import Invalid, Reserved
 
 Family = Literal["documents", "log", "definitions", "objects", "vectors", "models", "bus", "reserved"]
+
+
+class Option(msgspec.Struct, frozen=True):
+    """An integer that a route may set for a kind."""
+
+    name: str
+    minimum: int
+    maximum: int
+    default: int
+    meaning: str
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -25,6 +36,7 @@ class Kind(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     served: bool = False
     optional: bool = False
+    options: tuple[Option, ...] = ()
 
 
 ROUTING_REGISTRY: Final = "routing_registry_store"
@@ -61,6 +73,10 @@ KINDS: Final = (
         "shared state with versioned conditional writes",
         "project?, run",
         served=True,
+        options=(
+            Option("value_bytes_max", 1, 256 * 1024, 256 * 1024, "bytes of one value, as compact JSON"),
+            Option("versions_kept", 1, 10_000, 100, "versions of a key that stay readable"),
+        ),
     ),
     Kind(
         NOTES,
@@ -143,6 +159,17 @@ _BY_NAME: Final = {name: kind for kind in KINDS for name in (kind.name, *kind.al
 assert len(_BY_NAME) == sum(1 + len(kind.aliases) for kind in KINDS), "a name stands for one kind"
 
 SERVED: Final = tuple(kind for kind in KINDS if kind.served)
+
+
+def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
+    """Raises Invalid for an option that the kind does not have, or a value outside its bounds."""
+    known = {option.name: option for option in kind.options}
+    for name, value in options.items():
+        option = known.get(name)
+        if option is None:
+            raise Invalid(f"{kind.name} has no option {name!r}", field=f"options.{name}")
+        if type(value) is not int or not option.minimum <= value <= option.maximum:
+            raise Invalid(f"an integer from {option.minimum} to {option.maximum}", field=f"options.{name}")
 
 
 def kind_named(name: str, field: str = "resource_kind") -> Kind:

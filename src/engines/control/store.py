@@ -201,13 +201,16 @@ class ControlStore:
         self,
         table: Table[T],
         ids: Sequence[str],
-        build: Callable[[T | None], T],
+        build: Callable[[T | None], Awaitable[T]],
         *,
         actor: Actor,
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Stored[T]:
         """Create or replace. `build` is given the live record and may refuse; a lost race calls it anew.
+
+        What `build` reads of other records holds when the change is written: any change in between takes the
+        next number of the feed, and the race is lost.
 
         Raises what `build` raises, PreconditionFailed, Conflict (an index entry is another record's; or too
         many lost races), Throttled (the audit backlog is full), IdempotencyKeyReused.
@@ -222,16 +225,18 @@ class ControlStore:
         actor: Actor,
         condition: Condition = ANYTHING,
         request: Request | None = None,
-        check: Callable[[T], None] | None = None,
+        check: Callable[[T], Awaitable[T | None]] | None = None,
     ) -> Stored[T]:
-        """Remove; its versions stay. Raises NotFound, PreconditionFailed, and what `check` raises."""
+        """Remove; its versions stay. Raises NotFound, PreconditionFailed, and what `check` raises.
 
-        def refuse_missing(existing: T | None) -> T:
+        `check` may give the record that the last version shows.
+        """
+
+        async def refuse_missing(existing: T | None) -> T:
             if existing is None:
                 raise NotFound("there is no such record")
-            if check is not None:
-                check(existing)
-            return existing
+            last = None if check is None else await check(existing)
+            return last or existing
 
         return await self._change(
             table, ids, refuse_missing, actor=actor, condition=condition, request=request, deleting=True
@@ -241,7 +246,7 @@ class ControlStore:
         self,
         table: Table[T],
         ids: Sequence[str],
-        build: Callable[[T | None], T],
+        build: Callable[[T | None], Awaitable[T]],
         *,
         actor: Actor,
         condition: Condition,
@@ -263,7 +268,7 @@ class ControlStore:
             live = None if before is None or before.deleted else before
             condition.check(head if live is not None else None)
             existing = None if live is None else table.decode(live.record)
-            record = build(existing)
+            record = await build(existing)
             envelope = _envelope(before, record, actor, timestamp(self.documents.now()), deleting=deleting)
             indexes = await self._index_ops(table, existing, None if deleting else record)
             ops = [

@@ -59,6 +59,20 @@ def _key_indexes(key: ApiKey) -> Mapping[str, str]:
     return {join("i", "keys", key.tenant_id, key.key_id): key.key_id}
 
 
+def route_ids(tenant_id: str, kind: str, scope: RouteScope) -> tuple[str, ...]:
+    """What tells a route from every other: owner, kind, level, the id at that level, and env."""
+    for level in ("project_id", "app_id", "surface_id", "mode"):
+        value = getattr(scope, level)
+        if value is not None:
+            return tenant_id, kind, level, value, scope.env or "-"
+    return tenant_id, kind, "-", "-", scope.env or "-"
+
+
+def _route_indexes(route: Route) -> Mapping[str, str]:
+    ids = route_ids(route.tenant_id, route.resource_kind, route.scope)
+    return {join("i", "routed", route.backend_id, *ids): route.tenant_id}
+
+
 TENANTS: Final = Table("tenants", Tenant)
 USERS: Final = Table("users", User, indexes=_user_indexes)
 MEMBERSHIPS: Final = Table("memberships", Membership, indexes=_membership_indexes)
@@ -73,13 +87,4 @@ ISSUERS: Final = Table(
 )
 KEYS: Final = Table("keys", ApiKey, indexes=_key_indexes)
 BACKENDS: Final = Table("backends", Backend)
-ROUTES: Final = Table("routes", Route)
-
-
-def route_ids(tenant_id: str, kind: str, scope: RouteScope) -> tuple[str, ...]:
-    """What tells a route from every other: owner, kind, level, the id at that level, and env."""
-    for level in ("project_id", "app_id", "surface_id", "mode"):
-        value = getattr(scope, level)
-        if value is not None:
-            return tenant_id, kind, level, value, scope.env or "-"
-    return tenant_id, kind, "-", "-", scope.env or "-"
+ROUTES: Final = Table("routes", Route, indexes=_route_indexes)

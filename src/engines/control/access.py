@@ -1,0 +1,145 @@
+"""API keys and trusted issuers: the two kinds of credential, as data.
+
+Owns who may mint and revoke keys and what a key may be bound to. Leaves making and checking the secret to
+`identity/keys.py`, which hands its hash in, and verifying tokens to `identity/tokens.py`.
+"""
+
+from __future__ import annotations
+
+from engines.control.records import ApiKey, Issuer
+from engines.control.service import Service, actor, require_in_tenant, require_system_admin
+from engines.control.store import Listing, Stored
+from engines.control.tables import ISSUERS, KEYS, MEMBERSHIPS
+from engines.control.tenants import require_may_grant
+from engines.core.idempotency import Request
+from engines.core.records import ANYTHING, Condition
+from engines.errors import Conflict, Invalid, NotFound
+from engines.scope import RequestContext
+
+
+class Keys:
+    """API keys of a tenant."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._store = service.store
+
+    async def create(
+        self,
+        context: RequestContext,
+        *,
+        key_id: str,
+        secret_sha256: str,
+        user_id: str,
+        role: str,
+        name: str | None = None,
+        request: Request | None = None,
+    ) -> Stored[ApiKey]:
+        """Record a key whose secret the caller made.
+
+        Raises Forbidden, Invalid (no accepted member, no such role).
+        """
+        require_in_tenant(context, "keys.write")
+        await self._service.admit(context)
+        tenant_id = context.target_tenant_id
+
+        async def build(existing: ApiKey | None) -> ApiKey:
+            if existing is not None:
+                raise Conflict("a key with this id exists")
+            await require_may_grant(self._store, context, role)
+            membership = await self._store.read(MEMBERSHIPS, tenant_id, user_id)
+            if membership is None or membership.record.status != "accepted":
+                raise Invalid("the user is no accepted member of the tenant", field="user_id")
+            return ApiKey(
+                key_id=key_id,
+                tenant_id=tenant_id,
+                user_id=user_id,
+                role=role,
+                name=name,
+                secret_sha256=secret_sha256,
+            )
+
+        return await self._store.put(KEYS, [key_id], build, actor=actor(context, tenant_id), request=request)
+
+    async def list(
+        self, context: RequestContext, *, after: str | None = None, limit: int = 100
+    ) -> Listing[ApiKey]:
+        """The tenant's keys, by id."""
+        require_in_tenant(context, "keys.write")
+        prefix = ("i", "keys", context.target_tenant_id)
+        key_ids = await self._store.scan_index(*prefix, after=after, limit=limit)
+        found = [await self._store.read(KEYS, key_id) for key_id in key_ids]
+        return Listing(
+            tuple(stored for stored in found if stored is not None),
+            key_ids[-1] if len(key_ids) == limit else None,
+        )
+
+    async def revoke(
+        self,
+        context: RequestContext,
+        key_id: str,
+        *,
+        condition: Condition = ANYTHING,
+        request: Request | None = None,
+    ) -> None:
+        """It stops working everywhere within a second. Raises NotFound, also for another tenant's key."""
+        require_in_tenant(context, "keys.write")
+        await self._service.admit(context)
+        tenant_id = context.target_tenant_id
+
+        async def check(existing: ApiKey) -> None:
+            if existing.tenant_id != tenant_id:
+                raise NotFound("there is no such key")
+            await require_may_grant(self._store, context, existing.role)
+
+        await self._store.delete(
+            KEYS, [key_id], actor=actor(context, tenant_id), condition=condition, request=request, check=check
+        )
+
+
+class Issuers:
+    """Whose tokens are believed; t_system's admins alone decide it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._store = service.store
+
+    async def put(
+        self,
+        context: RequestContext,
+        issuer: Issuer,
+        *,
+        condition: Condition = ANYTHING,
+        request: Request | None = None,
+    ) -> Stored[Issuer]:
+        """Raises Forbidden, Invalid (not one source of keys), Conflict (another record has the issuer)."""
+        require_system_admin(context)
+        await self._service.admit(context)
+        sources = [issuer.jwks_file, issuer.jwks_url, issuer.hs256_secret]
+        if sum(source is not None for source in sources) != 1:
+            raise Invalid("give exactly one of jwks_file, jwks_url and hs256_secret", field="jwks_url")
+
+        async def build(_: Issuer | None) -> Issuer:
+            return issuer
+
+        return await self._store.put(
+            ISSUERS, [issuer.issuer_id], build, actor=actor(context), condition=condition, request=request
+        )
+
+    async def get(self, context: RequestContext, issuer_id: str) -> Stored[Issuer]:
+        require_system_admin(context)
+        return await self._store.get(ISSUERS, issuer_id)
+
+    async def delete(
+        self,
+        context: RequestContext,
+        issuer_id: str,
+        *,
+        condition: Condition = ANYTHING,
+        request: Request | None = None,
+    ) -> None:
+        require_system_admin(context)
+        await self._service.admit(context)
+        await self._store.delete(
+            ISSUERS, [issuer_id], actor=actor(context), condition=condition, request=request
+        )

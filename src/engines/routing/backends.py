@@ -1,0 +1,143 @@
+"""Open backends: from a backend record to documents that stores can use.
+
+Owns the drivers that this process has open, one for each backend record as it now stands, and closing them.
+A changed record (its config, a secret's handle) opens a new driver; the old one is closed once its calls
+have had time to end. Leaves which backend to use to `routing/router.py` and secrets to the resolver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import structlog
+
+from engines.clock import Clock
+from engines.control.records import Backend
+from engines.core.documents import TIMEOUT_S, Documents
+from engines.core.place import Layouts
+from engines.drivers.registry import document_driver
+from engines.errors import BackendRefused, EnginesError, Invalid
+from engines.ids import Ids
+from engines.ports.secrets import Secret, SecretResolver
+
+# The backend record under which the control plane's own database is known.
+CONTROL_BACKEND: Final = "control"
+PROBE_TIMEOUT_S: Final = 10.0
+RECLAIM_INTERVAL_S: Final = 60.0
+RECLAIM_MAX: Final = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class OpenBackend(msgspec.Struct, frozen=True):
+    """A backend as this process has it open."""
+
+    record: Backend
+    documents: Documents
+    layouts: Layouts
+
+
+class Backends:
+    """Opens backends on first use and keeps them. `control` is the control plane's own documents."""
+
+    def __init__(self, control: Documents, secrets: SecretResolver, *, ids: Ids, clock: Clock) -> None:
+        self._control = control
+        self._control_layouts = Layouts(control)
+        self._secrets = secrets
+        self._ids = ids
+        self.clock = clock
+        self._open: dict[str, OpenBackend] = {}
+        self._opening = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def open(self, record: Backend) -> OpenBackend:
+        """The backend that `record` describes, provisioned. Raises BackendRefused, Unavailable, Invalid."""
+        present = self._open.get(record.backend_id)
+        if present is not None and present.record == record:
+            return present
+        async with self._opening:
+            present = self._open.get(record.backend_id)
+            if present is not None and present.record == record:
+                return present
+            opened = await self._open_new(record)
+            self._open[record.backend_id] = opened
+            if present is not None:
+                self._retire(present)
+            return opened
+
+    async def connect(self, record: Backend) -> Documents:
+        """A driver of the caller's own for a record that may not be stored yet; the caller closes it."""
+        module = document_driver(record.driver)
+        config = check_config(record)
+        secrets = await self._resolved(record.secrets)
+        driver = module.open_driver(config, secrets, self.clock)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await driver.provision()
+        except TimeoutError as error:
+            await driver.close()
+            raise BackendRefused("the backend did not answer while it was set up") from error
+        except EnginesError:
+            await driver.close()
+            raise
+        return Documents(driver, ids=self._ids, clock=self.clock)
+
+    async def reclaim(self) -> None:
+        """Remove expired documents everywhere, for ever; the owner cancels it."""
+        while True:
+            await asyncio.sleep(RECLAIM_INTERVAL_S)
+            for opened in (*self._open.values(),):
+                try:
+                    while await opened.documents.reclaim(RECLAIM_MAX) == RECLAIM_MAX:
+                        pass
+                except EnginesError as error:
+                    log.warning("reclaim failed", backend=opened.record.backend_id, error=error.code)
+
+    async def close(self) -> None:
+        """Close every driver but the control plane's, which belongs to who opened it."""
+        for task in self._retiring:
+            task.cancel()
+        for opened in self._open.values():
+            if opened.documents is not self._control:
+                await opened.documents.close()
+        self._open.clear()
+
+    async def _open_new(self, record: Backend) -> OpenBackend:
+        if record.backend_id == CONTROL_BACKEND:
+            return OpenBackend(record, self._control, self._control_layouts)
+        documents = await self.connect(record)
+        return OpenBackend(record, documents, Layouts(documents))
+
+    async def _resolved(self, handles: Mapping[str, str]) -> dict[str, Secret]:
+        return {name: await self._secrets.resolve(handle) for name, handle in handles.items()}
+
+    def _retire(self, opened: OpenBackend) -> None:
+        task = asyncio.create_task(_close_later(opened))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+async def _close_later(opened: OpenBackend) -> None:
+    """A call that began on the old driver may take as long as its deadline."""
+    try:
+        await asyncio.sleep(TIMEOUT_S)
+    finally:
+        await opened.documents.close()
+
+
+def check_config(record: Backend) -> msgspec.Struct:
+    """The record's config as its driver reads it. Raises Invalid, naming the member."""
+    module = document_driver(record.driver)
+    if record.backend_class != module.DESCRIPTION.backend_class:
+        raise Invalid(f"{record.driver} is of class {module.DESCRIPTION.backend_class}", field="class")
+    unknown = sorted(record.secrets.keys() - module.DESCRIPTION.secrets.keys())
+    if unknown:
+        raise Invalid(f"{record.driver} takes no secret of this name", field=f"secrets.{unknown[0]}")
+    try:
+        return msgspec.convert(record.config, module.Config)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise Invalid(message, field=f"config.{path.rstrip('`')}" if path else "config") from error
