@@ -26,7 +26,7 @@ from engines.core.keys import join, partition, record_key, within
 from engines.core.outbox import Backlog, outbox_put
 from engines.core.records import ANYTHING, Condition
 from engines.core.versioned import oldest_after, version_ops
-from engines.errors import Conflict, Corrupt, NotFound
+from engines.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from engines.ports.documents import ABSENT, ALWAYS, Delete, Doc, Match, Op, Put
 from engines.scope import SYSTEM_TENANT
 
@@ -216,6 +216,18 @@ class ControlStore:
         many lost races), Throttled (the audit backlog is full), IdempotencyKeyReused.
         """
         return await self._change(table, ids, build, actor=actor, condition=condition, request=request)
+
+    async def seed(self, table: Table[T], ids: Sequence[str], record: T, *, actor: Actor) -> None:
+        """Create a record that never existed; one that was changed or deleted since stays so."""
+
+        async def build(_: T | None) -> T:
+            return record
+
+        if await self.documents.get(PARTITION, table.key(*ids)) is None:
+            try:
+                await self.put(table, ids, build, actor=actor, condition=Condition(absent=True))
+            except PreconditionFailed:  # Another process seeded it meanwhile.
+                return
 
     async def delete(
         self,

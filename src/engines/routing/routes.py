@@ -59,7 +59,7 @@ class BackendRecords:
         condition: Condition,
         request: Request | None = None,
     ) -> Stored[Backend]:
-        """Raises Forbidden, PreconditionRequired, Invalid (a rule of the driver), Conflict (still routed to)."""
+        """Raises Forbidden, PreconditionRequired, Invalid (a driver's rule), Conflict (still routed to)."""
         require_system_admin(context)
         condition.required()
         await self._service.admit(context)
