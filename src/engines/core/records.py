@@ -77,7 +77,7 @@ async def create(
         if doc is not None:
             return _replayed(key, doc, first_answer(doc, request))
     try:
-        return await _write(documents, partition, key, draft, None, request)
+        return await _write(documents, partition, key, draft, replaced=None, created=True, request=request)
     except Conflict:
         doc = None if request is None else await documents.get(partition, request.key)
         if request is None or doc is None:
@@ -93,20 +93,31 @@ async def replace(
     *,
     condition: Condition = ANYTHING,
     request: Request | None = None,
+    is_live: Callable[[Doc], bool] | None = None,
 ) -> Written:
     """Create or replace. `build` makes the record from the one that stands, anew for each lost race.
 
-    Raises what `build` raises, PreconditionFailed, TooLarge, IdempotencyKeyReused, and Conflict after
-    `RACES_MAX` lost races.
+    `is_live` is for stores whose records lapse between the whole seconds of the waist: where it says no,
+    nothing stands. Raises what `build` raises, PreconditionFailed, TooLarge, IdempotencyKeyReused, and
+    Conflict after `RACES_MAX` lost races.
     """
     lost: Conflict | None = None
     for _ in range(RACES_MAX):
         doc, marker_doc = await _read(documents, partition, key, request)
         if request is not None and marker_doc is not None:
             return _replayed(key, marker_doc, first_answer(marker_doc, request))
-        condition.check(doc)
+        standing = _if_live(doc, is_live)
+        condition.check(standing)
         try:
-            return await _write(documents, partition, key, build(doc), doc, request)
+            return await _write(
+                documents,
+                partition,
+                key,
+                build(standing),
+                replaced=doc,
+                created=standing is None,
+                request=request,
+            )
         except Conflict as conflict:
             lost = conflict
     assert lost is not None
@@ -121,6 +132,7 @@ async def remove(
     condition: Condition = ANYTHING,
     request: Request | None = None,
     also: Callable[[Doc], Sequence[Op]] | None = None,
+    is_live: Callable[[Doc], bool] | None = None,
 ) -> bool:
     """Delete a record; True where a repeated request finds that its first did.
 
@@ -133,6 +145,7 @@ async def remove(
         if request is not None and marker_doc is not None:
             first_answer(marker_doc, request)
             return True
+        doc = _if_live(doc, is_live)
         condition.check(doc)
         if doc is None:
             raise NotFound("there is no such record")
@@ -162,21 +175,26 @@ async def _read(
     return found.get(key), found.get(keys[-1]) if request is not None else None
 
 
+def _if_live(doc: Doc | None, is_live: Callable[[Doc], bool] | None) -> Doc | None:
+    return doc if doc is None or is_live is None or is_live(doc) else None
+
+
 async def _write(
     documents: Documents,
     partition: str,
     key: str,
     draft: Draft,
-    existing: Doc | None,
+    *,
+    replaced: Doc | None,
+    created: bool,
     request: Request | None,
 ) -> Written:
     if escaped_bytes(draft.body) > RECORD_BYTES_MAX:
         raise TooLarge(
             f"a record holds at most {RECORD_BYTES_MAX} bytes, with quotes and backslashes counted twice"
         )
-    when = ABSENT if existing is None else Match(existing.version)
+    when = ABSENT if replaced is None else Match(replaced.version)
     ops: list[Op] = [Put(key, draft.body, when, expires_at=draft.expires_at), *draft.also]
-    created = existing is None
     if request is not None:
         now = documents.now()
         ops.append(

@@ -10,17 +10,25 @@ from collections.abc import Sequence
 from typing import Final
 
 from engines.core.documents import Documents
-from engines.core.keys import join, within
-from engines.ports.documents import ABSENT, ALWAYS, SCAN_LIMIT_MAX, Delete, Doc, Op, Page, Put
+from engines.core.keys import join
+from engines.ports.documents import ABSENT, ALWAYS, Delete, Doc, Op, Put
 
 VERSIONS_KEPT_DEFAULT: Final = 100
+# A version's number stands in its key in ten digits.
+VERSION_MAX: Final = 10**10 - 1
 # A lowered limit is caught up with over several writes, so that none exceeds the ops of one write.
 PRUNED_PER_WRITE_MAX: Final = 20
 
 
+def versions_prefix(key: str) -> tuple[str, str]:
+    """What the keys of all versions of the record at `key` begin with, for `core.listing.list_records`."""
+    return "v", key
+
+
 def version_key(key: str, version: int) -> str:
     """Where version `version` of the record at `key` stands."""
-    return join("v", key, f"{version:010d}")
+    assert 1 <= version <= VERSION_MAX
+    return join(*versions_prefix(key), f"{version:010d}")
 
 
 def version_ops(
@@ -46,14 +54,3 @@ def oldest_after(version: int, *, kept: int, oldest: int) -> int:
 async def read_version(documents: Documents, partition: str, key: str, version: int) -> Doc | None:
     """One immutable version; None where it never was or is no longer kept."""
     return await documents.get(partition, version_key(key, version))
-
-
-async def list_versions(
-    documents: Documents, partition: str, key: str, *, after: str | None, limit: int, descending: bool = False
-) -> Page:
-    """Versions in order. `after` is a document key from an earlier page's `resume`."""
-    assert 0 < limit <= SCAN_LIMIT_MAX
-    above, below = within("v", key)
-    if after is not None:
-        above, below = (above, after) if descending else (after, below)
-    return await documents.scan(partition, above=above, below=below, limit=limit, reverse=descending)
