@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -49,7 +49,10 @@ class Entry(msgspec.Struct, frozen=True):
     key: str
 
 
-Deliver = Callable[[str, Sequence[Entry], bool], Awaitable[None]]
+class Deliver(Protocol):
+    """How a group's messages reach their receiver."""
+
+    def __call__(self, group: str, entries: Sequence[Entry], *, first_attempt: bool) -> Awaitable[None]: ...
 
 
 def outbox_put(group: str, record_key: str, version: int, body: str) -> Put:
@@ -100,7 +103,7 @@ class Backlog:
 class Relay:
     """Delivers one partition's waiting messages while it holds the lease. Run by one task.
 
-    `deliver(group, entries, first_attempt)` must accept entries that it was given before; `first_attempt`
+    `deliver` must accept entries that it was given before; `first_attempt`
     says that no earlier one can have been made, which saves looking for it.
     """
 
@@ -165,7 +168,7 @@ class Relay:
     async def _deliver_group(self, group: str, docs: Sequence[Doc], *, first_attempt: bool) -> int:
         entries = [Entry(group, _event_id(self._partition, doc.key), doc.body, doc.key) for doc in docs]
         try:
-            await self._deliver(group, entries, first_attempt)
+            await self._deliver(group, entries, first_attempt=first_attempt)
         except EnginesError as error:
             self._pause(group)
             log.warning("outbox delivery waits", group=group, waiting=len(docs), error=error.code)

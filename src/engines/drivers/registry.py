@@ -23,6 +23,11 @@ DOCUMENT_DRIVERS: Final[Mapping[str, str]] = {
     "sqlite": "engines.drivers.documents.sqlite",
     "postgres": "engines.drivers.documents.postgres",
 }
+# The schemes of a control plane's URL, and the driver that reads each.
+URL_SCHEMES: Final[Mapping[str, str]] = {
+    "sqlite": "sqlite",
+    "postgresql": "postgres",
+}
 
 
 class DocumentDriverModule(Protocol):
@@ -33,6 +38,10 @@ class DocumentDriverModule(Protocol):
 
     def open_driver(self, config: Any, secrets: Mapping[str, Secret], clock: Clock) -> DocumentDriver: ...
 
+    def config_from_url(self, url: str) -> tuple[dict[str, Any], str | None]:
+        """The config that a URL means, and the password in it. Raises Invalid."""
+        ...
+
 
 def document_driver(name: str) -> DocumentDriverModule:
     """Raises Invalid, listing the names that exist."""
@@ -42,3 +51,12 @@ def document_driver(name: str) -> DocumentDriverModule:
             f"no document driver has this name; there are {', '.join(DOCUMENT_DRIVERS)}", field="driver"
         )
     return cast(DocumentDriverModule, importlib.import_module(module))
+
+
+def driver_of_url(url: str) -> str:
+    """The driver that reads a control plane's URL. Raises Invalid, listing the schemes that exist."""
+    name = URL_SCHEMES.get(url.partition("://")[0])
+    if name is None:
+        schemes = ", ".join(f"{scheme}://" for scheme in URL_SCHEMES)
+        raise Invalid(f"a control plane's URL begins with one of {schemes}", field="control_plane")
+    return name

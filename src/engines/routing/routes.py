@@ -196,7 +196,8 @@ class Routes:
     async def list(
         self, context: RequestContext, *, after: str | None = None, limit: int = 100, descending: bool = False
     ) -> Listing[Route]:
-        """The owner's routes, by kind."""
+        """The owner's routes, by kind. Raises Forbidden."""
+        require_in_tenant(context, "routes.read")
         return await self._store.page(
             ROUTES, self._owner(context), after=after, limit=limit, descending=descending
         )
@@ -211,12 +212,14 @@ class Routes:
         limit: int = 100,
         descending: bool = False,
     ) -> Listing[Route]:
-        """Every version of one route, deletions included."""
+        """Every version of one route, deletions included. Raises Forbidden."""
+        require_in_tenant(context, "routes.read")
         ids = route_ids(self._owner(context), kind_named(kind).name, _folded(scope))
         return await self._store.versions(ROUTES, *ids, after=after, limit=limit, descending=descending)
 
     async def resolve(self, context: RequestContext, kind: str) -> Resolution:
         """The winner for this context, or for the tenant that an admin named. Raises MissingRoute."""
+        require_in_tenant(context, "routes.read")
         return await self._router.resolve(kind_named(kind).name, await self.where(context))
 
     async def where(self, context: RequestContext) -> Where:

@@ -1,0 +1,147 @@
+"""`engines serve`: one or several worker processes behind one port.
+
+Owns binding the port, starting workers and stopping them on SIGINT or SIGTERM. Leaves what is served to
+`api/app.py` and how it is put together to `wiring.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import msgspec
+import uvicorn
+import uvloop
+from uvicorn.supervisors import Multiprocess
+
+from engines.api.app import create_app
+from engines.api.protocol import BoundedHttpProtocol
+from engines.errors import EnginesError, Invalid
+from engines.settings import Settings, read_settings
+from engines.wiring import Engines, open_engines
+
+BACKLOG: Final = 2048
+KEEP_ALIVE_S: Final = 75
+# Streams end themselves when the server stops; this bounds a client that does not read.
+SHUTDOWN_S: Final = 5
+
+Announce = Callable[[Engines, str], Awaitable[None]]
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker needs to know. Plain data, because workers are new processes."""
+
+    control_plane: str
+    secrets: Mapping[str, str]
+    host: str
+    port: int
+
+
+def served(settings: Settings) -> Served:
+    """Raises Invalid where the control plane is not named."""
+    if settings.control_plane is None:
+        raise Invalid("say where the control plane is: --control-plane URL or ENGINES_CONTROL_PLANE")
+    places = {"file": settings.secrets_file, "directory": settings.secrets_dir}
+    return Served(
+        control_plane=settings.control_plane,
+        secrets={name: place for name, place in places.items() if place is not None},
+        host=settings.host,
+        port=settings.port,
+    )
+
+
+def serve(
+    *,
+    control_plane: str | None = None,
+    secrets_file: str | None = None,
+    secrets_dir: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+) -> None:
+    """Serve an initialised control plane until SIGINT or SIGTERM. Options override ENGINES_* variables."""
+    given = {
+        "control_plane": control_plane,
+        "secrets_file": secrets_file,
+        "secrets_dir": secrets_dir,
+        "host": host,
+        "port": port,
+        "workers": workers,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = msgspec.structs.replace(read_settings(), **chosen)
+    what = served(settings)
+    if settings.workers < 1:
+        raise Invalid("at least one worker", field="workers")
+    with bind(what.host, what.port) as listener:
+        if settings.workers == 1:
+            run(what, listener)
+        else:
+            print(f"Engines listens on {url_of(listener)} with {settings.workers} workers", flush=True)
+            config = uvicorn.Config("engines", workers=settings.workers, log_config=None)
+            target = functools.partial(_work, what)
+            Multiprocess(config, target=target, sockets=[listener]).run()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Listen. Raises Invalid where the port is taken or may not be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Invalid(f"cannot listen on {host}:{port}: {error.strerror}", field="port") from error
+    listener.listen(BACKLOG)
+    listener.set_inheritable(True)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(what: Served, listener: socket.socket, announce: Announce | None = None) -> None:
+    """Serve in this process until a signal ends it."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(what, listener, announce or _say_where))
+
+
+def _work(what: Served, sockets: list[socket.socket]) -> None:
+    try:
+        run(what, sockets[0], _say_nothing)
+    except EnginesError as error:
+        sys.exit(f"engines: {error.detail}")
+
+
+async def _serve(what: Served, listener: socket.socket, announce: Announce) -> None:
+    async with open_engines(what.control_plane, secrets=what.secrets) as engines:
+        config = uvicorn.Config(
+            create_app(engines),
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        await announce(engines, url_of(listener))
+        await uvicorn.Server(config).serve(sockets=[listener])
+
+
+async def _say_where(engines: Engines, url: str) -> None:
+    label = " (lab: host-local storage, for trying things out)" if engines.directory.lab else ""
+    print(f"Engines listens on {url}{label}", flush=True)
+
+
+async def _say_nothing(engines: Engines, url: str) -> None:
+    del engines, url

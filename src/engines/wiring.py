@@ -1,0 +1,241 @@
+"""The composition root: the only module that sees every floor.
+
+Owns putting the parts together for one process, the tasks that run beside requests (following the control
+plane, relaying the outbox, reclaiming what expired) and ending them in order. Leaves every decision to the
+parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Final
+
+import msgspec
+import structlog
+
+from engines.catalogue import SERVED
+from engines.clock import Clock, SystemClock
+from engines.control.access import Issuers, Keys
+from engines.control.audit import Audit
+from engines.control.bootstrap import bootstrap
+from engines.control.directory import Directory
+from engines.control.products import Products, apps, oses, projects, surfaces
+from engines.control.records import App, Backend, Os, Project, Surface
+from engines.control.service import Service
+from engines.control.store import PARTITION, ControlStore
+from engines.control.tables import MODES, TENANTS
+from engines.control.tenants import LAB_MODE, Members, Modes, Tenants, Users
+from engines.core.documents import Documents
+from engines.core.lease import Lease
+from engines.core.outbox import Backlog, Relay
+from engines.drivers.registry import document_driver, driver_of_url
+from engines.drivers.secrets.resolver import Resolver
+from engines.errors import EnginesError, Invalid
+from engines.identity.context import Contexts
+from engines.identity.refusals import RefusalAudit
+from engines.identity.tokens import TokenVerifier
+from engines.ids import Ids
+from engines.ports.secrets import Secret
+from engines.routing.backends import CONTROL_BACKEND, Backends
+from engines.routing.diagnostics import Diagnostics
+from engines.routing.router import Router, Where
+from engines.routing.routes import BackendRecords, Routes
+from engines.scope import SYSTEM_TENANT
+from engines.stores.blackboard import Blackboard
+from engines.stores.events import EventSpine, EventStreams
+from engines.stores.memory import SessionMemory
+from engines.stores.notes import Notes
+from engines.stores.tables import Tables
+
+START_TIMEOUT_S: Final = 30.0
+log = structlog.get_logger(__name__)
+
+
+class ControlPlane(msgspec.Struct, frozen=True):
+    """A control plane's database, opened from its URL, and the backend record that describes it."""
+
+    documents: Documents
+    store: ControlStore
+    record: Backend
+    host_local: bool
+
+
+class Engines(msgspec.Struct, frozen=True, kw_only=True):
+    """All of Engines in one process. Stores and services take a RequestContext, which `contexts` makes."""
+
+    clock: Clock
+    ids: Ids
+    directory: Directory
+    contexts: Contexts
+    refusals: RefusalAudit
+    router: Router
+    tenants: Tenants
+    users: Users
+    members: Members
+    modes: Modes
+    oses: Products[Os]
+    surfaces: Products[Surface]
+    apps: Products[App]
+    projects: Products[Project]
+    keys: Keys
+    issuers: Issuers
+    backends: BackendRecords
+    routes: Routes
+    diagnostics: Diagnostics
+    spine: EventSpine
+    streams: EventStreams
+    tables: Tables
+    memory: SessionMemory
+    blackboard: Blackboard
+    notes: Notes
+
+
+@contextlib.asynccontextmanager
+async def open_control_plane(
+    url: str, *, clock: Clock | None = None, random_bytes: Callable[[int], bytes] = os.urandom
+) -> AsyncIterator[ControlPlane]:
+    """The control plane's own database, provisioned. Raises Invalid, BackendRefused, Unavailable."""
+    clock = clock or SystemClock()
+    name = driver_of_url(url)
+    module = document_driver(name)
+    config, password = module.config_from_url(url)
+    secrets = {} if password is None else {"password": Secret(password)}
+    driver = module.open_driver(msgspec.convert(config, module.Config), secrets, clock)
+    documents = Documents(driver, ids=Ids(clock, random_bytes), clock=clock)
+    try:
+        await driver.provision()
+        record = Backend(
+            backend_id=CONTROL_BACKEND,
+            driver=name,
+            backend_class=module.DESCRIPTION.backend_class,
+            config=config,
+        )
+        store = ControlStore(documents, Backlog(documents, PARTITION, clock))
+        yield ControlPlane(documents, store, record, module.DESCRIPTION.backend_class == "host_local")
+    finally:
+        await documents.close()
+
+
+async def initialise(url: str, *, data: Backend | None = None) -> None:
+    """Make the database at `url` a control plane, or leave one as it is."""
+    async with open_control_plane(url) as control:
+        await bootstrap(control.store, control.record, data=data, host_local=control.host_local)
+
+
+@contextlib.asynccontextmanager
+async def open_engines(
+    control_plane_url: str,
+    *,
+    secrets: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> AsyncIterator[Engines]:
+    """Engines on an initialised control plane, until the block ends.
+
+    `secrets` are the bootstrap's places of secrets: `file` (a JSON file) and `directory` (mounted files).
+    Raises Invalid where the control plane was never initialised, and outside a lab MissingRoute or
+    ForbiddenBackendClass where a required kind has no usable default.
+    """
+    clock = clock or SystemClock()
+    async with open_control_plane(control_plane_url, clock=clock, random_bytes=random_bytes) as control:
+        ids = Ids(clock, random_bytes)
+        resolver = Resolver(**(secrets or {}))
+        directory = Directory(control.store, clock)
+        backends = Backends(control.documents, resolver, ids=ids, clock=clock)
+        router = Router(directory, backends)
+        spine = EventSpine(router, ids, clock)
+        streams = EventStreams(router, ids, clock)
+        audit = Audit(directory, spine, ids)
+        refusals = RefusalAudit(audit.refused, clock)
+        service = Service(control.store, router)
+        routes = Routes(service, router)
+        engines = Engines(
+            clock=clock,
+            ids=ids,
+            directory=directory,
+            contexts=Contexts(directory, TokenVerifier(resolver, clock), ids, clock),
+            refusals=refusals,
+            router=router,
+            tenants=Tenants(service),
+            users=Users(service),
+            members=Members(service),
+            modes=Modes(service),
+            oses=oses(service),
+            surfaces=surfaces(service),
+            apps=apps(service),
+            projects=projects(service),
+            keys=Keys(service),
+            issuers=Issuers(service),
+            backends=BackendRecords(service, backends),
+            routes=routes,
+            diagnostics=Diagnostics(router, backends),
+            spine=spine,
+            streams=streams,
+            tables=Tables(router, ids, clock),
+            memory=SessionMemory(router, ids, clock),
+            blackboard=Blackboard(router, ids, clock),
+            notes=Notes(router, ids, clock),
+        )
+        lease = Lease(control.documents, PARTITION, "outbox", holder=ids.write_id(), clock=clock)
+        relay = Relay(control.documents, PARTITION, audit.deliver, lease=lease, clock=clock)
+        control.store.on_change = _adopt_at_once(directory, relay)
+        await _check_start(directory, router, control.store)
+        try:
+            async with _running(directory.follow(), relay.run(), backends.reclaim()):
+                yield engines
+        finally:
+            await refusals.close()
+            await spine.close()
+            await streams.close()
+            await backends.close()
+
+
+def _adopt_at_once(directory: Directory, relay: Relay) -> Callable[[], Awaitable[None]]:
+    async def adopt() -> None:
+        relay.nudge()
+        try:
+            await directory.refresh()
+        except EnginesError as error:  # The change stands; the next poll adopts it.
+            log.warning("a change was not adopted at once", error=error.code)
+
+    return adopt
+
+
+@contextlib.asynccontextmanager
+async def _running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run tasks beside the block. One that breaks ends the block: half a server is worse than none."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(item) for item in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _check_start(directory: Directory, router: Router, store: ControlStore) -> None:
+    """Refuse to run where the control plane is none, or a required kind has no usable default."""
+    async with asyncio.timeout(START_TIMEOUT_S):
+        await directory.refresh()
+        system = await store.read(TENANTS, SYSTEM_TENANT)
+        if system is None:
+            raise Invalid("this database is no control plane yet: run engines init --control-plane URL")
+        if system.record.mode == LAB_MODE:
+            return
+        modes = await store.page(MODES, limit=1_000)
+        for stored in modes.items:
+            mode = stored.record
+            if mode.mode == LAB_MODE:
+                continue
+            at = Where(
+                tenant_id=SYSTEM_TENANT,
+                mode=mode.mode,
+                env=system.record.default_env,
+            )
+            for kind in SERVED:
+                if kind.name in (*mode.optional_kinds, *mode.per_tenant_kinds):
+                    continue
+                await router.checked_backend(await router.resolve(kind.name, at), at)
