@@ -37,8 +37,10 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "client": FOUNDATION,
     "adapters": BELOW_EDGES | {"client"},
     "testing": FOUNDATION | {"ports", "core", "drivers.registry"},
-    "wiring": BELOW_EDGES | {"drivers.registry", "api", "cli", "console", "adapters"},
-    "": FOUNDATION,  # engines/__init__.py
+    # The composition root sees every floor.
+    "wiring": BELOW_EDGES | {"drivers", "drivers.registry", "api", "console", "adapters"},
+    # engines/__init__.py: `engines.open` is the way in for programs, and loads the root on first use.
+    "": FOUNDATION | {"wiring"},
 }
 
 
@@ -52,9 +54,12 @@ class Import(NamedTuple):
 
 # (importing module, imported unit) -> why this one is right. An entry that its module no longer needs fails.
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
-    ("engines", "wiring"): "engines.open is the way in for programs; imported on first use",
     ("engines.__main__", "cli"): "python -m engines is the command",
-    ("engines.cli.main", "wiring"): "the command is the root's own entry",
+    # The commands that become a process of Engines; every other command is a client of one.
+    ("engines.cli.init", "wiring"): "makes a control plane where no server runs yet",
+    ("engines.cli.lab", "wiring"): "makes a lab where no server runs yet",
+    ("engines.cli.serve", "wiring"): "puts the parts and the app into one process",
+    ("engines.cli.serve", "api"): "puts the parts and the app into one process",
 }
 
 # A name from outside -> the paths below src/engines that may use it; a path ending in / is a folder.
@@ -81,7 +86,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "datetime.datetime.today": ("clock.py",),
     "datetime.date.today": ("clock.py",),
     # So are ids and secrets.
-    "os.urandom": ("ids.py",),
+    "os.urandom": ("ids.py", "wiring.py"),
     "uuid.uuid1": ("ids.py",),
     "uuid.uuid4": ("ids.py",),
     "secrets.token_bytes": ("ids.py",),
