@@ -52,6 +52,11 @@ def test_a_line_marked_as_no_secret_is_passed_over(tmp_path: Path) -> None:
     assert not found_in(tmp_path, "src/a.py", f'key = "{RANDOM_HEX}"  # pragma: allowlist secret\n')
 
 
+def test_a_placeholder_is_no_password_and_what_only_begins_like_one_is(tmp_path: Path) -> None:
+    assert not found_in(tmp_path, "docs/a.md", "postgresql://user:password" + "@host:5432/db\n")
+    assert found_in(tmp_path, "docs/a.md", "postgresql://user:password" + "7@host:5432/db\n")
+
+
 def test_a_file_not_yet_added_is_scanned_and_an_ignored_one_is_not(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, env=environment)

@@ -60,6 +60,11 @@ FILTERS = (
     "detect_secrets.filters.heuristic.is_sequential_string",
     "detect_secrets.filters.heuristic.is_templated_secret",
 )
+# What documentation writes where a reader puts a password of their own.
+PLACEHOLDERS = {
+    "path": "detect_secrets.filters.regex.should_exclude_secret",
+    "pattern": [r"^(password|PASSWORD|pw|\.{3}|…|\*+)$"],
+}
 
 
 class Finding(NamedTuple):
@@ -93,7 +98,10 @@ def scan(root: Path, names: Iterable[str]) -> list[Finding]:
 
 
 def _scan_with(detectors: Sequence[Mapping[str, object]], root: Path, names: Sequence[str]) -> list[Finding]:
-    settings = {"plugins_used": detectors, "filters_used": [{"path": path} for path in FILTERS]}
+    settings = {
+        "plugins_used": detectors,
+        "filters_used": [*({"path": path} for path in FILTERS), PLACEHOLDERS],
+    }
     with transient_settings(settings):
         return [
             Finding(name, secret.line_number, secret.type)
