@@ -32,6 +32,6 @@ def open_driver(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Clo
 @pytest.fixture
 async def home(open_driver: Callable[[Clock], DocumentDriver]) -> AsyncIterator[Home]:
     home = Home(open_driver)
-    await home.documents.provision()
+    await home.driver.provision()
     yield home
     await home.close()
