@@ -65,7 +65,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
 # A name from outside -> the paths below src/engines that may use it; a path ending in / is a folder.
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     # One SDK, one driver.
-    "asyncpg": ("drivers/documents/postgres.py",),
+    "asyncpg": ("drivers/documents/postgres/",),
     "sqlite3": ("drivers/documents/sqlite.py",),
     # The framework of the edge stays at the edge.
     "litestar": ("api/", "wiring.py"),
