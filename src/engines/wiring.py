@@ -31,13 +31,14 @@ from engines.control.tenants import LAB_MODE, Members, Modes, Tenants, Users
 from engines.core.documents import Documents
 from engines.core.lease import Lease
 from engines.core.outbox import Backlog, Relay
-from engines.drivers.registry import document_driver, driver_of_url
-from engines.drivers.secrets.resolver import Resolver
+from engines.core.secrets import Secrets
+from engines.drivers.registry import document_driver, driver_of_url, secret_sources
 from engines.errors import EnginesError, Invalid
 from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit
 from engines.identity.tokens import TokenVerifier
 from engines.ids import Ids
+from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.routing.backends import CONTROL_BACKEND, Backends
 from engines.routing.diagnostics import Diagnostics
@@ -99,24 +100,30 @@ async def open_control_plane(
 ) -> AsyncIterator[ControlPlane]:
     """The control plane's own database, provisioned. Raises Invalid, BackendRefused, Unavailable."""
     clock = clock or SystemClock()
+    driver, record = open_driver(url, clock)
+    documents = Documents(driver, ids=Ids(clock, random_bytes), clock=clock)
+    try:
+        await driver.provision()
+        store = ControlStore(documents, Backlog(documents, PARTITION, clock))
+        yield ControlPlane(documents, store, record, record.backend_class == "host_local")
+    finally:
+        await documents.close()
+
+
+def open_driver(url: str, clock: Clock) -> tuple[DocumentDriver, Backend]:
+    """The driver of a control plane's URL, and the backend record that describes it. Raises Invalid."""
     name = driver_of_url(url)
     module = document_driver(name)
     config, password = module.config_from_url(url)
     secrets = {} if password is None else {"password": Secret(password)}
     driver = module.open_driver(msgspec.convert(config, module.Config), secrets, clock)
-    documents = Documents(driver, ids=Ids(clock, random_bytes), clock=clock)
-    try:
-        await driver.provision()
-        record = Backend(
-            backend_id=CONTROL_BACKEND,
-            driver=name,
-            backend_class=module.DESCRIPTION.backend_class,
-            config=config,
-        )
-        store = ControlStore(documents, Backlog(documents, PARTITION, clock))
-        yield ControlPlane(documents, store, record, module.DESCRIPTION.backend_class == "host_local")
-    finally:
-        await documents.close()
+    record = Backend(
+        backend_id=CONTROL_BACKEND,
+        driver=name,
+        backend_class=module.DESCRIPTION.backend_class,
+        config=config,
+    )
+    return driver, record
 
 
 async def initialise(url: str, *, data: Backend | None = None) -> None:
@@ -142,7 +149,7 @@ async def open_engines(
     clock = clock or SystemClock()
     async with open_control_plane(control_plane_url, clock=clock, random_bytes=random_bytes) as control:
         ids = Ids(clock, random_bytes)
-        resolver = Resolver(**(secrets or {}))
+        resolver = Secrets(secret_sources(**(secrets or {})))
         directory = Directory(control.store, clock)
         backends = Backends(control.documents, resolver, ids=ids, clock=clock)
         router = Router(directory, backends)

@@ -14,11 +14,20 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
 from engines.clock import Clock
-from engines.errors import BackendRefused, Conflict, EnginesError, OutcomeUnknown, Throttled, Unavailable
+from engines.errors import (
+    BackendRefused,
+    Conflict,
+    EnginesError,
+    Invalid,
+    OutcomeUnknown,
+    Throttled,
+    Unavailable,
+)
 from engines.ports.documents import (
     PAGE_BYTES,
     Absent,
@@ -80,6 +89,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def open_driver(config: Config, secrets: dict[str, Secret], clock: Clock) -> SqliteDocuments:
     """Opens nothing yet: threads and connections come with the first call."""
     return SqliteDocuments(Path(config.path), clock)
+
+
+def config_from_url(url: str) -> tuple[dict[str, str], None]:
+    """`sqlite:///absolute/path.db` as a backend record's config. Raises Invalid."""
+    path = unquote(url.removeprefix("sqlite://"))
+    if not path.startswith("/") or path.endswith("/"):
+        raise Invalid("a SQLite URL is sqlite:// and an absolute path", field="control_plane")
+    return {"path": path}, None
 
 
 class SqliteDocuments:

@@ -1,0 +1,194 @@
+"""The control plane's storage: one atomic write a change, uniqueness, versions, the feed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from engines.control.records import Membership, Tenant, User, UserIdentity
+from engines.control.store import PARTITION, Actor, ControlStore, Stored
+from engines.control.tables import MEMBERSHIPS, TENANTS, USERS
+from engines.core.idempotency import identify
+from engines.core.keys import within
+from engines.core.records import Condition
+from engines.errors import Conflict, IdempotencyKeyReused, NotFound, PreconditionFailed
+from engines.wiring import ControlPlane
+
+Another = Callable[[], Awaitable[ControlPlane]]
+ACTOR = Actor(user_id="u_admin", tenant_id="t_system", request_id="r1", tenants=("t_system",))
+
+
+async def put_user(store: ControlStore, user: User, *, condition: Condition | None = None) -> Stored[User]:
+    async def build(_: User | None) -> User:
+        return user
+
+    return await store.put(USERS, [user.user_id], build, actor=ACTOR, condition=condition or Condition())
+
+
+async def test_a_record_is_read_back_with_its_version_and_etag(another: Another) -> None:
+    store = (await another()).store
+    written = await put_user(store, User(user_id="u1", name="Ada"))
+    read = await store.get(USERS, "u1")
+    assert (read.record, read.version, read.etag) == (User(user_id="u1", name="Ada"), 1, written.etag)
+    assert written.created
+    assert not (await put_user(store, User(user_id="u1", name="Eve"))).created
+    assert (await store.get(USERS, "u1")).version == 2
+
+
+async def test_two_who_claim_one_identity_at_once_have_one_winner(another: Another) -> None:
+    stores = [(await another()).store for _ in range(4)]
+    identity = (UserIdentity("https://issuer.example", "s1"),)
+    results = await asyncio.gather(
+        *(put_user(store, User(user_id=f"u{n}", identities=identity)) for n, store in enumerate(stores)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, Stored) for result in results) == 1
+    assert sum(isinstance(result, Conflict) for result in results) == 3
+
+
+async def test_an_identity_given_up_is_free_for_another(another: Another) -> None:
+    store = (await another()).store
+    identity = (UserIdentity("iss", "s1"),)
+    await put_user(store, User(user_id="u1", identities=identity))
+    await put_user(store, User(user_id="u1"))
+    await put_user(store, User(user_id="u2", identities=identity))
+    assert (await store.get(USERS, "u2")).record.identities == identity
+
+
+async def test_identities_that_differ_only_in_where_they_are_split_are_two(another: Another) -> None:
+    store = (await another()).store
+    await put_user(store, User(user_id="u1", identities=(UserIdentity("ab", "c"),)))
+    await put_user(store, User(user_id="u2", identities=(UserIdentity("a", "bc"),)))
+    assert (await store.get(USERS, "u2")).version == 1
+
+
+async def test_changes_from_many_processes_are_all_kept_and_numbered_without_a_gap(another: Another) -> None:
+    stores = [(await another()).store for _ in range(3)]
+
+    async def write_many(number: int, store: ControlStore) -> None:
+        for index in range(10):
+            await put_user(store, User(user_id=f"u{number}-{index}"))
+
+    await asyncio.gather(*(write_many(number, store) for number, store in enumerate(stores)))
+    assert len((await stores[0].page(USERS, limit=1000)).items) == 30
+    above, below = within("c")
+    page = await stores[0].documents.scan(PARTITION, above=above, below=below)
+    assert [int(doc.key.rsplit("!", 1)[1]) for doc in page.docs] == list(range(1, 31))
+
+
+async def test_a_deleted_record_is_gone_and_its_versions_go_on(another: Another) -> None:
+    store = (await another()).store
+    await put_user(store, User(user_id="u1", name="Ada"))
+    await store.delete(USERS, ["u1"], actor=ACTOR)
+    assert await store.read(USERS, "u1") is None
+    assert (await store.page(USERS)).items == ()
+    with pytest.raises(NotFound):
+        await store.delete(USERS, ["u1"], actor=ACTOR)
+    again = await put_user(store, User(user_id="u1", name="Eve"), condition=Condition(absent=True))
+    assert (again.version, again.created) == (3, True)
+    history = [(item.version, item.deleted, item.record.name) for item in (await store.versions(USERS, "u1")).items]
+    assert history == [(1, False, "Ada"), (2, True, "Ada"), (3, False, "Eve")]
+
+
+async def test_a_seed_does_not_put_back_what_was_deleted_or_changed(another: Another) -> None:
+    store = (await another()).store
+    for user_id in ("u1", "u2"):
+        await store.seed(USERS, [user_id], User(user_id=user_id, name="seeded"), actor=ACTOR)
+    await store.delete(USERS, ["u1"], actor=ACTOR)
+    await put_user(store, User(user_id="u2", name="changed"))
+    for user_id in ("u1", "u2"):
+        await store.seed(USERS, [user_id], User(user_id=user_id, name="seeded"), actor=ACTOR)
+    assert await store.read(USERS, "u1") is None
+    assert (await store.get(USERS, "u2")).record.name == "changed"
+
+
+async def test_a_condition_is_judged_against_the_live_record(another: Another) -> None:
+    store = (await another()).store
+    first = await put_user(store, User(user_id="u1"))
+    version = first.etag.strip('"')
+    await put_user(store, User(user_id="u1", name="2"), condition=Condition(versions=(version,)))
+    with pytest.raises(PreconditionFailed):
+        await put_user(store, User(user_id="u1", name="3"), condition=Condition(versions=(version,)))
+    with pytest.raises(PreconditionFailed):
+        await put_user(store, User(user_id="u1", name="3"), condition=Condition(absent=True))
+    with pytest.raises(PreconditionFailed):
+        await put_user(store, User(user_id="u9"), condition=Condition(versions=("*",)))
+
+
+async def test_a_repeated_request_gets_its_first_answer_and_changes_nothing(another: Another) -> None:
+    store = (await another()).store
+    request = identify("t_system", "prod", "u_admin", "POST", "/users", "key-1", body=b"{}")
+
+    async def build(existing: User | None) -> User:
+        if existing is not None:
+            raise Conflict("exists")
+        return User(user_id="u1", name="first")
+
+    first = await store.put(USERS, ["u1"], build, actor=ACTOR, request=request)
+    await put_user(store, User(user_id="u1", name="changed since"))
+    again = await store.put(USERS, ["u1"], build, actor=ACTOR, request=request)
+    assert again.replayed
+    assert (again.record, again.created, again.etag) == (first.record, first.created, first.etag)
+    assert (await store.get(USERS, "u1")).record.name == "changed since"
+    other = identify("t_system", "prod", "u_admin", "POST", "/users", "key-1", body=b'{"a":1}')
+    with pytest.raises(IdempotencyKeyReused):
+        await store.put(USERS, ["u1"], build, actor=ACTOR, request=other)
+
+
+async def test_what_a_change_read_of_other_records_still_holds_when_it_is_written(another: Another) -> None:
+    """A membership is built only while its tenant stands; deleting the tenant at the same time loses or wins whole."""
+    one, two = (await another()).store, (await another()).store
+    tenant = Tenant(tenant_id="t_a", name="A", mode="lab", default_surface_id="chat")
+
+    async def build_tenant(_: Tenant | None) -> Tenant:
+        return tenant
+
+    await one.put(TENANTS, ["t_a"], build_tenant, actor=ACTOR)
+    between = asyncio.Event()
+    deleted = asyncio.Event()
+
+    async def build_membership(_: Membership | None) -> Membership:
+        if await one.read(TENANTS, "t_a") is None:
+            raise NotFound("there is no such tenant")
+        between.set()
+        await deleted.wait()
+        return Membership(tenant_id="t_a", user_id="u1", role="owner", status="invited")
+
+    joining = asyncio.create_task(one.put(MEMBERSHIPS, ["t_a", "u1"], build_membership, actor=ACTOR))
+    await between.wait()
+    await two.delete(TENANTS, ["t_a"], actor=ACTOR)
+    deleted.set()
+    with pytest.raises(NotFound):
+        await joining
+    assert await one.read(MEMBERSHIPS, "t_a", "u1") is None
+
+
+async def test_every_change_leaves_one_message_for_each_spine_concerned(another: Another) -> None:
+    control = await another()
+    actor = Actor(user_id="u_admin", tenant_id="t_system", request_id="r1", tenants=("t_a", "t_system"))
+
+    async def build(_: User | None) -> User:
+        return User(user_id="u1", name="secret of nobody")
+
+    await control.store.put(USERS, ["u1"], build, actor=actor)
+    above, below = within("o")
+    page = await control.documents.scan(PARTITION, above=above, below=below)
+    assert [doc.key.split("!")[1] for doc in page.docs] == ["t_a", "t_system"]
+    assert all('"action":"users.created"' in doc.body for doc in page.docs)
+    assert all("secret of nobody" not in doc.body for doc in page.docs)
+
+
+async def test_pages_of_records_pass_over_the_deleted_and_end_exactly(another: Another) -> None:
+    store = (await another()).store
+    for number in range(7):
+        await put_user(store, User(user_id=f"u{number}"))
+    for number in (1, 2, 6):
+        await store.delete(USERS, [f"u{number}"], actor=ACTOR)
+    first = await store.page(USERS, limit=2)
+    assert ([item.record.user_id for item in first.items], first.after) == (["u0", "u3"], "u3")
+    second = await store.page(USERS, limit=2, after=first.after)
+    assert ([item.record.user_id for item in second.items], second.after) == (["u4", "u5"], None)
+    backwards = await store.page(USERS, limit=3, descending=True)
+    assert [item.record.user_id for item in backwards.items] == ["u5", "u4", "u3"]
+    rest = await store.page(USERS, limit=3, descending=True, after=backwards.after)
+    assert ([item.record.user_id for item in rest.items], rest.after) == (["u0"], None)

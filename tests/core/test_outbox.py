@@ -1,0 +1,209 @@
+"""The outbox: what a change must tell the log arrives there once, whatever breaks in between.
+
+The rules, and what each was seen to catch when it was broken on purpose: an entry removed before its delivery
+(lost in `…_that_dies_between…`); delivery under a fresh id (doubled there); `first_attempt` true after a take-over
+(doubled in `…_behind_more_than_a_segment…`); a failing group that stops the round (`…_waits_alone`); no bound (`…_past_the_bound…`).
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from engines.clock import SystemClock
+from engines.core.documents import Documents
+from engines.core.keys import within
+from engines.core.lease import Lease
+from engines.core.log import Entry as LogEntry
+from engines.core.log import Log
+from engines.core.outbox import PAUSE_S, Backlog, Entry, Relay, outbox_put
+from engines.errors import OutcomeUnknown, Throttled, Unavailable
+from engines.ids import Ids
+from engines.ports.documents import ALWAYS, Put
+from engines.testing.clock import ManualClock
+from engines.testing.faults import Fault
+
+from .conftest import NewDocuments
+
+PARTITION = "work.t_system.global.0"
+CLOCK = SystemClock()
+
+
+class Spine:
+    """A real log as the receiver; `refused` groups stand for a backend that is down."""
+
+    def __init__(self, documents: Documents, *, segment_size: int = 50_000) -> None:
+        self.refused: set[str] = set()
+        self.documents = documents
+        self.segment_size = segment_size
+        self.logs: dict[str, Log] = {}
+
+    def log(self, group: str) -> Log:
+        if group not in self.logs:
+            self.logs[group] = Log(
+                self.documents,
+                kind="event_spine",
+                tenant_id=group,
+                env="prod",
+                stream="spine",
+                ids=Ids(CLOCK),
+                clock=CLOCK,
+                shard_partition=f"event_spine.{group}.prod.0",
+                segment_size_default=self.segment_size,
+            )
+        return self.logs[group]
+
+    async def deliver(self, group: str, entries: Sequence[Entry], *, first_attempt: bool) -> None:
+        if group in self.refused:
+            raise Unavailable("down")
+        for entry in entries:
+            if first_attempt or await self.log(group).find(entry.event_id) is None:
+                await self.log(group).append([LogEntry(entry.body, entry.event_id)])
+
+    async def bodies(self, group: str) -> list[str | None]:
+        return [event.body for event in (await self.log(group).list_after(0, limit=1000)).events]
+
+    async def close(self) -> None:
+        for log in self.logs.values():
+            await log.close()
+
+
+def relay_on(documents: Documents, spine: Spine, *, holder: str, clock: object = CLOCK) -> Relay:
+    lease = Lease(documents, PARTITION, "outbox", holder=holder, clock=CLOCK)
+    return Relay(documents, PARTITION, spine.deliver, lease=lease, clock=clock)  # type: ignore[arg-type]
+
+
+async def change(documents: Documents, group: str, number: int, version: int = 1) -> None:
+    """A record and its message in one write."""
+    key = f"r!things!{number:04d}"
+    message = outbox_put(group, key, version, f'{{"number":{number}}}')
+    await documents.write(PARTITION, [Put(key, "{}", ALWAYS), message])
+
+
+async def waiting(documents: Documents) -> int:
+    above, below = within("o")
+    return len((await documents.scan(PARTITION, above=above, below=below)).docs)
+
+
+async def test_every_message_is_delivered_in_order_and_removed(new_documents: NewDocuments) -> None:
+    documents, _ = await new_documents()
+    spine = Spine(documents)
+    for number in range(250):
+        await change(documents, "t_a", number)
+    relay = relay_on(documents, spine, holder="one")
+    assert await relay.deliver_waiting() == 250
+    assert await spine.bodies("t_a") == [f'{{"number":{number}}}' for number in range(250)]
+    assert await waiting(documents) == 0
+    await spine.close()
+
+
+async def test_a_relay_that_dies_between_delivery_and_removal_doubles_nothing(new_documents: NewDocuments) -> None:
+    documents, faulty = await new_documents()
+    spine = Spine((await new_documents())[0])
+    for number in range(3):
+        await change(documents, "t_a", number)
+    dying = relay_on(documents, spine, holder="one")
+    held = faulty.hold_next_write()  # The removal never leaves.
+    round_ = asyncio.create_task(dying.deliver_waiting())
+    await held.arrived()
+    round_.cancel()
+    assert len(await spine.bodies("t_a")) == 3
+    assert await waiting(documents) == 3
+    other, _ = await new_documents()
+    await relay_on(other, spine, holder="two").deliver_waiting()
+    assert await spine.bodies("t_a") == [f'{{"number":{number}}}' for number in range(3)]
+    assert await waiting(other) == 0
+    held.release()
+    await spine.close()
+
+
+async def test_a_message_delivered_long_before_its_removal_is_found_behind_more_than_a_segment(
+    new_documents: NewDocuments,
+) -> None:
+    documents, faulty = await new_documents()
+    spine = Spine((await new_documents())[0], segment_size=5)
+    await change(documents, "t_a", 0)
+    relay = relay_on(documents, spine, holder="one")
+    faulty.script(Fault.LOST_UNAPPLIED)
+    with pytest.raises(OutcomeUnknown):  # Delivered, and the removal is lost.
+        await relay.deliver_waiting()
+    for number in range(30):  # Six segments go by.
+        await spine.log("t_a").append([LogEntry(f'{{"other":{number}}}', None)])
+    await relay_on(documents, spine, holder="two").deliver_waiting()
+    assert (await spine.bodies("t_a")).count('{"number":0}') == 1
+    await spine.close()
+
+
+async def test_two_relays_at_once_double_nothing(new_documents: NewDocuments) -> None:
+    first, _ = await new_documents()
+    second, _ = await new_documents()
+    spine, same_spine = Spine(first), Spine(second)
+    for number in range(120):
+        await change(first, "t_a", number)
+    await asyncio.gather(
+        relay_on(first, spine, holder="one").deliver_waiting(),
+        relay_on(second, same_spine, holder="two").deliver_waiting(),
+    )
+    assert sorted(await spine.bodies("t_a"), key=str) == sorted(
+        (f'{{"number":{number}}}' for number in range(120)), key=str
+    )
+    await spine.close()
+    await same_spine.close()
+
+
+async def test_a_group_that_cannot_be_delivered_waits_alone(new_documents: NewDocuments) -> None:
+    documents, _ = await new_documents()
+    clock = ManualClock()
+    spine = Spine(documents)
+    spine.refused.add("t_b")
+    for number in range(150):
+        await change(documents, "t_b", number)
+    await change(documents, "t_a", 1000)
+    await change(documents, "t_c", 2000)
+    relay = relay_on(documents, spine, holder="one", clock=clock)
+    assert await relay.deliver_waiting() == 2
+    assert await spine.bodies("t_a") == ['{"number":1000}']
+    assert await spine.bodies("t_c") == ['{"number":2000}']
+    spine.refused.clear()
+    assert await relay.deliver_waiting() == 0, "it is left alone for its pause"
+    clock.advance(PAUSE_S)
+    assert await relay.deliver_waiting() == 150
+    await spine.close()
+
+
+async def test_past_the_bound_changes_are_throttled_until_messages_are_delivered(
+    new_documents: NewDocuments,
+) -> None:
+    documents, _ = await new_documents()
+    clock = ManualClock()
+    backlog = Backlog(documents, PARTITION, clock, waiting_max=5)
+    for number in range(5):
+        await backlog.admit("t_a")
+        await change(documents, "t_a", number)
+    with pytest.raises(Throttled):
+        await backlog.admit("t_a")
+    await backlog.admit("t_b")
+    spine = Spine(documents)
+    await relay_on(documents, spine, holder="one").deliver_waiting()
+    clock.advance(2.0)
+    await backlog.admit("t_a")
+    await spine.close()
+
+
+async def test_a_running_relay_delivers_what_is_nudged_at_once_and_gives_up_its_lease_at_the_end(
+    new_documents: NewDocuments,
+) -> None:
+    documents, _ = await new_documents()
+    spine = Spine(documents)
+    relay = relay_on(documents, spine, holder="one")
+    running = asyncio.create_task(relay.run())
+    await change(documents, "t_a", 7)
+    relay.nudge()
+    async with asyncio.timeout(5):
+        async for batch in spine.log("t_a").follow(0):
+            if batch.events:
+                break
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await Lease(documents, PARTITION, "outbox", holder="two", clock=CLOCK).acquire()
+    await spine.close()
