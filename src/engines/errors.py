@@ -46,6 +46,8 @@ class EnginesError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "EnginesError"
+    # Set by a client, from the reply: the name under which the operator finds the cause.
+    request_id: str | None = None
 
     def __init__(
         self,

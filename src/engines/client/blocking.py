@@ -1,0 +1,354 @@
+"""The client for programs without an event loop: the same methods, each of which waits for its answer.
+
+Owns one background thread with one event loop, and the translation of a coroutine into a call and of an
+asynchronous iterator into an iterator. Signatures and behaviour are those of `AsyncEngines`: each line below
+names one of its methods and takes its types, and a test holds that none is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
+
+from engines.client import control, logs, routing, stores
+from engines.client.control_results import App, Me, Os, Project, Surface
+from engines.client.engines import AsyncEngines
+from engines.errors import EnginesError
+
+G = TypeVar("G")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How long an interrupted call may take to let go of what it holds, and closing to end what is under way.
+CLOSE_TIMEOUT_S: Final = 10.0
+_END: Final = object()
+
+
+class Loop:
+    """A thread of its own that runs an event loop until it is closed."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engines-client", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`. Where the wait is interrupted the work is cancelled, and waited for to let go."""
+        if self._closed or threading.current_thread() is self._thread:
+            work.close()
+            raise EnginesError("this client is closed, or called from inside its own event loop")
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(functools.partial(_settle, answer))
+
+        self._loop.call_soon_threadsafe(start)
+        try:
+            return answer.result()
+        finally:
+            if not answer.done():
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108  there is no task before `start` ran
+                concurrent.futures.wait([answer], CLOSE_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End what is under way, then the thread."""
+        if self._closed:
+            return
+        self.run(_cancel_others())
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        self._loop.close()
+
+
+def _settle(answer: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    if task.cancelled():
+        answer.set_exception(concurrent.futures.CancelledError())
+    elif (error := task.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(task.result())
+
+
+async def _cancel_others() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), CLOSE_TIMEOUT_S)
+
+
+class Group(Generic[G]):
+    """The blocking twin of one group of methods."""
+
+    def __init__(self, group: G, loop: Loop) -> None:
+        self._group = group
+        self._loop = loop
+
+
+def blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """The method that runs `method` on the loop's thread and waits for it."""
+
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answer: T = self._loop.run(method(self._group, *args, **kwargs))
+        return answer
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+def iterating(
+    method: Callable[Concatenate[Any, P], AsyncIterator[T]],
+) -> Callable[Concatenate[Any, P], Iterator[T]]:
+    """The method that iterates over what `method` gives; leaving the loop early ends it there too."""
+
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        found: Any = method(self._group, *args, **kwargs)
+        try:
+            while (item := self._loop.run(_next(found))) is not _END:
+                yield item
+        finally:
+            if not self._loop.closed:
+                self._loop.run(found.aclose())
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+async def _next(found: Any) -> Any:
+    return await anext(found, _END)
+
+
+class Events(Group[logs.Events]):
+    """`AsyncEngines.events`, blocking."""
+
+    append = blocking(logs.Events.append)
+    get = blocking(logs.Events.get)
+    page = blocking(logs.Events.page)
+    each = iterating(logs.Events.each)
+    follow = iterating(logs.Events.follow)
+    last = blocking(logs.Events.last)
+    verify = blocking(logs.Events.verify)
+
+
+class Streams(Group[logs.Streams]):
+    """`AsyncEngines.streams`, blocking."""
+
+    append = blocking(logs.Streams.append)
+    page = blocking(logs.Streams.page)
+    each = iterating(logs.Streams.each)
+    follow = iterating(logs.Streams.follow)
+
+
+class Tables(Group[stores.Tables]):
+    """`AsyncEngines.tables`, blocking."""
+
+    put = blocking(stores.Tables.put)
+    get = blocking(stores.Tables.get)
+    delete = blocking(stores.Tables.delete)
+    page = blocking(stores.Tables.page)
+    each = iterating(stores.Tables.each)
+
+
+class Memory(Group[stores.Memory]):
+    """`AsyncEngines.memory`, blocking."""
+
+    put = blocking(stores.Memory.put)
+    get = blocking(stores.Memory.get)
+    delete = blocking(stores.Memory.delete)
+    page = blocking(stores.Memory.page)
+    each = iterating(stores.Memory.each)
+
+
+class Blackboard(Group[stores.Blackboard]):
+    """`AsyncEngines.blackboard`, blocking."""
+
+    put = blocking(stores.Blackboard.put)
+    get = blocking(stores.Blackboard.get)
+    page = blocking(stores.Blackboard.page)
+    each = iterating(stores.Blackboard.each)
+    versions = iterating(stores.Blackboard.versions)
+
+
+class Notes(Group[stores.Notes]):
+    """`AsyncEngines.notes`, blocking."""
+
+    create = blocking(stores.Notes.create)
+    get = blocking(stores.Notes.get)
+    replace = blocking(stores.Notes.replace)
+    delete = blocking(stores.Notes.delete)
+    page = blocking(stores.Notes.page)
+    each = iterating(stores.Notes.each)
+
+
+class Tenants(Group[control.Tenants]):
+    """`AsyncEngines.tenants`, blocking."""
+
+    create = blocking(control.Tenants.create)
+    get = blocking(control.Tenants.get)
+    page = blocking(control.Tenants.page)
+    each = iterating(control.Tenants.each)
+    patch = blocking(control.Tenants.patch)
+
+
+class Users(Group[control.Users]):
+    """`AsyncEngines.users`, blocking."""
+
+    create = blocking(control.Users.create)
+    page = blocking(control.Users.page)
+    each = iterating(control.Users.each)
+
+
+class Members(Group[control.Members]):
+    """`AsyncEngines.members`, blocking."""
+
+    put = blocking(control.Members.put)
+    get = blocking(control.Members.get)
+    accept = blocking(control.Members.accept)
+    delete = blocking(control.Members.delete)
+
+
+class Keys(Group[control.Keys]):
+    """`AsyncEngines.keys`, blocking."""
+
+    create = blocking(control.Keys.create)
+    page = blocking(control.Keys.page)
+    each = iterating(control.Keys.each)
+    delete = blocking(control.Keys.delete)
+
+
+class Modes(Group[control.Modes]):
+    """`AsyncEngines.modes`, blocking."""
+
+    get = blocking(control.Modes.get)
+    put = blocking(control.Modes.put)
+
+
+class Issuers(Group[control.Issuers]):
+    """`AsyncEngines.issuers`, blocking."""
+
+    get = blocking(control.Issuers.get)
+    put = blocking(control.Issuers.put)
+    delete = blocking(control.Issuers.delete)
+
+
+class Collection(Group[control.Collection[T]], Generic[T]):
+    """`AsyncEngines.projects` and the like, blocking."""
+
+    create = blocking(control.Collection.create)
+    get = blocking(control.Collection.get)
+    page = blocking(control.Collection.page)
+    each = iterating(control.Collection.each)
+    patch = blocking(control.Collection.patch)
+
+
+class Backends(Group[routing.Backends]):
+    """`AsyncEngines.backends`, blocking."""
+
+    put = blocking(routing.Backends.put)
+    get = blocking(routing.Backends.get)
+    page = blocking(routing.Backends.page)
+    each = iterating(routing.Backends.each)
+    delete = blocking(routing.Backends.delete)
+    probe = blocking(routing.Backends.probe)
+
+
+class Routes(Group[routing.Routes]):
+    """`AsyncEngines.routes`, blocking."""
+
+    page = blocking(routing.Routes.page)
+    each = iterating(routing.Routes.each)
+    put = blocking(routing.Routes.put)
+    delete = blocking(routing.Routes.delete)
+    resolve = blocking(routing.Routes.resolve)
+    history = iterating(routing.Routes.history)
+
+
+class Diagnostics(Group[routing.Diagnostics]):
+    """`AsyncEngines.diagnostics`, blocking."""
+
+    live = blocking(routing.Diagnostics.live)
+    ready = blocking(routing.Diagnostics.ready)
+    routes = blocking(routing.Diagnostics.routes)
+    bootstrap = blocking(routing.Diagnostics.bootstrap)
+
+
+class Engines:
+    """`AsyncEngines` for a program without an event loop; safe to use from several threads.
+
+    with Engines("http://127.0.0.1:8080", token) as client:
+        note = client.notes.create(NewNote(title="First", content="It will be here after a restart."))
+    """
+
+    def __init__(self, url: str, token: str | None = None, **options: Any) -> None:
+        """`options` are those of `AsyncEngines`. Raises Invalid for a URL that is none."""
+        client = AsyncEngines(url, token, **options)
+        self._groups(client, Loop())
+
+    def _groups(self, client: AsyncEngines, loop: Loop) -> None:
+        self._client = client
+        self._loop = loop
+        self.events = Events(client.events, loop)
+        self.streams = Streams(client.streams, loop)
+        self.tables = Tables(client.tables, loop)
+        self.memory = Memory(client.memory, loop)
+        self.blackboard = Blackboard(client.blackboard, loop)
+        self.notes = Notes(client.notes, loop)
+        self.tenants = Tenants(client.tenants, loop)
+        self.users = Users(client.users, loop)
+        self.members = Members(client.members, loop)
+        self.keys = Keys(client.keys, loop)
+        self.modes = Modes(client.modes, loop)
+        self.issuers = Issuers(client.issuers, loop)
+        self.oses: Collection[Os] = Collection(client.oses, loop)
+        self.surfaces: Collection[Surface] = Collection(client.surfaces, loop)
+        self.apps: Collection[App] = Collection(client.apps, loop)
+        self.projects: Collection[Project] = Collection(client.projects, loop)
+        self.backends = Backends(client.backends, loop)
+        self.routes = Routes(client.routes, loop)
+        self.diagnostics = Diagnostics(client.diagnostics, loop)
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._client.url
+
+    def me(self) -> Me:
+        """The context that the server derives of this client's calls. Raises Unauthenticated."""
+        return self._loop.run(self._client.me())
+
+    def bound(self, **context: str | None) -> Engines:
+        """A client of the same server and connections in a narrower context; closing either closes both."""
+        narrower = object.__new__(Engines)
+        narrower._groups(self._client.bound(**context), self._loop)
+        return narrower
+
+    def close(self) -> None:
+        """Close every connection and end the thread. Calls under way in other threads are cancelled."""
+        if not self._loop.closed:
+            self._loop.run(self._client.close())
+            self._loop.close()
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,217 @@
+"""What control-plane calls take and give: one Struct a record, as the HTTP contract writes it.
+
+Owns names and types, like `client/results.py` for a tenant's data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+BackendClass = Literal["cloud", "server", "host_local"]
+
+
+class Me(msgspec.Struct, frozen=True, kw_only=True):
+    """The context that the server derived of a request; `sources` says where each field came from."""
+
+    tenant_id: str
+    mode: str
+    env: str
+    user_id: str
+    roles: tuple[str, ...] = ()
+    os_id: str | None = None
+    surface_id: str | None = None
+    app_id: str | None = None
+    project_id: str | None = None
+    run_id: str | None = None
+    step_id: str | None = None
+    thread_id: str | None = None
+    session_id: str | None = None
+    request_id: str = ""
+    trace_id: str | None = None
+    span_id: str | None = None
+    lab: bool = False
+    sources: dict[str, str] = {}
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+    """An isolation boundary."""
+
+    tenant_id: str
+    name: str
+    mode: str
+    envs: tuple[str, ...] = ()
+    default_env: str = ""
+    default_surface_id: str = ""
+    etag: str = ""
+
+
+class UserIdentity(msgspec.Struct, frozen=True):
+    """Who a trusted issuer says the user is."""
+
+    iss: str
+    sub: str
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """A person or an agent."""
+
+    user_id: str
+    name: str | None = None
+    identities: tuple[UserIdentity, ...] = ()
+    etag: str = ""
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's place in a tenant; it counts once the user has accepted it."""
+
+    tenant_id: str
+    user_id: str
+    role: str
+    status: str = ""
+    etag: str = ""
+
+
+class Mode(msgspec.Struct, frozen=True, kw_only=True):
+    """Which backend classes are allowed, and which kinds need no default route."""
+
+    mode: str
+    allowed_classes: tuple[BackendClass, ...]
+    optional_kinds: tuple[str, ...] = ()
+    per_tenant_kinds: tuple[str, ...] = ()
+    etag: str = ""
+
+
+class Os(msgspec.Struct, frozen=True, kw_only=True):
+    """The product level above surfaces."""
+
+    os_id: str
+    name: str
+    etag: str = ""
+
+
+class SurfaceDefaults(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a request on the surface gets when it does not say."""
+
+    app_id: str | None = None
+
+
+class Surface(msgspec.Struct, frozen=True, kw_only=True):
+    """A product scope with its aliases; it may narrow the mode."""
+
+    surface_id: str
+    os_id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    mode: str | None = None
+    defaults: SurfaceDefaults = SurfaceDefaults()
+    etag: str = ""
+
+
+class App(msgspec.Struct, frozen=True, kw_only=True):
+    """A product unit on a surface."""
+
+    app_id: str
+    surface_id: str
+    name: str
+    etag: str = ""
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's own grouping."""
+
+    project_id: str
+    name: str
+    app_id: str | None = None
+    etag: str = ""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key's record. `key` is the secret, told once: by the answer that made it."""
+
+    key_id: str
+    tenant_id: str = ""
+    user_id: str = ""
+    role: str = ""
+    name: str | None = None
+    revoked: bool = False
+    key: str | None = None
+    etag: str = ""
+
+
+class Issuer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose tokens are believed, and where its keys are."""
+
+    issuer_id: str
+    issuer: str
+    audience: str
+    jwks_file: str | None = None
+    jwks_url: str | None = None
+    hs256_secret: str | None = None
+    etag: str = ""
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """One database. `secrets` holds handles, never secrets."""
+
+    backend_id: str
+    driver: str
+    backend_class: BackendClass = msgspec.field(name="class")
+    config: dict[str, Any] = {}
+    secrets: dict[str, str] = {}
+    offered_to: Literal["*"] | tuple[str, ...] = ()
+    etag: str = ""
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What writing, reading back and deleting on the real thing found. `error`.
+
+    The code of what went wrong.
+    """
+
+    backend_id: str = ""
+    ok: bool
+    duration_ms: float = 0.0
+    error: str | None = None
+    detail: str | None = None
+
+
+class RouteScope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a route applies within its owner: at most one of the first four, and an env."""
+
+    surface_id: str | None = None
+    app_id: str | None = None
+    project_id: str | None = None
+    mode: str | None = None
+    env: str | None = None
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """(owner, kind, scope) → backend and options; `tenant_id` is the owner."""
+
+    resource_kind: str
+    backend_id: str = ""
+    tenant_id: str = ""
+    scope: RouteScope = RouteScope()
+    options: dict[str, Any] = {}
+    version: int | None = None
+    deleted: bool = False
+    etag: str = ""
+
+
+class Resolution(msgspec.Struct, frozen=True, kw_only=True):
+    """Which route answers for a kind in the caller's context, and every scope that was looked at."""
+
+    route: Route
+    looked_at: tuple[Any, ...] = ()
+
+
+class KindState(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind's state: ready, missing, forbidden or unreachable."""
+
+    resource_kind: str
+    state: str
+    required: bool = True
+    backend_id: str | None = None
+    detail: str | None = None

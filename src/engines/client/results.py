@@ -1,0 +1,198 @@
+"""What calls take and give: one Struct a record, as the HTTP contract writes it.
+
+Owns names and types. A member that a newer server adds is passed over; one that a record may lack is None.
+`etag` is the ETag header's value, quotes included: hand it back as `if_match` unchanged.
+
+Bases are used where the JSON of several records has the same members side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+Source = Literal["ui", "agent", "connector", "tool"]
+ContentType = Literal["markdown", "text", "json"]
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """One page of a list. `after` goes on from its end.
+
+    None, and only None, means that there is nothing more.
+    """
+
+    items: tuple[T, ...]
+    after: str | None = None
+
+
+class Stamped(msgspec.Struct, frozen=True, kw_only=True):
+    """Identity and provenance that the server stamped on a record."""
+
+    tenant_id: str
+    mode: str = ""
+    env: str = ""
+    user_id: str = ""
+    surface_id: str = ""
+    app_id: str | None = None
+    project_id: str | None = None
+    run_id: str = ""
+    step_id: str = ""
+    thread_id: str | None = None
+    etag: str = ""
+
+
+# --- events ---
+
+
+class Causality(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where an event belongs in a trace."""
+
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+class NewEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event to append. What is None comes from the request's context, or stays absent.
+
+    `event_id`: a UUID of the caller's own, of any version but 8, under which a repeat is recognised; at most
+    98 events of one request may have one. `occurred_at`: RFC 3339, the caller's own time.
+    """
+
+    event_type: str
+    payload: dict[str, Any]
+    event_id: str | None = None
+    run_id: str | None = None
+    step_id: str | None = None
+    parent_event_id: str | None = None
+    thread_id: str | None = None
+    source: Source | None = None
+    occurred_at: str | None = None
+    causality: Causality | None = None
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """Where an event stands: positions start at 1 and have no gaps."""
+
+    event_id: str
+    position: int
+    cursor: str
+
+
+class AppendedEvents(msgspec.Struct, frozen=True):
+    """The answer to an append, in the order of the request."""
+
+    events: tuple[Appended, ...]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of the spine or of a stream. `payload` is None once the event was redacted."""
+
+    event_id: str
+    position: int
+    cursor: str
+    tenant_id: str = ""
+    mode: str = ""
+    env: str = ""
+    user_id: str | None = None
+    surface_id: str | None = None
+    app_id: str | None = None
+    project_id: str | None = None
+    run_id: str = ""
+    step_id: str = ""
+    parent_event_id: str | None = None
+    thread_id: str | None = None
+    timestamp: str = ""
+    occurred_at: str | None = None
+    event_type: str = ""
+    source: str = ""
+    payload: dict[str, Any] | None = None
+    route: str = ""
+    causality: Causality | None = None
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The end of a log. Kept elsewhere, it shows a truncation or a rewrite to `verify`."""
+
+    position: int
+    digest: str
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """What reading a whole log and its digests found; `head` is where it ends now."""
+
+    head: Head
+
+
+# --- records ---
+
+
+class TableRow(Stamped, frozen=True, kw_only=True):
+    """One row of a table, by partition key and sort key."""
+
+    table: str
+    pk: str
+    sk: str
+    value: Any
+    created_at: str = ""
+    updated_at: str = ""
+
+
+class MemoryEntry(Stamped, frozen=True, kw_only=True):
+    """One entry of a session's memory; `expires_at` only where a time to live was asked for."""
+
+    session_id: str
+    key: str
+    value: Any
+    created_at: str = ""
+    updated_at: str = ""
+    expires_at: str | None = None
+
+
+class BlackboardEntry(Stamped, frozen=True, kw_only=True):
+    """One entry of a run's blackboard, at one of its versions (from 1)."""
+
+    key: str
+    value: Any
+    version: int
+    created_at: str = ""
+    updated_at: str = ""
+
+
+class NoteSource(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who made a note."""
+
+    created_by: Literal["user", "agent"] | None = None
+    agent_id: str | None = None
+    run_id: str | None = None
+
+
+class NoteTimestamps(msgspec.Struct, frozen=True):
+    """RFC 3339 in UTC, from the server's clock."""
+
+    created_at: str
+    updated_at: str
+
+
+class NewNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The contents of a note. `content` is text, or any JSON where `content_type` is `json`."""
+
+    content: Any
+    title: str | None = None
+    content_type: ContentType | None = None
+    tags: tuple[str, ...] | None = None
+    source: NoteSource | None = None
+
+
+class Note(Stamped, frozen=True, kw_only=True):
+    """A note; it belongs to its user."""
+
+    note_id: str
+    title: str = ""
+    content: Any = None
+    content_type: ContentType = "markdown"
+    tags: tuple[str, ...] = ()
+    source: NoteSource = NoteSource()
+    timestamps: NoteTimestamps | None = None
