@@ -32,7 +32,8 @@ from engines.core.documents import Documents
 from engines.core.lease import Lease
 from engines.core.outbox import Backlog, Relay
 from engines.core.secrets import Secrets
-from engines.drivers.registry import document_driver, driver_of_url, secret_sources
+from engines.core.secrets import Secrets
+from engines.drivers.registry import document_driver, driver_of_url, secret_sources, secret_sources
 from engines.errors import EnginesError, Invalid
 from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit

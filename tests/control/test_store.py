@@ -43,7 +43,9 @@ async def test_two_who_claim_one_identity_at_once_have_one_winner(another: Anoth
         return_exceptions=True,
     )
     assert sum(isinstance(result, Stored) for result in results) == 1
-    assert sum(isinstance(result, Conflict) for result in results) == 3
+    losers = [result for result in results if isinstance(result, Conflict)]
+    assert len(losers) == 3
+    assert all("another record" in loser.detail for loser in losers)
 
 
 async def test_an_identity_given_up_is_free_for_another(another: Another) -> None:

@@ -1,0 +1,125 @@
+"""A control plane with two tenants, three backends and the services that change routes."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engines.clock import Clock, SystemClock
+from engines.control.bootstrap import apply_seed, bootstrap
+from engines.control.directory import Directory
+from engines.control.records import Backend
+from engines.control.service import Service
+from engines.core.secrets import Secrets
+from engines.drivers.registry import secret_sources
+from engines.ids import Ids
+from engines.routing.backends import Backends
+from engines.routing.diagnostics import Diagnostics
+from engines.routing.router import Router
+from engines.routing.routes import BackendRecords, Routes
+from engines.scope import RequestContext
+from engines.wiring import ControlPlane, open_control_plane
+
+SEED = {
+    "tenants": [
+        {"tenant_id": "t_a", "name": "A", "mode": "lab", "envs": ["prod", "dev"], "default_surface_id": "chat"},
+        {"tenant_id": "t_b", "name": "B", "mode": "lab", "envs": ["prod"], "default_surface_id": "chat"},
+    ],
+    "apps": [{"app_id": "app1", "surface_id": "chat", "name": "App"}],
+    "projects": [
+        {"tenant_id": "t_a", "project_id": "p1", "name": "P"},
+        {"tenant_id": "t_b", "project_id": "p2", "name": "P"},
+    ],
+}
+PERMISSIONS = frozenset({"routes.read", "routes.write", "tenant.write", "notes.read", "notes.write"})
+
+
+def context(tenant_id: str = "t_a", **changes: object) -> RequestContext:
+    """An owner of a tenant, as identity would make it."""
+    base = RequestContext(
+        tenant_id=tenant_id,
+        mode="lab",
+        env="prod",
+        user_id="u1",
+        roles=("owner",),
+        permissions=PERMISSIONS,
+        os_id="engines",
+        surface_id="chat",
+        run_id="r1",
+        step_id="0",
+        request_id="r1",
+        trace_id="0" * 32,
+        span_id="0" * 16,
+        lab=True,
+        sources={},
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+ADMIN = context("t_system", roles=("admin",))
+
+
+class Process(msgspec.Struct, frozen=True):
+    """What one process has of routing."""
+
+    control: ControlPlane
+    directory: Directory
+    backends: Backends
+    router: Router
+    routes: Routes
+    records: BackendRecords
+    diagnostics: Diagnostics
+
+
+NewProcess = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def control_plane_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite://{tmp_path}/control.db"
+    return str(request.getfixturevalue("postgres_database"))
+
+
+def sqlite_backend(backend_id: str, directory: Path, offered_to: object = "*") -> Backend:
+    return Backend(
+        backend_id=backend_id,
+        driver="sqlite",
+        backend_class="host_local",
+        config={"path": str(directory / f"{backend_id}.db")},
+        offered_to=offered_to,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+async def new_process(control_plane_url: str, tmp_path: Path) -> AsyncIterator[NewProcess]:
+    """Each call is another process on the one control plane: a lab whose default backend is `lab`."""
+    async with AsyncExitStack() as stack:
+
+        async def make(clock: Clock | None = None) -> Process:
+            chosen = clock or SystemClock()
+            control = await stack.enter_async_context(open_control_plane(control_plane_url, clock=chosen))
+            data = sqlite_backend("lab", tmp_path)
+            await bootstrap(control.store, control.record, data=data, host_local=True)
+            await apply_seed(control.store, SEED)
+            directory = Directory(control.store, chosen)
+            await directory.refresh()
+            resolver = Secrets(secret_sources())
+            backends = Backends(control.documents, resolver, ids=Ids(chosen), clock=chosen)
+            stack.push_async_callback(backends.close)
+            router = Router(directory, backends)
+            service = Service(control.store, router)
+            control.store.on_change = directory.refresh
+            return Process(
+                control=control,
+                directory=directory,
+                backends=backends,
+                router=router,
+                routes=Routes(service, router),
+                records=BackendRecords(service, backends),
+                diagnostics=Diagnostics(router, backends),
+            )
+
+        yield make
