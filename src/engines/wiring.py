@@ -195,6 +195,7 @@ async def open_engines(
             async with _running(directory.follow(), relay.run(), backends.reclaim()):
                 yield engines
         finally:
+            await engines.contexts.close()
             await refusals.close()
             await spine.close()
             await streams.close()

@@ -4,6 +4,7 @@ Owns the names under which backend records refer to drivers, and loading a drive
 so that an SDK is imported only where a backend needs it. Leaves opening backends to `routing/backends.py`.
 
 A document driver's module has `DESCRIPTION`, `Config` (a Struct) and `open_driver(config, secrets, clock)`.
+A source of secrets has `open_source(places)`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ import msgspec
 from engines.clock import Clock
 from engines.errors import Invalid
 from engines.ports.documents import DocumentDriver, DriverDescription
-from engines.ports.secrets import Secret
+from engines.ports.secrets import Secret, SecretSource
 
 DOCUMENT_DRIVERS: Final[Mapping[str, str]] = {
     "sqlite": "engines.drivers.documents.sqlite",
     "postgres": "engines.drivers.documents.postgres",
+}
+# The schemes of secret handles, and the source that reads each.
+SECRET_SOURCES: Final[Mapping[str, str]] = {
+    "env": "engines.drivers.secrets.environment",
+    "json": "engines.drivers.secrets.json_file",
+    "file": "engines.drivers.secrets.mount",
 }
 # The schemes of a control plane's URL, and the driver that reads each.
 URL_SCHEMES: Final[Mapping[str, str]] = {
@@ -60,3 +67,17 @@ def driver_of_url(url: str) -> str:
         schemes = ", ".join(f"{scheme}://" for scheme in URL_SCHEMES)
         raise Invalid(f"a control plane's URL begins with one of {schemes}", field="control_plane")
     return name
+
+
+class SecretSourceModule(Protocol):
+    """What the module of a source of secrets offers."""
+
+    def open_source(self, places: Mapping[str, str]) -> SecretSource: ...
+
+
+def secret_sources(**places: str) -> dict[str, SecretSource]:
+    """Every source by its scheme. `places` are the bootstrap's: a JSON `file`, a mounted `directory`."""
+    return {
+        scheme: cast(SecretSourceModule, importlib.import_module(module)).open_source(places)
+        for scheme, module in SECRET_SOURCES.items()
+    }

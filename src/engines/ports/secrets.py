@@ -2,7 +2,7 @@
 
 Owns the shape of a handle and the `SecretSource` protocol. A handle is `scheme:name`, such as
 `env:ENGINES_SECRET_DB`, `json:db/password` or `file:/run/secrets/db`; records and routes hold handles, never values.
-Leaves each scheme to a driver under `drivers/secrets/` and choosing among them to `drivers/registry.py`.
+Leaves each scheme to a driver under `drivers/secrets/` and choosing among them to `core/secrets.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class SecretSource(Protocol):
     """One place where secrets are kept."""
 
     async def resolve(self, name: str) -> Secret:
-        """The secret's present value. Raises BackendRefused, naming the handle and never a value."""
+        """The secret's present value. Raises Invalid for a name that the scheme cannot have, BackendRefused
+        where it cannot be read. Both name the handle and never a value."""
         ...
 
 
