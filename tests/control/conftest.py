@@ -19,7 +19,7 @@ def control_plane_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def processes(control_plane_url: str) -> AsyncIterator[AsyncExitStack]:
+async def processes() -> AsyncIterator[AsyncExitStack]:
     """Closes whatever a test opens."""
     async with AsyncExitStack() as stack:
         yield stack

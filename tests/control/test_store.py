@@ -88,7 +88,9 @@ async def test_a_deleted_record_is_gone_and_its_versions_go_on(another: Another)
         await store.delete(USERS, ["u1"], actor=ACTOR)
     again = await put_user(store, User(user_id="u1", name="Eve"), condition=Condition(absent=True))
     assert (again.version, again.created) == (3, True)
-    history = [(item.version, item.deleted, item.record.name) for item in (await store.versions(USERS, "u1")).items]
+    history = [
+        (item.version, item.deleted, item.record.name) for item in (await store.versions(USERS, "u1")).items
+    ]
     assert history == [(1, False, "Ada"), (2, True, "Ada"), (3, False, "Eve")]
 
 
@@ -138,7 +140,7 @@ async def test_a_repeated_request_gets_its_first_answer_and_changes_nothing(anot
 
 
 async def test_what_a_change_read_of_other_records_still_holds_when_it_is_written(another: Another) -> None:
-    """A membership is built only while its tenant stands; deleting the tenant at the same time loses or wins whole."""
+    """A membership is built only while its tenant stands, whatever happens meanwhile."""
     one, two = (await another()).store, (await another()).store
     tenant = Tenant(tenant_id="t_a", name="A", mode="lab", default_surface_id="chat")
 

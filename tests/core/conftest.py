@@ -25,7 +25,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def new_documents(database_url: str) -> AsyncIterator[NewDocuments]:
-    """Each call opens the database anew, as another process would, with a driver whose faults are scripted."""
+    """Each call opens the database anew, as another process would; a test scripts its faults."""
     async with AsyncExitStack() as stack:
 
         async def make(clock: Clock | None = None) -> tuple[Documents, FaultyDriver]:

@@ -4,8 +4,7 @@ import asyncio
 
 from engines.core.lease import DURATION_S, Lease
 from engines.testing.clock import ManualClock
-
-from .conftest import NewDocuments
+from tests.core.conftest import NewDocuments
 
 PARTITION = "work.t_a.prod.0"
 
@@ -21,12 +20,9 @@ async def test_a_holder_renews_and_knows_that_nobody_came_between(new_documents:
     clock = ManualClock()
     documents, _ = await new_documents(clock)
     lease = Lease(documents, PARTITION, "relay", holder="one", clock=clock)
-    assert await lease.acquire()
-    assert not lease.continued
+    assert (await lease.acquire(), lease.continued) == (True, False)
     clock.advance(DURATION_S / 3)
-    assert await lease.acquire()
-    assert lease.continued
-    assert lease.held
+    assert (await lease.acquire(), lease.continued, lease.held) == (True, True, True)
 
 
 async def test_a_lapsed_lease_is_taken_over_and_its_holder_learns_it(new_documents: NewDocuments) -> None:

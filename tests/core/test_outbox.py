@@ -1,8 +1,7 @@
 """The outbox: what a change must tell the log arrives there once, whatever breaks in between.
 
-The rules, and what each was seen to catch when it was broken on purpose: an entry removed before its delivery
-(lost in `…_that_dies_between…`); delivery under a fresh id (doubled there); `first_attempt` true after a take-over
-(doubled in `…_behind_more_than_a_segment…`); a failing group that stops the round (`…_waits_alone`); no bound (`…_past_the_bound…`).
+Each rule was broken on purpose and seen to be caught: an entry removed before its delivery, delivery under a
+fresh id, `first_attempt` true after a take-over, no removal, a failing group that ends the round, no bound.
 """
 
 import asyncio
@@ -22,8 +21,7 @@ from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Put
 from engines.testing.clock import ManualClock
 from engines.testing.faults import Fault
-
-from .conftest import NewDocuments
+from tests.core.conftest import NewDocuments
 
 PARTITION = "work.t_system.global.0"
 CLOCK = SystemClock()
@@ -97,7 +95,9 @@ async def test_every_message_is_delivered_in_order_and_removed(new_documents: Ne
     await spine.close()
 
 
-async def test_a_relay_that_dies_between_delivery_and_removal_doubles_nothing(new_documents: NewDocuments) -> None:
+async def test_a_relay_that_dies_between_delivery_and_removal_doubles_nothing(
+    new_documents: NewDocuments,
+) -> None:
     documents, faulty = await new_documents()
     spine = Spine((await new_documents())[0])
     for number in range(3):

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engines.clock import Clock, SystemClock
-from engines.control.bootstrap import apply_seed, bootstrap
+from engines.control.bootstrap import Seed, apply_seed, bootstrap
 from engines.control.directory import Directory
 from engines.control.records import Backend
 from engines.control.service import Service
@@ -19,12 +19,17 @@ from engines.routing.backends import Backends
 from engines.routing.diagnostics import Diagnostics
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
-from engines.scope import RequestContext
 from engines.wiring import ControlPlane, open_control_plane
 
-SEED = {
+SEED: Seed = {
     "tenants": [
-        {"tenant_id": "t_a", "name": "A", "mode": "lab", "envs": ["prod", "dev"], "default_surface_id": "chat"},
+        {
+            "tenant_id": "t_a",
+            "name": "A",
+            "mode": "lab",
+            "envs": ["prod", "dev"],
+            "default_surface_id": "chat",
+        },
         {"tenant_id": "t_b", "name": "B", "mode": "lab", "envs": ["prod"], "default_surface_id": "chat"},
     ],
     "apps": [{"app_id": "app1", "surface_id": "chat", "name": "App"}],
@@ -33,32 +38,6 @@ SEED = {
         {"tenant_id": "t_b", "project_id": "p2", "name": "P"},
     ],
 }
-PERMISSIONS = frozenset({"routes.read", "routes.write", "tenant.write", "notes.read", "notes.write"})
-
-
-def context(tenant_id: str = "t_a", **changes: object) -> RequestContext:
-    """An owner of a tenant, as identity would make it."""
-    base = RequestContext(
-        tenant_id=tenant_id,
-        mode="lab",
-        env="prod",
-        user_id="u1",
-        roles=("owner",),
-        permissions=PERMISSIONS,
-        os_id="engines",
-        surface_id="chat",
-        run_id="r1",
-        step_id="0",
-        request_id="r1",
-        trace_id="0" * 32,
-        span_id="0" * 16,
-        lab=True,
-        sources={},
-    )
-    return msgspec.structs.replace(base, **changes)
-
-
-ADMIN = context("t_system", roles=("admin",))
 
 
 class Process(msgspec.Struct, frozen=True):

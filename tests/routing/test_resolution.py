@@ -14,8 +14,8 @@ from engines.ports.documents import ABSENT, Put
 from engines.routing.router import Where, where
 from engines.scope import RouteScope
 from engines.testing.clock import ManualClock
-
-from .conftest import ADMIN, NewProcess, Process, context, sqlite_backend
+from tests.contexts import ADMIN, context
+from tests.routing.conftest import NewProcess, Process, sqlite_backend
 
 NEW = Condition(absent=True)
 ANY = Condition(versions=("*",))
@@ -61,7 +61,8 @@ async def test_the_tenants_own_most_specific_route_wins_then_t_systems(
         (owner, {"project_id": "p1", "env": "dev"}),
     ]
     asked = Where(tenant_id="t_a", mode="lab", env="dev", surface_id="chat", app_id="app1", project_id="p1")
-    assert (await process.router.resolve("notes_store", asked)).route.backend_id == "lab"
+    resolution = await process.router.resolve("notes_store", asked)
+    assert resolution.route.backend_id == "lab"
     for number, (who, scope) in enumerate(steps):
         await add_backend(process, sqlite_backend(f"b{number}", tmp_path))
         await route(process, who, f"b{number}", **scope)
@@ -72,7 +73,9 @@ async def test_the_tenants_own_most_specific_route_wins_then_t_systems(
     assert (await process.router.resolve("notes_store", other)).route.backend_id == "b1"
 
 
-async def test_no_route_is_missing_and_says_where_it_looked_and_how_to_add_one(new_process: NewProcess) -> None:
+async def test_no_route_is_missing_and_says_where_it_looked_and_how_to_add_one(
+    new_process: NewProcess,
+) -> None:
     process = await new_process()
     await process.routes.delete(ADMIN, "notes_store", RouteScope(), condition=ANY)
     with pytest.raises(MissingRoute) as caught:
@@ -131,7 +134,7 @@ async def test_every_process_adopts_a_switch_within_a_second(new_process: NewPro
     await route(writer, context(), "other")
     async with asyncio.timeout(ADOPTION_S):
         for reader in readers:
-            while (await reader.router.place("notes_store", context())).backend_id != "other":
+            while (await reader.router.place("notes_store", context())).backend_id != "other":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     for task in following:
         task.cancel()

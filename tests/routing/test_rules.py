@@ -20,8 +20,8 @@ from engines.errors import (
 )
 from engines.routing.diagnostics import probe
 from engines.scope import RouteScope
-
-from .conftest import ADMIN, NewProcess, Process, context, sqlite_backend
+from tests.contexts import ADMIN, context
+from tests.routing.conftest import NewProcess, Process, sqlite_backend
 
 NEW = Condition(absent=True)
 ANY = Condition(versions=("*",))
@@ -68,7 +68,9 @@ async def test_an_owner_routes_only_to_what_is_offered(new_process: NewProcess, 
     await put(process, context("t_b"), backend_id="theirs")
 
 
-async def test_a_backend_in_use_is_neither_deleted_nor_withdrawn(new_process: NewProcess, tmp_path: Path) -> None:
+async def test_a_backend_in_use_is_neither_deleted_nor_withdrawn(
+    new_process: NewProcess, tmp_path: Path
+) -> None:
     process = await new_process()
     await process.records.put(ADMIN, sqlite_backend("b1", tmp_path), condition=NEW)
     await put(process, context(), backend_id="b1")
@@ -81,7 +83,9 @@ async def test_a_backend_in_use_is_neither_deleted_nor_withdrawn(new_process: Ne
     await process.records.delete(ADMIN, "b1", condition=ANY)
 
 
-async def test_only_those_who_may_write_backends_and_defaults_do(new_process: NewProcess, tmp_path: Path) -> None:
+async def test_only_those_who_may_write_backends_and_defaults_do(
+    new_process: NewProcess, tmp_path: Path
+) -> None:
     process = await new_process()
     member = context(permissions=frozenset({"routes.read"}), roles=("member",))
     with pytest.raises(Forbidden):
@@ -122,7 +126,13 @@ async def test_kinds_are_known_by_name_or_alias_and_reserved_ones_stay_so(new_pr
 
 async def test_options_are_those_of_the_kind_within_their_bounds(new_process: NewProcess) -> None:
     process = await new_process()
-    for options in ({"anything": 1}, {"versions_kept": 0}, {"versions_kept": "5"}, {"versions_kept": True}):
+    wrong: list[dict[str, object]] = [
+        {"anything": 1},
+        {"versions_kept": 0},
+        {"versions_kept": "5"},
+        {"versions_kept": True},
+    ]
+    for options in wrong:
         with pytest.raises(Invalid):
             await put(process, context(), kind="blackboard_store", options=options)
     await put(process, context(), kind="blackboard_store", options={"versions_kept": 5})
@@ -146,7 +156,11 @@ async def test_a_backend_record_holds_no_secret_and_only_what_its_driver_reads(
         Backend(backend_id="b", driver="sqlite", backend_class="host_local", config={}),
         Backend(backend_id="b", driver="sqlite", backend_class="host_local", config={**path, "more": 1}),
         Backend(
-            backend_id="b", driver="sqlite", backend_class="host_local", config=path, secrets={"password": "env:A"}
+            backend_id="b",
+            driver="sqlite",
+            backend_class="host_local",
+            config=path,
+            secrets={"password": "env:A"},
         ),
         Backend(backend_id="b", driver="postgres", backend_class="server", config={"password": "open"}),
     ]
