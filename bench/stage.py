@@ -1,0 +1,124 @@
+"""What a comparison is given: its sizes, a real PostgreSQL, a directory for files.
+
+Owns the sizes by name, the server, and removing what was made. Leaves schemas and clients to the comparisons.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from tests.servers.postgres import PostgresServer
+
+EVENT_BYTES: Final = 400
+APPENDERS: Final = 32
+CONNECTIONS: Final = 32
+SEED: Final = 20_261_121
+# Checkpoints are seldom, so that one of them does not fall into the round of one side; fsync and all else that
+# makes a commit durable is as in production.
+POSTGRES_SETTINGS: Final = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a run does."""
+
+    name: str
+    rounds: int
+    appends_each: int  # of each appender, in a round
+    lone_appends: int
+    recorder_appends_each: int  # of each of the other recorder's appenders, in a round
+    route_resolutions: int
+    list_events_few: int
+    list_events_many: int
+    list_reads: int
+    http_requests: int  # in a round
+    memory_requests: int
+    memory_warm_requests: int
+
+
+FULL: Final = Sizes(
+    name="full",
+    rounds=11,
+    appends_each=600,
+    lone_appends=1_500,
+    recorder_appends_each=50,
+    route_resolutions=20_000,
+    list_events_few=10_000,
+    list_events_many=1_000_000,
+    list_reads=300,
+    http_requests=6_000,
+    memory_requests=1_000_000,
+    memory_warm_requests=100_000,
+)
+QUICK: Final = Sizes(
+    name="quick",
+    rounds=5,
+    appends_each=200,
+    lone_appends=400,
+    recorder_appends_each=15,
+    route_resolutions=5_000,
+    list_events_few=10_000,
+    list_events_many=100_000,
+    list_reads=100,
+    http_requests=1_500,
+    memory_requests=20_000,
+    memory_warm_requests=10_000,
+)
+TINY: Final = Sizes(
+    name="tiny",
+    rounds=1,
+    appends_each=3,
+    lone_appends=5,
+    recorder_appends_each=1,
+    route_resolutions=50,
+    list_events_few=200,
+    list_events_many=1_000,
+    list_reads=5,
+    http_requests=64,
+    memory_requests=200,
+    memory_warm_requests=100,
+)
+
+
+class Stage:
+    """One run of the benchmark. The PostgreSQL starts with the first database that is asked for."""
+
+    def __init__(self, sizes: Sizes, *, server: PostgresServer | None = None) -> None:
+        """`server`: a running one to use, which stays running; by default one of this run's own."""
+        self.sizes = sizes
+        self._given = server
+        self._own: PostgresServer | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="engines-bench-")
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._own is not None:
+            self._own.close()
+        self._directory.cleanup()
+
+    def new_database(self) -> str:
+        """The URL of an empty PostgreSQL database."""
+        return self._server().create_database(f"bench_{next(self._numbers)}")
+
+    def new_directory(self) -> Path:
+        path = Path(self._directory.name) / str(next(self._numbers))
+        path.mkdir(mode=0o700)
+        return path
+
+    def _server(self) -> PostgresServer:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            self._own = PostgresServer(settings=POSTGRES_SETTINGS)
+            self._own.start()
+        return self._own
