@@ -114,7 +114,7 @@ def config_from_url(url: str) -> tuple[dict[str, Any], str | None]:
         config = msgspec.convert({key: value for key, value in given.items() if value}, Config, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
         raise Invalid(
-            f"this is no postgresql://user:password@host:port/database: {error}", field="url"
+            f"this is no postgresql://user:password@host:port/database: {error}", field="control_plane"
         ) from None
     password = None if parts.password is None else unquote(parts.password)
     return {key: value for key, value in msgspec.to_builtins(config).items() if value is not None}, password

@@ -1,0 +1,80 @@
+"""Storage for the conformance kit: one harness for each driver in the registry.
+
+Owns how a test gets fresh storage of each kind. A driver that is in the registry and not here fails each test
+of the kit, in words.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engines.clock import SystemClock
+from engines.drivers.registry import document_driver
+from engines.ports.documents import DocumentDriver
+from engines.ports.secrets import Secret
+from engines.testing.clock import ManualClock
+from engines.testing.documents import DocumentHarness, Network, NotOffered, Process, Server
+from tests.servers.postgres import PostgresServer
+
+HarnessMaker = Callable[[pytest.FixtureRequest], DocumentHarness]
+
+
+def sqlite_harness(request: pytest.FixtureRequest) -> DocumentHarness:
+    directory: Path = request.getfixturevalue("tmp_path")
+    clock = ManualClock()
+    module = document_driver("sqlite")
+    config = {"path": str(directory / "documents.db")}
+    return DocumentHarness(
+        clock=clock,
+        open=lambda: module.open_driver(msgspec.convert(config, module.Config), {}, clock),
+        server=NotOffered("SQLite has no server: its process is the client's"),
+        network=NotOffered("SQLite has no network: it is a file"),
+        process=_process("sqlite", config, None),
+    )
+
+
+def postgres_harness(request: pytest.FixtureRequest) -> DocumentHarness:
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    database: str = request.getfixturevalue("conformance_database")
+    clock = ManualClock()
+    module = document_driver("postgres")
+    url = f"{server.url(database)}?schema=kit_{uuid.uuid4().hex}&pool_size=6"
+    config, password = module.config_from_url(url)
+    secrets = {"password": Secret(password or "")}
+
+    def open_at(host: str, port: int) -> DocumentDriver:
+        there = {**config, "host": host, "port": port}
+        return module.open_driver(msgspec.convert(there, module.Config), secrets, clock)
+
+    address = (config["host"], config["port"])
+    return DocumentHarness(
+        clock=clock,
+        open=lambda: open_at(*address),
+        server=Server(
+            kill=lambda: asyncio.to_thread(server.kill9), start=lambda: asyncio.to_thread(server.start)
+        ),
+        network=Network(address=address, open=open_at),
+        process=_process("postgres", config, password),
+    )
+
+
+HARNESSES: Mapping[str, HarnessMaker] = {"sqlite": sqlite_harness, "postgres": postgres_harness}
+
+
+def open_client(driver: str, config: dict[str, Any], password: str | None) -> DocumentDriver:
+    """What another process calls to open a client."""
+    module = document_driver(driver)
+    secrets = {} if password is None else {"password": Secret(password)}
+    return module.open_driver(msgspec.convert(config, module.Config), secrets, SystemClock())
+
+
+def _process(driver: str, config: dict[str, Any], password: str | None) -> Process:
+    return Process(
+        function=f"{__name__}:{open_client.__name__}",
+        arguments={"driver": driver, "config": config, "password": password},
+    )
