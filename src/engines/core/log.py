@@ -116,7 +116,8 @@ class Log:
         self._ids = ids
         self._clock = clock
         self._timeout_s = timeout_s
-        self._event_ids = EventIds(stream)
+        # Of two tenants' streams of one name, no two events share an id.
+        self._event_ids = EventIds(f"{kind}.{tenant_id}.{env}.{stream}")
         self._chain = Chain(documents, address, segment_size_default=segment_size_default)
         self._committer = Committer(
             self._chain, event_ids=self._event_ids, clock=clock, on_tail=self._wake_followers

@@ -2,12 +2,13 @@
 
 Owns entries and their keys `b!{project or -}!{run}!{key}`, anchored at project and run. A write says what it
 expects to replace, so nobody overwrites what they have not seen. How large a value may be and how many
-versions are kept is the route's to say (`BlackboardOptions`). Leaves keeping versions to `core/versioned.py`.
+versions are kept is the route's to say, within the catalogue's bounds. Leaves keeping versions to
+`core/versioned.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -20,21 +21,14 @@ from engines.core.idempotency import Request
 from engines.core.keys import NO_PROJECT, join, record_key
 from engines.core.listing import START, Listed, Window, list_records
 from engines.core.place import Place, Places
-from engines.core.records import ANYTHING, RECORD_BYTES_MAX, Condition, Draft
-from engines.errors import BackendRefused, Invalid, NotFound, TooLarge
+from engines.core.records import ANYTHING, Condition, Draft
+from engines.errors import Invalid, NotFound, TooLarge
 from engines.ids import Ids
 from engines.ports.documents import Doc
 from engines.scope import RequestContext, check_id
 from engines.stores.scoped import Change, IdentityFields, Stamped, check_body, stamp, with_etag
 
-VERSIONS_KEPT_MAX: Final = 10_000
-
-
-class BlackboardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a route to the blackboard may say. Sizes are of the value as compact JSON in UTF-8."""
-
-    value_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=RECORD_BYTES_MAX)] = RECORD_BYTES_MAX
-    versions_kept: Annotated[int, msgspec.Meta(ge=1, le=VERSIONS_KEPT_MAX)] = versioned.VERSIONS_KEPT_DEFAULT
+_OPTIONS: Final = {option.name: option for option in catalogue.kind_named(catalogue.BLACKBOARD).options}
 
 
 class BlackboardInput(IdentityFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,8 +64,8 @@ class Blackboard:
     """The blackboards of a tenant and env, within the bound project.
 
     Every method raises Invalid (a malformed id), Forbidden (the role does not grant it), ContextMismatch,
-    MissingRoute, ForbiddenBackendClass, Throttled, Unavailable, BackendRefused (also for options of a route
-    that nobody can read), Corrupt; changes also OutcomeUnknown.
+    MissingRoute, ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt; changes also
+    OutcomeUnknown.
     """
 
     def __init__(self, places: Places, ids: Ids, clock: Clock) -> None:
@@ -121,9 +115,10 @@ class Blackboard:
         entry = check_body(context, entry)
         check_json_value(entry.value, "value")
         place = await self._places.place_for_change(catalogue.BLACKBOARD, context)
-        options = _options(place)
-        if len(encode_json(entry.value).encode()) > options.value_bytes_max:
-            raise TooLarge(f"a value of this blackboard holds at most {options.value_bytes_max} bytes")
+        value_bytes_max = _option(place, "value_bytes_max")
+        if len(encode_json(entry.value).encode()) > value_bytes_max:
+            raise TooLarge(f"a value of this blackboard holds at most {value_bytes_max} bytes", field="value")
+        versions_kept = _option(place, "versions_kept")
         now = timestamp(self._clock.now())
 
         def build(doc: Doc | None) -> Draft:
@@ -136,7 +131,7 @@ class Blackboard:
                 created_at=now if former is None else former.record.created_at,
                 updated_at=now,
             )
-            return _draft(head_key, record, 1 if former is None else former.oldest, options.versions_kept)
+            return _draft(head_key, record, 1 if former is None else former.oldest, versions_kept)
 
         partition = await place.partition(_anchor(context, run_id))
         written = await records.replace(
@@ -187,13 +182,11 @@ def _key(context: RequestContext, run_id: str, key: str) -> str:
     return record_key("b", context.project_id or NO_PROJECT, run_id, key)
 
 
-def _options(place: Place) -> BlackboardOptions:
-    try:
-        return msgspec.convert(place.options, BlackboardOptions)
-    except msgspec.ValidationError as error:
-        raise BackendRefused(
-            "the options of this route are not a blackboard's", resource_kind=place.kind
-        ) from error
+def _option(place: Place, name: str) -> int:
+    """What the route says; its bounds were checked when it was written."""
+    value = place.options.get(name, _OPTIONS[name].default)
+    assert isinstance(value, int)
+    return value
 
 
 def _draft(head_key: str, record: BlackboardEntry, oldest: int, kept: int) -> Draft:

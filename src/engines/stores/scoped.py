@@ -125,6 +125,8 @@ _CHECKS: Final = {
 
 
 def _check_identity(context: RequestContext, body: IdentityFields) -> None:
+    if _names_nobody(body):
+        return
     for name in IdentityFields.__struct_fields__:
         claimed = getattr(body, name)
         if claimed is None:
@@ -132,3 +134,10 @@ def _check_identity(context: RequestContext, body: IdentityFields) -> None:
         check = _CHECKS.get(name)
         if (claimed if check is None else check(claimed, name)) != getattr(context, name):
             raise ContextMismatch(f"the body names another {name} than the request's", field=name)
+
+
+def _names_nobody(body: IdentityFields) -> bool:
+    return (
+        body.tenant_id is body.mode is body.env is body.user_id is None
+        and body.surface_id is body.app_id is body.project_id is None
+    )

@@ -1,0 +1,238 @@
+"""Logs of events under one resource kind: what the spine and the streams have in common.
+
+Owns appending, finding, listing, following and verifying by way of the open logs, and the cursors of events.
+A follower stays on its log for as long as the route leads there. Leaves permissions to `stores/events.py`,
+an event's fields to `stores/event_records.py`, pages to `stores/event_pages.py`, the log to `core/log.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Final, cast
+
+import msgspec
+
+from engines.core.appends import EVENTS_MAX
+from engines.core.cursor import Cursors, list_scope
+from engines.core.idempotency import Request
+from engines.core.listing import Listed, Window
+from engines.core.log import Batch, Entry, Head, Log, Sealed
+from engines.core.place import Place, Places
+from engines.errors import EnginesError, Invalid, NotFound, TooLarge, Unavailable
+from engines.scope import RequestContext
+from engines.stores.event_pages import EventFilter, list_events
+from engines.stores.event_records import (
+    Event,
+    EventView,
+    NewEvent,
+    SystemEvent,
+    client_entry,
+    is_uuid,
+    system_entry,
+)
+from engines.stores.open_logs import OpenLogs
+
+# How soon a follower notices that its log's route leads elsewhere or is gone.
+ROUTE_CHECK_S: Final = 1.0
+
+
+class AppendedEvent(msgspec.Struct, frozen=True):
+    """Where an event stands. Positions start at 1 and have no gaps."""
+
+    event_id: str
+    position: int
+    cursor: str
+
+
+class AppendedEvents(msgspec.Struct, frozen=True):
+    """The events of one append, in its order. `replayed`: an identical request, made before, did it."""
+
+    events: tuple[AppendedEvent, ...]
+    replayed: bool = False
+
+
+class LogVerification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What reading a whole log and its digests found; `head` is where it holds up to.
+
+    Where `ok` is false, `bad_position` and `reason` say where it breaks first.
+    """
+
+    ok: bool
+    head: Head
+    event_count: int
+    commit_count: int
+    redacted_count: int
+    bad_position: int | None = None
+    reason: str | None = None
+
+
+class EventLogs:
+    """The logs of one kind. Nothing here asks for a permission."""
+
+    def __init__(self, kind: str, places: Places, logs: OpenLogs) -> None:
+        self._kind = kind
+        self._places = places
+        self._logs = logs
+
+    async def append(
+        self,
+        context: RequestContext,
+        stream: str,
+        events: Sequence[NewEvent],
+        *,
+        expected_position: int | None = None,
+        request: Request | None = None,
+    ) -> AppendedEvents:
+        _check_count(events)
+        entries = [_entry(context, event, index, len(events)) for index, event in enumerate(events)]
+        place = await self._places.place_for_change(self._kind, context)
+        async with self._using(place, stream) as log:
+            appended = await log.append(entries, expected_position=expected_position, request=request)
+        cursors = self._cursors(context, stream)
+        placed = zip(appended.event_ids, appended.positions, strict=True)
+        return AppendedEvents(
+            tuple(AppendedEvent(name, position, cursors.of_position(position)) for name, position in placed),
+            appended.replayed,
+        )
+
+    async def append_system(
+        self, context: RequestContext, stream: str, events: Sequence[SystemEvent], *, look_everywhere: bool
+    ) -> AppendedEvents:
+        _check_count(events)
+        cursors = self._cursors(context, stream)
+        known: dict[int, AppendedEvent] = {}
+        async with self._using(await self._places.place(self._kind, context), stream) as log:
+            for index, event in enumerate(events) if look_everywhere else ():
+                found = None if event.event_id is None else await log.find(event.event_id)
+                if found is not None:
+                    cursor = cursors.of_position(found.position)
+                    known[index] = AppendedEvent(found.event_id, found.position, cursor)
+            unknown = [index for index in range(len(events)) if index not in known]
+            if unknown:
+                appended = await log.append([system_entry(context, events[index]) for index in unknown])
+                placed = zip(unknown, appended.event_ids, appended.positions, strict=True)
+                for index, event_id, position in placed:
+                    known[index] = AppendedEvent(event_id, position, cursors.of_position(position))
+        return AppendedEvents(tuple(known[index] for index in range(len(events))))
+
+    async def get(self, context: RequestContext, stream: str, event_id: str) -> Event:
+        place = await self._places.place(self._kind, context)
+        async with self._using(place, stream) as log:
+            found = await log.find(event_id) if is_uuid(event_id) else None
+        if found is None:
+            raise NotFound("there is no such event")
+        return self._view(context, self._cursors(context, stream)).shown(found)
+
+    async def list(
+        self, context: RequestContext, stream: str, where: EventFilter, window: Window
+    ) -> Listed[Event]:
+        cursors = self._cursors(context, stream)
+        place = await self._places.place(self._kind, context)
+        async with self._using(place, stream) as log:
+            return await list_events(log, self._view(context, cursors), where, cursors=cursors, window=window)
+
+    async def follow(
+        self, context: RequestContext, stream: str, after: str | None
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        cursors = self._cursors(context, stream)
+        place = await self._places.place(self._kind, context)
+        async with self._using(place, stream) as log:
+            position = 0
+            if after is not None:
+                position = await _position_after(log, after, cursors)
+                await log.list_after(position, limit=1)  # Whether it is gone, or past the end.
+        return self._batches(context, stream, position, place)
+
+    async def verify(self, context: RequestContext, stream: str, expected: Head | None) -> LogVerification:
+        place = await self._places.place(self._kind, context)
+        async with self._using(place, stream) as log:
+            found = await log.verify(expected)
+        return LogVerification(
+            ok=found.ok,
+            head=Head(found.position, found.digest),
+            event_count=found.event_count,
+            commit_count=found.commit_count,
+            redacted_count=found.redacted_count,
+            bad_position=found.bad_position,
+            reason=found.reason,
+        )
+
+    async def close(self) -> None:
+        await self._logs.close()
+
+    async def _batches(
+        self, context: RequestContext, stream: str, position: int, place: Place
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Follow one log for as long as the route leads to it."""
+        view = self._view(context, self._cursors(context, stream))
+        async with self._using(place, stream) as log:
+            batches = cast(AsyncGenerator[Batch, None], log.follow(position))
+            coming = asyncio.create_task(_next(batches))
+            try:
+                while True:
+                    await asyncio.wait((coming,), timeout=ROUTE_CHECK_S)
+                    now = await self._places.place(self._kind, context)
+                    if not _is_same(now, place):
+                        raise Unavailable("the route of this log leads elsewhere now; follow it anew")
+                    if coming.done():
+                        batch = coming.result()
+                        if batch is None:
+                            return
+                        coming = asyncio.create_task(_next(batches))
+                        yield tuple(map(view.shown, batch.events))
+            finally:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+                await batches.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _using(self, place: Place, stream: str) -> AsyncIterator[Log]:
+        try:
+            async with self._logs.use(place, stream) as log:
+                yield log
+        except Sealed:
+            self._logs.drop(place, stream)
+            raise
+
+    def _cursors(self, context: RequestContext, stream: str) -> Cursors:
+        return list_scope(self._kind, context.tenant_id, context.env, stream)
+
+    def _view(self, context: RequestContext, cursors: Cursors) -> EventView:
+        return EventView(tenant_id=context.tenant_id, env=context.env, route=self._kind, cursors=cursors)
+
+
+def _check_count(events: Sequence[msgspec.Struct]) -> None:
+    if not events:
+        raise Invalid("an append has at least one event", field="events")
+    if len(events) > EVENTS_MAX:
+        raise TooLarge(f"one request appends at most {EVENTS_MAX} events", field="events")
+
+
+def _entry(context: RequestContext, event: NewEvent, index: int, count: int) -> Entry:
+    try:
+        return client_entry(context, event)
+    except EnginesError as error:
+        if count > 1:
+            error.field = f"events[{index}].{error.field}" if error.field else f"events[{index}]"
+        raise
+
+
+async def _position_after(log: Log, after: str, cursors: Cursors) -> int:
+    """The position behind which a cursor or an event id says to go on. Raises Invalid."""
+    if not is_uuid(after):
+        return cursors.position(after)
+    event = await log.find(after)
+    if event is None:
+        raise Invalid("there is no such event to go on after", field="after")
+    return event.position
+
+
+async def _next(batches: AsyncIterator[Batch]) -> Batch | None:
+    """The next batch; None at the end."""
+    return await anext(batches, None)
+
+
+def _is_same(now: Place, before: Place) -> bool:
+    return now.documents is before.documents and now.generation == before.generation

@@ -1,0 +1,317 @@
+"""Events: what a client may say, what is stored, what is shown.
+
+Owns the rules of an event's fields, the stored text and the digest by which a repeat of a client's own id is
+recognised. Leaves positions, minted ids and time to `core/log.py` and paging to `stores/event_pages.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from engines.clock import timestamp
+from engines.codec import Codec, canonical_json, check_json_value, decode_json, encode_json
+from engines.core.cursor import Cursors
+from engines.core.log import Entry, StoredEvent
+from engines.errors import Forbidden, Invalid
+from engines.scope import RequestContext, check_id
+from engines.stores.scoped import IdentityFields, check_body, validated
+
+RESERVED_TYPES: Final = frozenset(("audit", "safety", "budget", "strategy_lock"))
+TRACE_ID_CHARS_MAX: Final = 128
+INSTANT_CHARS_MAX: Final = 64
+# The type under which an event shows whose text was removed for ever.
+REDACTED: Final = "redacted"
+AGENT_ROLE: Final = "agent"
+
+ClientSource = Literal["ui", "agent", "connector", "tool"]
+Source = Literal["ui", "agent", "connector", "tool", "system"]
+EventType = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
+Instant = Annotated[str, msgspec.Meta(max_length=INSTANT_CHARS_MAX)]
+TraceId = Annotated[str, msgspec.Meta(min_length=1, max_length=TRACE_ID_CHARS_MAX)]
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID_VERSION_INDEX: Final = 14
+_MINTED_VERSION: Final = "8"
+_RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+class Causality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where an event belongs in a trace."""
+
+    trace_id: TraceId | None = None
+    span_id: TraceId | None = None
+
+
+class NewEvent(IdentityFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One event that a client appends. What is None comes from the context, or stays absent.
+
+    `event_id`: a UUID of the client's own, of any version but 8; a repeat under it is recognised while fewer
+    than a segment's size of events were appended since. `occurred_at`: RFC 3339, the client's own time.
+    """
+
+    event_type: EventType
+    payload: dict[str, Any]
+    event_id: str | None = None
+    run_id: str | None = None
+    step_id: str | None = None
+    parent_event_id: str | None = None
+    thread_id: str | None = None
+    source: ClientSource | None = None
+    occurred_at: Instant | None = None
+    causality: Causality | None = None
+
+
+_SAID: Final = tuple(
+    name for name in NewEvent.__struct_fields__ if name not in IdentityFields.__struct_fields__
+)
+
+
+class SystemEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of the server's own, of any type. With an `event_id` it can be appended again safely."""
+
+    event_type: str
+    payload: dict[str, Any]
+    event_id: str | None = None
+    parent_event_id: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event as it is shown. `timestamp` is the server's; `cursor` goes on behind this event.
+
+    Of a redacted event its place, id and time are left: its type is `redacted`, its payload None.
+    """
+
+    event_id: str
+    tenant_id: str
+    mode: str
+    env: str
+    user_id: str | None = None
+    surface_id: str | None = None
+    app_id: str | None = None
+    project_id: str | None = None
+    run_id: str
+    step_id: str
+    parent_event_id: str | None = None
+    thread_id: str | None = None
+    timestamp: str
+    occurred_at: str | None = None
+    event_type: str
+    source: Source
+    payload: dict[str, Any] | None
+    route: str
+    causality: Causality
+    position: int
+    cursor: str
+
+
+class StoredBody(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag="event/1"
+):
+    """The stored text of an event: all but its position, its time and a minted id, which its commit has.
+
+    The payload stays text until somebody wants it.
+    """
+
+    event_id: str | None = None
+    tenant_id: str
+    mode: str
+    env: str
+    user_id: str
+    surface_id: str
+    app_id: str | None = None
+    project_id: str | None = None
+    run_id: str
+    step_id: str
+    parent_event_id: str | None = None
+    thread_id: str | None = None
+    occurred_at: str | None = None
+    event_type: str
+    source: Source
+    trace_id: str | None = None
+    span_id: str | None = None
+    payload: msgspec.Raw
+
+
+_CODEC: Final = Codec(StoredBody)
+
+
+class EventView:
+    """Makes shown events of the stored ones of one log."""
+
+    __slots__ = ("_cursors", "_env", "_route", "_tenant_id")
+
+    def __init__(self, *, tenant_id: str, env: str, route: str, cursors: Cursors) -> None:
+        self._tenant_id = tenant_id
+        self._env = env
+        self._route = route
+        self._cursors = cursors
+
+    def shown(self, stored: StoredEvent) -> Event:
+        """Raises Corrupt."""
+        body = stored_body(stored)
+        return self.redacted(stored) if body is None else self.of_body(stored, body)
+
+    def of_body(self, stored: StoredEvent, body: StoredBody) -> Event:
+        """The same for a caller who decoded the text already."""
+        return Event(
+            event_id=stored.event_id,
+            tenant_id=body.tenant_id,
+            mode=body.mode,
+            env=body.env,
+            user_id=body.user_id,
+            surface_id=body.surface_id,
+            app_id=body.app_id,
+            project_id=body.project_id,
+            run_id=body.run_id,
+            step_id=body.step_id,
+            parent_event_id=body.parent_event_id,
+            thread_id=body.thread_id,
+            timestamp=timestamp(stored.at_ms / 1000),
+            occurred_at=body.occurred_at,
+            event_type=body.event_type,
+            source=body.source,
+            payload=decode_json(bytes(body.payload)),
+            route=self._route,
+            causality=Causality(body.trace_id, body.span_id),
+            position=stored.position,
+            cursor=self._cursors.of_position(stored.position),
+        )
+
+    def redacted(self, stored: StoredEvent) -> Event:
+        """The same for an event whose text was removed for ever."""
+        return Event(
+            event_id=stored.event_id,
+            tenant_id=self._tenant_id,
+            mode="",
+            env=self._env,
+            run_id="",
+            step_id="",
+            timestamp=timestamp(stored.at_ms / 1000),
+            event_type=REDACTED,
+            source="system",
+            payload=None,
+            route=self._route,
+            causality=Causality(),
+            position=stored.position,
+            cursor=self._cursors.of_position(stored.position),
+        )
+
+
+def stored_body(stored: StoredEvent) -> StoredBody | None:
+    """What stands in the log of an event; None once it is redacted. Raises Corrupt."""
+    return None if stored.body is None else _CODEC.decode(stored.body)
+
+
+def client_entry(context: RequestContext, event: NewEvent) -> Entry:
+    """What a client's event becomes.
+
+    Raises Invalid and ContextMismatch with the `field`, and Forbidden for a type that is the server's.
+    """
+    event = check_body(context, event)
+    if event.event_type in RESERVED_TYPES:
+        raise Forbidden("events of this type are the server's own", field="event_type")
+    check_json_value(event.payload, "payload")
+    if event.occurred_at is not None:
+        instant_ms(event.occurred_at, "occurred_at")
+    event_id = _uuid(event.event_id, "event_id")
+    if event_id is not None and event_id[_UUID_VERSION_INDEX] == _MINTED_VERSION:
+        raise Invalid("a UUID of version 8 is the server's to mint", field="event_id")
+    cause = Causality(context.trace_id, context.span_id)
+    if event.causality is not None:
+        cause = validated(event.causality)
+    body = StoredBody(
+        event_id=event_id,
+        tenant_id=context.tenant_id,
+        mode=context.mode,
+        env=context.env,
+        user_id=context.user_id,
+        surface_id=context.surface_id,
+        app_id=context.app_id,
+        project_id=context.project_id,
+        run_id=_named(event.run_id, "run_id") or context.run_id,
+        step_id=_named(event.step_id, "step_id") or context.step_id,
+        parent_event_id=_uuid(event.parent_event_id, "parent_event_id"),
+        thread_id=_named(event.thread_id, "thread_id") or context.thread_id,
+        occurred_at=event.occurred_at,
+        event_type=event.event_type,
+        source=event.source or (AGENT_ROLE if AGENT_ROLE in context.roles else "ui"),
+        trace_id=cause.trace_id,
+        span_id=cause.span_id,
+        payload=msgspec.Raw(encode_json(event.payload).encode()),
+    )
+    digest = None if event_id is None else _client_digest(context, event)
+    return Entry(_CODEC.encode(body), event_id, digest)
+
+
+def system_entry(context: RequestContext, event: SystemEvent) -> Entry:
+    """What an event of the server's own becomes; a trace of zeros is none."""
+    payload = encode_json(event.payload)
+    has_trace = bool(context.trace_id.strip("0"))
+    body = StoredBody(
+        event_id=event.event_id,
+        tenant_id=context.tenant_id,
+        mode=context.mode,
+        env=context.env,
+        user_id=context.user_id,
+        surface_id=context.surface_id,
+        app_id=context.app_id,
+        project_id=context.project_id,
+        run_id=context.run_id,
+        step_id=context.step_id,
+        parent_event_id=event.parent_event_id,
+        thread_id=context.thread_id,
+        event_type=event.event_type,
+        source="system",
+        trace_id=context.trace_id if has_trace else None,
+        span_id=context.span_id if has_trace else None,
+        payload=msgspec.Raw(payload.encode()),
+    )
+    # The context is derived anew for each attempt, and may differ: what was to be said is the same.
+    digest = None if event.event_id is None else _digest(event.event_type, event.payload)
+    return Entry(_CODEC.encode(body), event.event_id, digest)
+
+
+def instant_ms(text: str, field: str) -> int:
+    """An RFC 3339 instant in epoch milliseconds, rounded up. Raises Invalid."""
+    if not _RFC_3339.fullmatch(text):
+        raise Invalid("an instant is RFC 3339, such as 2026-11-21T14:00:00Z", field=field)
+    try:
+        return -((_EPOCH - datetime.fromisoformat(text.upper())) // _MILLISECOND)
+    except (ValueError, OverflowError):
+        raise Invalid("there is no such instant", field=field) from None
+
+
+def is_uuid(text: str) -> bool:
+    """Whether it has the form of an event id, whoever made it."""
+    return _UUID.fullmatch(text.lower()) is not None
+
+
+def _uuid(text: str | None, field: str) -> str | None:
+    if text is None:
+        return None
+    lowered = text.lower()
+    if not _UUID.fullmatch(lowered):
+        raise Invalid("an event id is a UUID of 36 characters", field=field)
+    return lowered
+
+
+def _named(text: str | None, field: str) -> str | None:
+    return None if text is None else check_id(text, field)
+
+
+def _client_digest(context: RequestContext, event: NewEvent) -> str:
+    """Of what the client itself said, so that a repeat in another request is the same event."""
+    values = ((name, getattr(event, name)) for name in _SAID)
+    said = {name: value for name, value in values if value is not None}
+    return _digest(context.user_id, said)
+
+
+def _digest(*said: Any) -> str:
+    return hashlib.sha256(canonical_json(said).encode()).hexdigest()

@@ -1,0 +1,217 @@
+"""The event spine and event streams: append-only logs of a tenant and env.
+
+Owns who may append and read, the bodies of appends, and what the spine and a stream are: the spine is the one
+log of everything that happened, a stream is a log that its users name. Leaves what they have in common to
+`stores/event_logs.py`, the fields of an event to `stores/event_records.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+import msgspec
+
+from engines import catalogue
+from engines.clock import Clock
+from engines.core.idempotency import Request
+from engines.core.listing import START, Listed, Window
+from engines.core.log import SEGMENT_SIZE_DEFAULT, Head
+from engines.core.place import Places
+from engines.errors import Invalid
+from engines.ids import Ids
+from engines.scope import RequestContext, check_id
+from engines.stores.event_logs import AppendedEvent, AppendedEvents, EventLogs, LogVerification
+from engines.stores.event_pages import EVERYTHING, EventFilter
+from engines.stores.event_records import Causality, Event, NewEvent, SystemEvent
+from engines.stores.open_logs import OpenLogs
+
+__all__ = [
+    "AppendedEvent",
+    "AppendedEvents",
+    "Causality",
+    "Event",
+    "EventFilter",
+    "EventSpine",
+    "EventStreams",
+    "LogVerification",
+    "NewEvent",
+    "NewEvents",
+    "NewStreamEvent",
+    "NewStreamEvents",
+    "SystemEvent",
+    "append_body_type",
+]
+
+SPINE_STREAM: Final = "spine"
+
+
+class NewEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of an append of several events, all or nothing."""
+
+    events: list[NewEvent]
+
+
+class NewStreamEvent(NewEvent, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One event for a stream. `expected_position`: that of the last event, 0 for an empty stream."""
+
+    expected_position: int | None = None
+
+
+class NewStreamEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The same for several events."""
+
+    events: list[NewEvent]
+    expected_position: int | None = None
+
+
+class _Shape(msgspec.Struct):
+    events: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_SHAPE: Final = msgspec.json.Decoder(_Shape)
+
+
+def append_body_type(body: bytes, *, positioned: bool) -> type[msgspec.Struct]:
+    """Which Struct an append's body is to be decoded into: one event, or several where it has `events`.
+
+    `positioned`: for a stream, where `expected_position` may stand beside them. What is no JSON object at all
+    is left to the decoder of that Struct to refuse.
+    """
+    try:
+        several = _SHAPE.decode(body).events is not msgspec.UNSET
+    except (msgspec.DecodeError, RecursionError):
+        several = False
+    if positioned:
+        return NewStreamEvents if several else NewStreamEvent
+    return NewEvents if several else NewEvent
+
+
+class EventSpine:
+    """The spine of whoever asks: one log a tenant and env.
+
+    Every method raises Forbidden (the role does not grant it), ContextMismatch, MissingRoute,
+    ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt; appends also OutcomeUnknown.
+    """
+
+    def __init__(
+        self, places: Places, ids: Ids, clock: Clock, *, segment_size_default: int = SEGMENT_SIZE_DEFAULT
+    ) -> None:
+        logs = OpenLogs(ids, clock, segment_size_default=segment_size_default)
+        self._logs = EventLogs(catalogue.EVENT_SPINE, places, logs)
+
+    async def append(
+        self, context: RequestContext, events: Sequence[NewEvent], *, request: Request | None = None
+    ) -> AppendedEvents:
+        """Append 1 to 500 events, all or nothing; at most 98 of them with an `event_id` of their own.
+
+        Raises Invalid (by `field`; `events[3].run_id` where there are several), ContextMismatch, Forbidden (a
+        type that is the server's), TooLarge, Conflict (a known `event_id` with other contents),
+        IdempotencyKeyReused.
+        """
+        context.require_data("events.write")
+        return await self._logs.append(context, SPINE_STREAM, events, request=request)
+
+    async def append_system(
+        self, context: RequestContext, events: Sequence[SystemEvent], *, look_everywhere: bool = False
+    ) -> AppendedEvents:
+        """Append the server's own events on the spine that `context` names; no permission is asked for.
+
+        `look_everywhere` finds an `event_id` that was appended any time ago; without it, one that was
+        appended within the last segment's size of events. Raises TooLarge, Conflict.
+        """
+        return await self._logs.append_system(context, SPINE_STREAM, events, look_everywhere=look_everywhere)
+
+    async def get(self, context: RequestContext, event_id: str) -> Event:
+        """The event with this id, whoever minted it. Raises Invalid, NotFound, Gone."""
+        context.require_data("events.read")
+        check_id(event_id, "event_id")
+        return await self._logs.get(context, SPINE_STREAM, event_id)
+
+    async def list(
+        self, context: RequestContext, where: EventFilter = EVERYTHING, *, window: Window = START
+    ) -> Listed[Event]:
+        """Events by position. A filtered page may be short or empty and have more behind it.
+
+        Raises Invalid (a limit, a filter, a cursor of another list or past the end).
+        """
+        context.require_data("events.read")
+        return await self._logs.list(context, SPINE_STREAM, where, window)
+
+    async def follow(
+        self, context: RequestContext, *, after: str | None = None
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Events behind `after` (a cursor or an event id; None: from the first) as they come.
+
+        The call itself raises Invalid and Gone. The iterator raises Gone, and Unavailable or MissingRoute
+        once the route leads elsewhere; it ends when the store is closed. Close it (`aclose`) when done.
+        """
+        context.require_data("events.read")
+        return await self._logs.follow(context, SPINE_STREAM, after)
+
+    async def verify(self, context: RequestContext, *, expected: Head | None = None) -> LogVerification:
+        """Read the whole spine and its digests. `expected`: a head seen before, which it must still hold."""
+        context.require_data("events.verify")
+        return await self._logs.verify(context, SPINE_STREAM, expected)
+
+    async def close(self) -> None:
+        """Finish the appends that wait, end the followers."""
+        await self._logs.close()
+
+
+class EventStreams:
+    """The named streams of a tenant and env. A stream begins with its first append.
+
+    Every method raises Invalid (a malformed id), Forbidden (the role does not grant it), ContextMismatch,
+    MissingRoute, ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt; appends also
+    OutcomeUnknown.
+    """
+
+    def __init__(
+        self, places: Places, ids: Ids, clock: Clock, *, segment_size_default: int = SEGMENT_SIZE_DEFAULT
+    ) -> None:
+        logs = OpenLogs(ids, clock, segment_size_default=segment_size_default)
+        self._logs = EventLogs(catalogue.EVENT_STREAM, places, logs)
+
+    async def append(
+        self,
+        context: RequestContext,
+        stream_id: str,
+        events: Sequence[NewEvent],
+        *,
+        expected_position: int | None = None,
+        request: Request | None = None,
+    ) -> AppendedEvents:
+        """As `EventSpine.append`; Conflict also where `expected_position` is not the last event's."""
+        context.require_data("streams.write")
+        check_id(stream_id, "stream_id")
+        if expected_position is not None and expected_position < 0:
+            raise Invalid("a position is a whole number from 0", field="expected_position")
+        return await self._logs.append(
+            context, stream_id, events, expected_position=expected_position, request=request
+        )
+
+    async def list(
+        self,
+        context: RequestContext,
+        stream_id: str,
+        where: EventFilter = EVERYTHING,
+        *,
+        window: Window = START,
+    ) -> Listed[Event]:
+        """As `EventSpine.list`; a cursor below what is kept of a trimmed stream is Gone."""
+        context.require_data("streams.read")
+        check_id(stream_id, "stream_id")
+        return await self._logs.list(context, stream_id, where, window)
+
+    async def follow(
+        self, context: RequestContext, stream_id: str, *, after: str | None = None
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        """As `EventSpine.follow`."""
+        context.require_data("streams.read")
+        check_id(stream_id, "stream_id")
+        return await self._logs.follow(context, stream_id, after)
+
+    async def close(self) -> None:
+        """Finish the appends that wait, end the followers."""
+        await self._logs.close()

@@ -1,0 +1,134 @@
+"""Open logs: one `Log` for each stream that is in use, so that appends to it share commits.
+
+Owns how many stay open and for how long. A stream that a route leads elsewhere is another log. One that is
+in use is never closed here; two logs open on one stream would be right all the same, only slower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from itertools import islice
+from typing import Final
+
+from engines.clock import Clock
+from engines.core.log import SEGMENT_SIZE_DEFAULT, Log
+from engines.core.place import Place
+from engines.errors import Unavailable
+from engines.ids import Ids
+
+# Past this the log that was used longest ago is closed; open logs hold no task and little memory.
+LOGS_OPEN_MAX: Final = 1_000
+IDLE_S_MAX: Final = 300.0
+# Of those used longest ago, how many are looked at each time one is used.
+LOOKED_AT: Final = 4
+
+_Key = tuple[str, str, str, str, str, int]
+
+
+class _Open:
+    __slots__ = ("log", "place", "used_at_s", "users")
+
+    def __init__(self, log: Log, place: Place) -> None:
+        self.log = log
+        self.place = place
+        self.users = 0
+        self.used_at_s = 0.0
+
+
+class OpenLogs:
+    """The open logs of one store."""
+
+    def __init__(
+        self,
+        ids: Ids,
+        clock: Clock,
+        *,
+        segment_size_default: int = SEGMENT_SIZE_DEFAULT,
+        open_max: int = LOGS_OPEN_MAX,
+    ) -> None:
+        self._ids = ids
+        self._clock = clock
+        self._segment_size_default = segment_size_default
+        self._open_max = open_max
+        self._open: OrderedDict[_Key, _Open] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @contextlib.asynccontextmanager
+    async def use(self, place: Place, stream: str) -> AsyncIterator[Log]:
+        """The stream's log, which stays open within the block. Raises Unavailable after `close`."""
+        opened = self._take(place, stream, await place.partition(stream))
+        try:
+            yield opened.log
+        finally:
+            opened.users -= 1
+            opened.used_at_s = self._clock.monotonic()
+            if self._open.get(_key(place, stream)) is not opened and opened.users == 0:
+                self._close(opened)
+
+    def drop(self, place: Place, stream: str) -> None:
+        """Open it anew next time: it was found sealed."""
+        opened = self._open.pop(_key(place, stream), None)
+        if opened is not None and opened.users == 0:
+            self._close(opened)
+
+    async def close(self) -> None:
+        """Finish the appends that wait, end the followers, take nothing more."""
+        self._closed = True
+        closing = [opened.log.close() for opened in self._open.values()]
+        self._open.clear()
+        await asyncio.gather(*closing, *self._closing)
+
+    def _take(self, place: Place, stream: str, shard_partition: str) -> _Open:
+        if self._closed:
+            raise Unavailable("the store is closed")
+        key = _key(place, stream)
+        opened = self._open.get(key)
+        if opened is not None and opened.place.documents is not place.documents:
+            self.drop(place, stream)  # The backend was opened anew.
+            opened = None
+        if opened is None:
+            opened = self._open[key] = _Open(self._new_log(place, stream, shard_partition), place)
+        opened.users += 1
+        self._open.move_to_end(key)
+        self._close_unused()
+        return opened
+
+    def _new_log(self, place: Place, stream: str, shard_partition: str) -> Log:
+        return Log(
+            place.documents,
+            kind=place.kind,
+            tenant_id=place.tenant_id,
+            env=place.env,
+            stream=stream,
+            ids=self._ids,
+            clock=self._clock,
+            shard_partition=shard_partition,
+            generation=place.generation,
+            segment_size_default=self._segment_size_default,
+        )
+
+    def _close_unused(self) -> None:
+        """Of the logs used longest ago, close what was idle too long or is one too many."""
+        now_s = self._clock.monotonic()
+        for key, opened in list(islice(self._open.items(), LOOKED_AT)):
+            if opened.users > 0:
+                self._open.move_to_end(key)
+            elif len(self._open) > self._open_max or now_s - opened.used_at_s > IDLE_S_MAX:
+                del self._open[key]
+                self._close(opened)
+
+    def _close(self, opened: _Open) -> None:
+        task = asyncio.create_task(opened.log.close(), name="close-log")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _key(place: Place, stream: str) -> _Key:
+    return place.kind, place.tenant_id, place.env, stream, place.backend_id, place.generation
