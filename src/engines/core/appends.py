@@ -1,8 +1,8 @@
 """Append requests: one caller's events on their way into a commit, and the answer to it.
 
-Owns the limits of a request, what is prepared of it before it queues, and its positions once it is placed.
-Leaves packing and writing to `core/committer.py`. A request is checked here, before the queue, so one bad
-request cannot fail its neighbours.
+Owns the limits of a request and all of it that can be prepared before it queues. Leaves packing and writing
+to `core/committer.py`, recognising what was appended before to `core/repeats.py`. A request is checked
+here, before the queue, so one bad request cannot fail its neighbours.
 """
 
 from __future__ import annotations
@@ -14,29 +14,20 @@ from typing import Final
 
 import msgspec
 
-from engines.codec import Codec, escaped_bytes
-from engines.core.commits import (
-    ID_MARKER,
-    SALT_BYTES,
-    EventIds,
-    IdMarker,
-    canonical_client_id,
-    item_text,
-    leaf_digest,
-    leaf_line,
-    marker_key,
-)
-from engines.core.idempotency import Request, first_answer, marker_put
+from engines.core.commits import SALT_BYTES, EventIds, canonical_client_id, item_text, leaf_line
+from engines.core.idempotency import Request
+from engines.core.repeats import Repeats
 from engines.errors import Conflict, EnginesError, Invalid, TooLarge
 from engines.ids import Ids
-from engines.ports.documents import ABSENT, OPS_MAX, Doc, Put
+from engines.ports.documents import OPS_MAX, Doc
 
 EVENTS_MAX: Final = 500
-# Counted as `escaped_bytes` of each event's text. What a commit adds to its events stays below the rest of
-# the 384 KiB that a document may hold: at most 107 bytes an event and 300 for itself.
+# Counted as `codec.escaped_bytes` of each event's text. What a commit adds to its events stays below the
+# rest of the 384 KiB that a document may hold: at most 107 bytes an event and 300 for itself.
 EVENT_BYTES_MAX: Final = 256 * 1024
 # The commit and the request's own marker take two of the ops of a write.
 CLIENT_IDS_MAX: Final = OPS_MAX - 2
+_SALTS_A_DRAW: Final = 64
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -51,10 +42,11 @@ class Entry(msgspec.Struct, frozen=True):
     digest: str | None = None
 
 
-class Appended(msgspec.Struct, frozen=True):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """Where a request's events stand, in its order. An id that was known has its first position.
 
-    `at_ms`: when they were written. `replayed`: an identical request with this Idempotency-Key did it before.
+    `first`: the first entry's position. `at_ms`: when they were written. `replayed`: an identical request
+    with this Idempotency-Key did it before.
     """
 
     first: int
@@ -64,108 +56,34 @@ class Appended(msgspec.Struct, frozen=True):
     replayed: bool = False
 
 
-class _Answer(msgspec.Struct, frozen=True, tag_field="schema", tag="appended/1"):
-    """What an idempotency marker keeps of `Appended`; the ids follow from the positions and the request."""
+class Append(msgspec.Struct, eq=False):
+    """One request in the queue. Made by `Preparation`."""
 
-    at: int
-    runs: list[tuple[int, int]]
-
-
-_ANSWER: Final = Codec(_Answer)
-
-
-class Append:
-    """One request in the queue. Made by `prepare`."""
-
-    __slots__ = (
-        "client_ids",
-        "deadline_s",
-        "expected_position",
-        "future",
-        "in_doubt",
-        "known",
-        "looked_before",
-        "order",
-        "request",
-        "size",
-        "unique",
-    )
-
-    def __init__(
-        self,
-        unique: list[_Prepared],
-        *,
-        order: tuple[int, ...] | None,
-        client_ids: int,
-        size: int,
-        request: Request | None,
-        expected_position: int | None,
-        deadline_s: float,
-    ) -> None:
-        self.unique = unique
-        self.order = order  # For each entry the index of its event, where an id stood twice in the request.
-        self.client_ids = client_ids
-        self.size = size
-        self.request = request
-        self.expected_position = expected_position
-        self.deadline_s = deadline_s
-        self.future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        # Ids that were found, with where; the segment before which ids were looked up; whether a write of it
-        # lost its reply.
-        self.known: dict[str, IdMarker] = {}
-        self.looked_before = 0
-        self.in_doubt = False
-
-    def fresh(self) -> list[_Prepared]:
-        """The events that are not known to stand in the log."""
-        if not self.known:
-            return self.unique
-        return [event for event in self.unique if event.event_id not in self.known]
+    items: list[str]
+    lines: list[str]
+    size: int
+    deadline_s: float
+    future: asyncio.Future[Appended]
+    expected_position: int | None = None
+    repeats: Repeats | None = None
+    # Whether a write of it lost its reply and may yet land.
+    in_doubt: bool = False
 
     def place(self, first: int) -> tuple[int, ...]:
-        """The position of each entry, if the fresh events begin at `first`."""
-        if not self.known:
-            positions = tuple(range(first, first + len(self.unique)))
-        else:
-            positions = tuple(self._place_beside_known(first))
-        return positions if self.order is None else tuple(positions[index] for index in self.order)
-
-    def _place_beside_known(self, first: int) -> Sequence[int]:
-        positions: list[int] = []
-        for event in self.unique:
-            marker = None if event.event_id is None else self.known.get(event.event_id)
-            if marker is None:
-                positions.append(first)
-                first += 1
-            else:
-                positions.append(marker.position)
-        return positions
-
-    def marker_keys(self) -> list[str]:
-        """The keys under which this request or its ids may stand already."""
-        if self.client_ids == 0 and self.request is None:
-            return []
-        keys = [marker_key(event.event_id) for event in self.fresh() if event.event_id is not None]
-        return keys if self.request is None else [*keys, self.request.key]
-
-    def marker_puts(self, first: int, at: int, now_s: float) -> list[Put]:
-        """The markers that go beside a commit in which the fresh events begin at `first`."""
-        puts: list[Put] = []
-        if self.client_ids:
-            for position, event in enumerate(self.fresh(), first):
-                if event.event_id is not None:
-                    marker = IdMarker(position, at, event.digest)
-                    puts.append(Put(marker_key(event.event_id), ID_MARKER.encode(marker), ABSENT))
-        if self.request is not None:
-            answer = _ANSWER.encode(_Answer(at, _runs(self.place(first))))
-            puts.append(marker_put(self.request, now=now_s, created=True, answer=answer))
-        return puts
+        """The position of each entry, if what is new of it begins at `first`."""
+        if self.repeats is not None:
+            return self.repeats.place(first)
+        return (first,) if len(self.items) == 1 else tuple(range(first, first + len(self.items)))
 
     def settle(self, positions: tuple[int, ...], at: int, ids: EventIds, *, replayed: bool = False) -> None:
         """Answer the caller, if it still waits."""
-        if not self.future.done():
-            event_ids = self._event_ids(positions, ids)
-            self.future.set_result(Appended(positions[0], event_ids, positions, at, replayed))
+        if self.future.done():
+            return
+        if self.repeats is not None:
+            event_ids = self.repeats.ids_at(positions, ids)
+        else:
+            event_ids = tuple(map(ids.at, positions))
+        self.future.set_result(Appended(positions[0], event_ids, positions, at, replayed))
 
     def fail(self, error: EnginesError) -> None:
         if not self.future.done():
@@ -173,120 +91,99 @@ class Append:
 
     def recall(self, docs: dict[str, Doc], ids: EventIds) -> None:
         """Take note of markers found, and answer the request if they say all of it."""
+        if self.repeats is None:
+            return
         try:
-            if self.request is not None and (doc := docs.get(self.request.key)) is not None:
-                answer = _ANSWER.decode(bytes(first_answer(doc, self.request).answer).decode())
-                self.settle(_positions(answer.runs), answer.at, ids, replayed=True)
-                return
-            for event in self.fresh() if self.client_ids else ():
-                if event.event_id is not None and (doc := docs.get(marker_key(event.event_id))) is not None:
-                    self._recall_event(event, ID_MARKER.decode(doc.body))
+            if (first := self.repeats.replay(docs)) is not None:
+                self.settle(*first, ids, replayed=True)
+            elif (at := self.repeats.recall(docs)) is not None:
+                self.settle(self.repeats.place(0), at, ids)
         except EnginesError as error:
             self.fail(error)
-            return
-        if len(self.known) == len(self.unique):
-            first = self.known[str(self.unique[0].event_id)]
-            self.settle(self.place(0), first.at, ids)
-
-    def _recall_event(self, event: _Prepared, marker: IdMarker) -> None:
-        if marker.digest is not None and marker.digest != event.digest:
-            raise Conflict("this event_id was appended before with other contents", field="event_id")
-        self.known = {**self.known, str(event.event_id): marker}
-
-    def _event_ids(self, positions: tuple[int, ...], ids: EventIds) -> tuple[str, ...]:
-        if self.client_ids == 0:
-            return tuple(map(ids.at, positions))
-        order = range(len(self.unique)) if self.order is None else self.order
-        own = [self.unique[index].event_id for index in order]
-        return tuple(own[index] or ids.at(position) for index, position in enumerate(positions))
 
 
-class _Prepared(msgspec.Struct, frozen=True, gc=False):
-    """An event as it will be stored, whatever its position."""
+class Preparation:
+    """Checks requests and makes everything of them that does not depend on their position."""
 
-    item: str
-    leaf_line: str
-    event_id: str | None
-    digest: str | None
+    __slots__ = ("_ids", "_salts", "_used")
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+        self._salts = b""
+        self._used = 0
+
+    def prepare(
+        self,
+        entries: Sequence[Entry],
+        *,
+        deadline_s: float,
+        expected_position: int | None = None,
+        request: Request | None = None,
+    ) -> Append:
+        """Raises TooLarge, Conflict (one id with two contents), Invalid (an id that is not a client's)."""
+        if not 0 < len(entries) <= EVENTS_MAX:
+            raise TooLarge(f"one request appends 1 to {EVENTS_MAX} events")
+        repeats = None
+        if request is not None or any([entry.event_id is not None for entry in entries]):  # noqa: C419 (hot)
+            entries, repeats = _distinct(entries, request)
+        items: list[str] = []
+        lines: list[str] = []
+        size = 0
+        for entry in entries:
+            body, event_id = entry.body, entry.event_id
+            data = body.encode()
+            assert body[0] + body[-1] == "{}", "a JSON object's text, without space around it"
+            size += len(data) + data.count(34) + data.count(92) + 2  # codec.escaped_bytes
+            salt = self._salt()
+            items.append(item_text(body, salt.hex(), event_id))
+            lines.append(leaf_line(hashlib.sha256(salt + data).hexdigest(), event_id))
+        if size > EVENT_BYTES_MAX:
+            raise TooLarge(
+                f"one request appends at most {EVENT_BYTES_MAX} bytes, quotes and backslashes twice"
+            )
+        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        return Append(items, lines, size, deadline_s, future, expected_position, repeats)
+
+    def _salt(self) -> bytes:
+        """Drawn many at a time: a system call for each costs as much as its digest."""
+        if self._used == len(self._salts):
+            self._salts = self._ids.token(SALT_BYTES * _SALTS_A_DRAW)
+            self._used = 0
+        self._used += SALT_BYTES
+        return self._salts[self._used - SALT_BYTES : self._used]
 
 
-def prepare(
-    entries: Sequence[Entry],
-    *,
-    expected_position: int | None,
-    request: Request | None,
-    ids: Ids,
-    deadline_s: float,
-) -> Append:
-    """Check a request and make everything of it that does not depend on its position.
-
-    Raises TooLarge past a limit, Conflict for one id with two contents, Invalid for an id that is not a
-    client's.
-    """
-    assert entries, "a request has at least one event"
-    if len(entries) > EVENTS_MAX:
-        raise TooLarge(f"one request appends at most {EVENTS_MAX} events")
-    salts = ids.token(SALT_BYTES * len(entries))
-    unique: list[_Prepared] = []
-    index_by_id: dict[str, int] = {}
+def _distinct(entries: Sequence[Entry], request: Request | None) -> tuple[list[Entry], Repeats]:
+    """The entries without repeats of an id among them, and what makes a repeat of the request recognised."""
+    distinct: list[Entry] = []
+    digests: list[str | None] = []
     order: list[int] = []
-    size = 0
+    index_by_id: dict[str, int] = {}
     for entry in entries:
-        body, event_id = entry.body, entry.event_id
-        if event_id is not None and (index := index_by_id.get(event_id)) is not None:
-            if unique[index].digest != _entry_digest(entry):
-                raise Conflict("one event_id stands in a request with two contents", field="event_id")
-            order.append(index)
-            continue
-        assert body[:1] + body[-1:] == "{}", "a JSON object's text, without space around it"
-        size += escaped_bytes(body)
-        salt = salts[len(unique) * SALT_BYTES : (len(unique) + 1) * SALT_BYTES]
-        order.append(len(unique))
-        digest = None
-        if event_id is not None:
-            digest = _register(entry, event_id, index_by_id, len(unique))
-        line = leaf_line(leaf_digest(salt, body.encode()), event_id)
-        unique.append(_Prepared(item_text(body, salt.hex(), event_id), line, event_id, digest))
-    if size > EVENT_BYTES_MAX:
-        raise TooLarge(
-            f"one request appends at most {EVENT_BYTES_MAX} bytes, with quotes and backslashes counted twice"
-        )
+        digest = None if entry.event_id is None else _digest(entry)
+        index = len(distinct)
+        if entry.event_id is not None:
+            index = index_by_id.setdefault(entry.event_id, index)
+        order.append(index)
+        if index == len(distinct):
+            distinct.append(entry)
+            digests.append(digest)
+        elif digests[index] != digest:
+            raise Conflict("one event_id stands in a request with two contents", field="event_id")
     if len(index_by_id) > CLIENT_IDS_MAX:
         raise TooLarge(f"at most {CLIENT_IDS_MAX} events of one request may bring their own event_id")
-    return Append(
-        unique,
-        order=tuple(order) if len(unique) < len(entries) else None,
-        client_ids=len(index_by_id),
-        size=size,
-        request=request,
-        expected_position=expected_position,
-        deadline_s=deadline_s,
+    repeats = Repeats(
+        [entry.event_id for entry in distinct],
+        digests,
+        order if len(distinct) < len(entries) else None,
+        request,
+        count=len(index_by_id) + (request is not None),
     )
+    return distinct, repeats
 
 
-def _register(entry: Entry, event_id: str, index_by_id: dict[str, int], index: int) -> str:
-    if canonical_client_id(event_id) != event_id:
-        raise Invalid(
-            "a client's event_id is a UUID in its canonical form, not of version 8", field="event_id"
-        )
-    index_by_id[event_id] = index
-    return _entry_digest(entry)
-
-
-def _entry_digest(entry: Entry) -> str:
+def _digest(entry: Entry) -> str:
+    assert entry.event_id is not None
+    if canonical_client_id(entry.event_id) != entry.event_id:
+        raise Invalid("an event_id is a UUID in its canonical form, not of version 8", field="event_id")
     return entry.digest or hashlib.sha256(entry.body.encode()).hexdigest()
-
-
-def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """Positions as (first, count) of each run of successive ones."""
-    runs: list[tuple[int, int]] = []
-    for position in positions:
-        if runs and position == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((position, 1))
-    return runs
-
-
-def _positions(runs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    return tuple(position for first, count in runs for position in range(first, first + count))

@@ -1,7 +1,7 @@
 """Commits: what a log stores, byte by byte, and the digests that make tampering evident.
 
-Owns the text of the documents of a log (commits, id markers, the stream's own record, the floor), their keys,
-and event ids. Leaves where they lie to `core/chain.py` and who writes them to `core/committer.py`.
+Owns the text of a log's documents (commits, the stream's own record, the floor), their keys, and event ids.
+Leaves where they lie to `core/chain.py` and who writes them to `core/committer.py`.
 
     leaf   = sha256(salt + event)    salt: 16 random bytes; event: the stored text, byte exact
     digest = sha256("commit/1 {previous} {first} {count} {at}\\n", then "{leaf}\\n" or "{leaf} {id}\\n" each)
@@ -81,14 +81,6 @@ class Commit(msgspec.Struct, frozen=True, tag_field="schema", tag="commit/1"):
         return commit_digest(self.previous, self.first, self.at, lines)
 
 
-class IdMarker(msgspec.Struct, frozen=True, tag_field="schema", tag="event-id/1", omit_defaults=True):
-    """Where a client's id was first appended, and what a repeat must equal (None once redacted)."""
-
-    position: int
-    at: int
-    digest: str | None = None
-
-
 class StreamRecord(msgspec.Struct, frozen=True, tag_field="schema", tag="stream/1"):
     """What is fixed for a stream before its first commit."""
 
@@ -108,7 +100,6 @@ class Floor(msgspec.Struct, frozen=True, tag_field="schema", tag="floor/1"):
 
 
 COMMIT: Final = Codec(Commit)
-ID_MARKER: Final = Codec(IdMarker)
 STREAM: Final = Codec(StreamRecord)
 FLOOR: Final = Codec(Floor)
 NO_FLOOR: Final = Floor()
@@ -116,10 +107,6 @@ NO_FLOOR: Final = Floor()
 
 def commit_key(first: int) -> str:
     return f"c!{first:0{_POSITION_DIGITS}d}"
-
-
-def marker_key(event_id: str) -> str:
-    return join("i", event_id)
 
 
 def stream_key(stream: str) -> str:
@@ -136,10 +123,6 @@ def decode_commit(key: str, body: str) -> Commit:
     if commit_key(commit.first) != key:
         raise Corrupt("a commit does not stand at its own position")
     return commit
-
-
-def leaf_digest(salt: bytes, event: bytes) -> str:
-    return hashlib.sha256(salt + event).hexdigest()
 
 
 def leaf_line(leaf: str, event_id: str | None) -> str:
@@ -185,8 +168,7 @@ class EventIds:
         self._suffix = event_id_at(self.tag, 1)[13:]
 
     def at(self, position: int) -> str:
-        digits = f"{position:012x}"
-        return f"{digits[:8]}-{digits[8:]}{self._suffix}"
+        return f"{position >> 16:08x}-{position & 0xFFFF:04x}{self._suffix}"
 
     def of(self, item: Item, position: int) -> str:
         return self.at(position) if item.id is None else item.id

@@ -22,7 +22,7 @@ import asyncio
 import copy
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -33,6 +33,7 @@ from engines.core.chain import Chain
 from engines.core.commits import GENESIS, Commit, EventIds, Sealed, commit_digest, commit_key, commit_text
 from engines.core.contention import Contention
 from engines.core.documents import RETRY_PAUSE_MAX_S, RETRY_PAUSE_S
+from engines.core.repeats import Repeats
 from engines.errors import (
     BackendRefused,
     Conflict,
@@ -172,8 +173,8 @@ class Committer:
         while queue:
             append = queue[0]
             if not append.future.done():
-                count = len(append.unique)
-                marks = append.client_ids + (append.request is not None)
+                count = len(append.items)
+                marks = 0 if append.repeats is None else append.repeats.count
                 if count > events_max:
                     append.fail(TooLarge(f"one request to this log appends at most {events_max} events"))
                 elif hand and (
@@ -181,16 +182,16 @@ class Committer:
                     or size + append.size > EVENT_BYTES_MAX
                     or ops + marks > OPS_MAX
                     or append.expected_position is not None
-                    or (marks and not marked.isdisjoint(append.marker_keys()))
+                    or (append.repeats and not marked.isdisjoint(append.repeats.marker_keys()))
                 ):
                     return
                 else:
                     hand.append(append)
                     events += count
                     size += append.size
-                    if marks:
+                    if append.repeats is not None:
                         ops += marks
-                        marked.update(append.marker_keys())
+                        marked.update(append.repeats.marker_keys())
             queue.popleft()
             self._queue_bytes -= append.size
 
@@ -208,7 +209,7 @@ class Committer:
             return
         segment = self._chain.segment_of(tail.position + 1)
         await self._look_before(segment, tail)
-        await self._look_in([segment])
+        await self._look_in(segment)
         append.fail(Conflict(f"the log ends at position {tail.position}", field="expected_position"))
         self._put_back()
 
@@ -244,7 +245,7 @@ class Committer:
         """The rule: look ids up in the segments before `segment`, which `tail` shows to be closed."""
         if segment == 0:
             return
-        asking = [append for append in self._hand if append.looked_before != segment and append.marker_keys()]
+        asking = [repeats for _, repeats in self._marked() if repeats.looked_before != segment]
         if not asking:
             return
         segments = [segment - 1]
@@ -254,20 +255,24 @@ class Committer:
                 self._overrun = (segment, 0 if last is None else last.last)
             if self._overrun[1] > tail.position - self._chain.segment_size:
                 segments.append(segment - 2)
-        await self._look_in(segments, asking)
-        for append in asking:
-            append.looked_before = segment
+        for closed in segments:
+            await self._look_in(closed)
+        for repeats in asking:
+            repeats.looked_before = segment
 
-    async def _look_in(self, segments: Sequence[int], appends: Sequence[Append] | None = None) -> None:
-        """Read the markers of the requests in hand in each of the segments, and settle what they answer."""
-        asking = self._hand if appends is None else appends
-        for segment in segments:
-            keys = [key for append in asking if not append.future.done() for key in append.marker_keys()]
-            if not keys:
-                return
+    async def _look_in(self, segment: int) -> None:
+        """Read the markers of the requests in hand in `segment`, and settle what they answer."""
+        marked = self._marked()
+        keys = [key for _, repeats in marked for key in repeats.marker_keys()]
+        if keys:
             docs = await self._documents.get_many(self._chain.partition(segment), keys)
-            for append in asking if docs else ():
+            for append, _ in marked if docs else ():
                 append.recall(docs, self._event_ids)
+
+    def _marked(self) -> list[tuple[Append, Repeats]]:
+        """The requests in hand that leave markers and still wait."""
+        hand = [append for append in self._hand if not append.future.done()]
+        return [(append, append.repeats) for append in hand if append.repeats is not None]
 
     # --- writing ---
 
@@ -283,14 +288,17 @@ class Committer:
         for append in self._hand:
             if append.future.done():
                 continue
-            fresh = append.fresh()
-            for event in fresh:
-                items.append(event.item)
-                lines.append(event.leaf_line)
             placed.append((append, append.place(position)))
-            if append.client_ids or append.request is not None:
-                markers += append.marker_puts(position, at, now_s)
-            position += len(fresh)
+            if append.repeats is None:
+                items += append.items
+                lines += append.lines
+                position += len(append.items)
+            else:
+                markers += append.repeats.puts(position, at, now_s=now_s)
+                fresh = append.repeats.fresh()
+                items += [append.items[index] for index in fresh]
+                lines += [append.lines[index] for index in fresh]
+                position += len(fresh)
         if not placed:
             return None
         digest = commit_digest(tail.digest, first, at, lines)
@@ -336,7 +344,7 @@ class Committer:
     async def _settle_conflict(self, write: Write) -> None:
         """The slot or a marker was taken: learn by whom, settle what that answers, pack the rest again."""
         tail = await self._refreshed_tail()
-        await self._look_in([write.segment])
+        await self._look_in(write.segment)
         if tail.position >= write.tail.first:
             pause_s = self._contention.lost()
             self._put_back()

@@ -18,20 +18,19 @@ from typing import Final
 import msgspec
 
 from engines.clock import Clock
-from engines.core.appends import Append, Appended, Entry, prepare
+from engines.core.appends import Appended, Entry, Preparation
 from engines.core.chain import Address, Chain
 from engines.core.commits import (
     GENESIS,
-    ID_MARKER,
     Commit,
     EventIds,
     Sealed,
     canonical_client_id,
-    marker_key,
 )
 from engines.core.committer import TAIL_VIEW_S_MAX, Committer
 from engines.core.documents import TIMEOUT_S, Documents
 from engines.core.idempotency import Request
+from engines.core.repeats import ID_MARKER, marker_key
 from engines.core.trimming import redact, seal, trim
 from engines.core.verification import Verification, verify
 from engines.errors import NotFound
@@ -113,7 +112,7 @@ class Log:
             shard_partition=shard_partition,
             generation=generation,
         )
-        self._ids = ids
+        self._preparation = Preparation(ids)
         self._clock = clock
         self._timeout_s = timeout_s
         # Of two tenants' streams of one name, no two events share an id.
@@ -145,12 +144,11 @@ class Log:
         known id with other contents), IdempotencyKeyReused, Invalid (an id), OutcomeUnknown (the reply was
         lost, and until the deadline nothing showed what became of it).
         """
-        append: Append = prepare(
+        append = self._preparation.prepare(
             entries,
+            deadline_s=self._clock.monotonic() + self._timeout_s,
             expected_position=expected_position,
             request=request,
-            ids=self._ids,
-            deadline_s=self._clock.monotonic() + self._timeout_s,
         )
         self._committer.submit(append)
         return await append.future

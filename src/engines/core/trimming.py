@@ -21,7 +21,6 @@ from engines.core.commits import (
     COMMITS_ABOVE,
     FLOOR,
     GENESIS,
-    ID_MARKER,
     Commit,
     Floor,
     Item,
@@ -29,8 +28,8 @@ from engines.core.commits import (
     commit_key,
     commit_text,
     floor_key,
-    marker_key,
 )
+from engines.core.repeats import ID_MARKER, marker_key
 from engines.errors import Conflict, NotFound, Unavailable
 from engines.ports.documents import ABSENT, ALWAYS, OPS_MAX, Delete, Match, Op, Put
 
