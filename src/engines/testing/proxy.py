@@ -39,6 +39,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     # Before each piece that is relayed.
     delay_s: float = 0.0
     bytes_per_s: float | None = None
+    # After the first connection was cut, all is well again.
+    once: bool = False
 
 
 WELL: Final = Behaviour()
@@ -150,7 +152,10 @@ class FaultProxy:
             await asyncio.sleep(delay_s)
         writer.write(data[:left])
         await writer.drain()
-        return left >= len(data)
+        cut = left < len(data)
+        if cut and self._behaviour.once:
+            self.behave(WELL)
+        return not cut
 
     async def _until_relaying(self) -> None:
         while self._behaviour.hang:

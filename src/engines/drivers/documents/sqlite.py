@@ -11,7 +11,8 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from engines.clock import Clock
 from engines.errors import (
     BackendRefused,
     Conflict,
+    Corrupt,
     EnginesError,
     Invalid,
     OutcomeUnknown,
@@ -43,6 +45,9 @@ from engines.ports.documents import (
 from engines.ports.secrets import Secret
 
 BUSY_TIMEOUT_S: Final = 5.0
+# Switching a new file to WAL ignores the timeout: this often, after this pause, it is tried again.
+OPEN_TRIES_MAX: Final = 100
+OPEN_PAUSE_S: Final = 0.05
 # Writes that one transaction takes; more would only delay the first of them.
 GROUP_WRITES_MAX: Final = 256
 WAITING_MAX: Final = 10_000
@@ -73,6 +78,7 @@ _PUT = (
     " SET body = excluded.body, version = excluded.version, expires_at = excluded.expires_at"
 )
 _DELETE = "DELETE FROM documents WHERE partition = ? AND key = ?"
+_COLUMNS = "key, body, version, expires_at"
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"
 _RECLAIM = (
     "DELETE FROM documents WHERE (partition, key) IN"
@@ -86,7 +92,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
 
 
-def open_driver(config: Config, secrets: dict[str, Secret], clock: Clock) -> SqliteDocuments:
+def open_driver(config: Config, secrets: Mapping[str, Secret], clock: Clock) -> SqliteDocuments:  # noqa: ARG001
     """Opens nothing yet: threads and connections come with the first call."""
     return SqliteDocuments(Path(config.path), clock)
 
@@ -114,7 +120,9 @@ class SqliteDocuments:
     async def scan(self, partition: str, *, above: str, below: str, limit: int, reverse: bool) -> Page:
         now = self._clock.now()
         return await self._reader.call(  # type: ignore[no-any-return]
-            lambda connection: _scan(connection, partition, above, below, limit, reverse, now)
+            lambda connection: _scan(
+                connection, partition, above, below, limit=limit, reverse=reverse, now=now
+            )
         )
 
     async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
@@ -123,7 +131,7 @@ class SqliteDocuments:
 
     async def provision(self) -> None:
         """The schema is made by the first connection; this makes the first connection."""
-        await self._writer.call(lambda connection: None)
+        await self._writer.call(lambda _connection: None)
 
     async def reclaim(self, limit: int) -> int:
         now = self._clock.now()
@@ -142,7 +150,7 @@ class SqliteDocuments:
 def _get(connection: sqlite3.Connection, partition: str, keys: Sequence[str], now: float) -> dict[str, Doc]:
     marks = ",".join("?" * len(keys))
     rows = connection.execute(
-        f"SELECT key, body, version, expires_at FROM documents WHERE partition = ? AND key IN ({marks}) AND {_LIVE}",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM documents WHERE partition = ? AND key IN ({marks}) AND {_LIVE}",  # noqa: S608
         (partition, *keys, now),
     )
     return {row[0]: Doc(*row) for row in rows}
@@ -153,13 +161,14 @@ def _scan(
     partition: str,
     above: str,
     below: str,
+    *,
     limit: int,
     reverse: bool,
     now: float,
 ) -> Page:
     order = "DESC" if reverse else "ASC"
     rows = connection.execute(
-        f"SELECT key, body, version, expires_at FROM documents"  # noqa: S608
+        f"SELECT {_COLUMNS} FROM documents"  # noqa: S608
         f" WHERE partition = ? AND key > ? AND key < ? AND {_LIVE} ORDER BY key {order} LIMIT ?",
         (partition, above, below, now, limit + 1),
     )
@@ -169,14 +178,14 @@ def _scan(
         if len(docs) == limit or page_bytes >= PAGE_BYTES:
             return Page(tuple(docs), resume=docs[-1].key)
         docs.append(Doc(*row))
-        page_bytes += len(row[1])
+        page_bytes += len(row[1]) if row[1].isascii() else len(row[1].encode())
     return Page(tuple(docs))
 
 
 def _write(
     connection: sqlite3.Connection, partition: str, ops: Sequence[Op], write_id: str, now: float
 ) -> None:
-    """Inside the group's transaction: all conditions first, then all changes, so a refusal changes nothing."""
+    """Inside the group's transaction: first all conditions, then all changes: a refusal changes nothing."""
     culprits = _culprits(connection, partition, ops, now)
     if culprits:
         raise Conflict("a condition did not hold", keys=culprits)
@@ -253,7 +262,7 @@ class _Lane:
             try:
                 connection = connection or _connect(self._path)
                 settlements = self._run(connection, jobs)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, ValueError, OverflowError) as error:
                 refusal = _translate(error)
                 settlements = [(future, None, refusal) for _, future in jobs]
             self._answer(settlements)
@@ -295,10 +304,19 @@ def _settle(settlements: list[_Settlement]) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    """Several processes may open a new file at once; all but one find it busy while it becomes what it is."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.executescript(_SCHEMA)
+    for tries_left in reversed(range(OPEN_TRIES_MAX)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(_SCHEMA)
+            break
+        except sqlite3.OperationalError as error:
+            if not tries_left or _primary_code(error) not in _TRANSIENT:
+                connection.close()
+                raise
+            time.sleep(OPEN_PAUSE_S)
     return connection
 
 
@@ -311,8 +329,9 @@ def _run_writes(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Settl
     connection.execute("BEGIN IMMEDIATE")
     try:
         settlements = [_attempt(connection, job) for job in jobs]
-    except sqlite3.Error:
-        connection.execute("ROLLBACK")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
     try:
         connection.execute("COMMIT")
@@ -339,12 +358,21 @@ def _attempt(connection: sqlite3.Connection, job: _Job) -> _Settlement:
 _TRANSIENT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOMEM}
 
 
-def _translate(error: sqlite3.Error) -> EnginesError:
+def _primary_code(error: Exception) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _translate(error: Exception) -> EnginesError:
     """Every error here came before COMMIT or with the transaction rolled back, but for `_LostCommit`."""
     if isinstance(error, _LostCommit):
         translated: EnginesError = OutcomeUnknown("the database failed while it committed")
-    elif getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _TRANSIENT:
+    elif _primary_code(error) in _TRANSIENT:
         translated = Unavailable("the database is busy")
+    elif _primary_code(error) == sqlite3.SQLITE_CORRUPT:
+        translated = Corrupt("the database file is damaged")
+    elif not isinstance(error, sqlite3.Error):
+        translated = BackendRefused("a value cannot be stored in a database file")
     else:
         translated = BackendRefused("the database file cannot be used")
     translated.__cause__ = error

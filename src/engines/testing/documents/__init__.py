@@ -33,6 +33,7 @@ _MODULES = (
     "harness",
     "limits",
     "network",
+    "process",
     "reads",
     "upkeep",
     "writes",

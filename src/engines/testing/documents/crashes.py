@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -27,10 +21,10 @@ from engines.testing.documents.harness import (
     write,
 )
 from engines.testing.documents.network import recover
+from engines.testing.documents.process import BATCH, writing_process
 
 ACKNOWLEDGED_BEFORE_KILL = 40
 WRITING_TIMEOUT_S = 60.0
-BATCH = ("a", "b", "c")
 
 
 async def write_until_lost(driver: DocumentDriver, name: str, outcomes: dict[str, bool]) -> None:
@@ -93,29 +87,6 @@ class TestServerCrash:
         assert await get(driver, "m1") is None
 
 
-@contextlib.asynccontextmanager
-async def writing_process(process: Process) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Another process that writes batches and prints the name of each one acknowledged; killed at the end."""
-    order = {"function": process.function, "arguments": process.arguments, "partition": PARTITION}
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "engines.testing.documents.child"),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    try:
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(order).encode() + b"\n")
-        await child.stdin.drain()
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-
-
 @pytest.mark.asyncio
 class TestClientCrash:
     @pytest.fixture
@@ -126,7 +97,7 @@ class TestClientCrash:
         self, driver: DocumentDriver, process: Process
     ) -> None:
         acknowledged: list[str] = []
-        async with writing_process(process) as child, asyncio.timeout(WRITING_TIMEOUT_S):
+        async with writing_process(process, "child") as child, asyncio.timeout(WRITING_TIMEOUT_S):
             assert child.stdout is not None
             while len(acknowledged) < ACKNOWLEDGED_BEFORE_KILL and (line := await child.stdout.readline()):
                 acknowledged.append(line.decode().strip())
@@ -141,7 +112,7 @@ class TestClientCrash:
     async def test_a_killed_client_leaves_nothing_locked(
         self, driver: DocumentDriver, process: Process
     ) -> None:
-        async with writing_process(process) as child, asyncio.timeout(WRITING_TIMEOUT_S):
+        async with writing_process(process, "child") as child, asyncio.timeout(WRITING_TIMEOUT_S):
             assert child.stdout is not None
             name = (await child.stdout.readline()).decode().strip()
             child.kill()

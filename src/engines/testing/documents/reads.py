@@ -162,15 +162,16 @@ class TestScanPages:
         assert await read_keys(driver, limit=1, reverse=True) == ["kc", "kb", "ka"]
 
     @pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
+    @pytest.mark.parametrize("character", ["x", "漢"])
     async def test_a_page_of_large_bodies_is_about_one_mebibyte(
-        self, driver: DocumentDriver, *, reverse: bool
+        self, driver: DocumentDriver, character: str, *, reverse: bool
     ) -> None:
-        body = '"' + "x" * (BODY_BYTES_MAX - 6) + '"'
+        body = '"' + character * ((BODY_BYTES_MAX - 6) // len(character.encode())) + '"'
         keys = [f"k{number}" for number in range(9)]
         for key in keys:
             await write(driver, put(key, body))
         page = await driver.scan(PARTITION, above=FIRST, below=LAST, limit=1_000, reverse=reverse)
-        assert 1 <= len(page.docs) <= (PAGE_BYTES + BODY_BYTES_MAX) // len(body)
+        assert 1 <= len(page.docs) <= (PAGE_BYTES + BODY_BYTES_MAX) // len(body.encode())
         assert page.resume is not None
         assert await read_keys(driver, reverse=reverse) == sorted(keys, reverse=reverse)
 

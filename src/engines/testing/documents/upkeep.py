@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -13,11 +14,15 @@ from engines.testing.documents.harness import (
     DocumentHarness,
     bodies,
     get,
+    offered,
     put,
     read_keys,
     write,
 )
+from engines.testing.documents.process import writing_process
 
+PROCESSES = 4
+PROCESS_TIMEOUT_S = 60.0
 VERBS = {"get", "scan", "write", "provision", "reclaim", "close"}
 
 
@@ -42,6 +47,22 @@ class TestProvision:
         finally:
             for client in clients:
                 await client.close()
+
+    async def test_several_processes_may_provision_fresh_storage_at_once(
+        self, harness: DocumentHarness
+    ) -> None:
+        process = offered(harness.process)
+        async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PROCESS_TIMEOUT_S):
+            children = [
+                await stack.enter_async_context(
+                    writing_process(process, f"child{number}", batches=1, provision=True)
+                )
+                for number in range(PROCESSES)
+            ]
+            for number, child in enumerate(children):
+                assert child.stdout is not None
+                assert await child.stdout.readline() == f"child{number}.0\n".encode()
+                assert await child.wait() == 0
 
     async def test_one_client_may_provision_twice_at_once(self, harness: DocumentHarness) -> None:
         client = harness.open()
