@@ -32,7 +32,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "safety": BELOW_SERVICES | {"control", "routing", "identity"},
     "agent": BELOW_SERVICES | {"control", "routing", "identity", "safety"},
     "api": BELOW_EDGES,
-    "cli": BELOW_EDGES,
+    "cli": BELOW_EDGES | {"client"},
     "console": BELOW_EDGES,
     "client": FOUNDATION,
     "adapters": BELOW_EDGES | {"client"},

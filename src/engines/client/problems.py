@@ -69,6 +69,7 @@ _BY_STATUS: Final[Mapping[int, type[EnginesError]]] = {
     428: errors.PreconditionRequired,
     429: errors.Throttled,
     431: errors.HeadersTooLarge,
+    500: EnginesError,  # A bug of the server's, which repeating would only meet again.
     501: errors.Reserved,
 }
 

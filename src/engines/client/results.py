@@ -121,9 +121,17 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """What reading a whole log and its digests found; `head` is where it ends now."""
+    """What reading a whole log and its digests found; `head` is where it holds up to.
 
+    Where `ok` is false, `bad_position` and `reason` say where it breaks first.
+    """
+
+    ok: bool
     head: Head
+    event_count: int = 0
+    redacted_count: int = 0
+    bad_position: int | None = None
+    reason: str | None = None
 
 
 # --- records ---

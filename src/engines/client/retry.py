@@ -84,7 +84,7 @@ class Retries:
         self._sleep = sleep
 
     async def run(self, attempt: Callable[[float], Awaitable[T]], *, repeat: Repeat) -> T:
-        """Call `attempt(remaining_s)` until it succeeds, or its error may not or can no longer be repeated."""
+        """Call `attempt(remaining_s)` until it succeeds, or its error may not, or no longer, be repeated."""
         ends_at = self._clock.monotonic() + self.policy.deadline_s
         number = 1
         while True:

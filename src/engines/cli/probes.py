@@ -1,0 +1,154 @@
+"""What `engines doctor` writes on each kind, reads back and removes.
+
+Owns one probe a kind, through the same API as everybody's data. Leaves order, restarts and reporting to
+`cli/doctor.py`. Logs are append-only and a blackboard keeps what was written, so those probes leave one small
+record behind, named after the doctor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from engines import catalogue
+from engines.client import AsyncEngines, NewEvent, NewNote
+from engines.errors import Corrupt
+
+NAME: Final = "engines-doctor"
+EVENT_TYPE: Final = "doctor"
+# A probe of session memory that is never removed removes itself.
+MEMORY_TTL_S: Final = 3_600
+
+
+class Probe(Protocol):
+    """One kind's probe. `mark` is an id of its own for each run of the doctor."""
+
+    leaves: bool
+    """Whether the kind keeps what was written."""
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Write the record that says `mark`."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        """Read it back. Raises Corrupt where it says something else."""
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Remove it. Raises for what a removal may raise; does nothing where the kind keeps records."""
+
+
+def _compare(found: Any, mark: str) -> None:
+    if found != value_of(mark):
+        raise Corrupt("what was read is not what was written")
+
+
+def value_of(mark: str) -> dict[str, Any]:
+    """What every probe writes: text beyond ASCII, a number beyond 32 bits, a list, an empty object."""
+    return {"mark": mark, "text": "naïve ☃", "number": 2**53 + 1, "list": [None, True, 0.5], "empty": {}}
+
+
+class SpineProbe:
+    """The event spine."""
+
+    leaves = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        await client.events.append([NewEvent(event_type=EVENT_TYPE, payload=value_of(mark), event_id=mark)])
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        _compare((await client.events.get(mark)).payload, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """The spine is append-only."""
+
+
+class StreamProbe:
+    """A stream of the doctor's own."""
+
+    leaves = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        event = NewEvent(event_type=EVENT_TYPE, payload=value_of(mark), event_id=mark)
+        await client.streams.append(NAME, [event])
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        page = await client.streams.page(NAME, order="desc")
+        found = next((event.payload for event in page.items if event.event_id == mark), None)
+        _compare(found, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """A stream is append-only."""
+
+
+class TableProbe:
+    """A row."""
+
+    leaves = False
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        await client.tables.put(NAME, NAME, mark, value_of(mark), if_absent=True)
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        _compare((await client.tables.get(NAME, NAME, mark)).value, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        await client.tables.delete(NAME, NAME, mark)
+
+
+class MemoryProbe:
+    """An entry of a session."""
+
+    leaves = False
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        await client.memory.put(mark, NAME, value_of(mark), ttl_seconds=MEMORY_TTL_S, if_absent=True)
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        _compare((await client.memory.get(mark, NAME)).value, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        await client.memory.delete(mark, NAME)
+
+
+class BlackboardProbe:
+    """An entry of a run."""
+
+    leaves = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        await client.blackboard.put(NAME, mark, value_of(mark), if_absent=True)
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        _compare((await client.blackboard.get(NAME, mark)).value, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """A blackboard keeps what was written."""
+
+
+class NotesProbe:
+    """A note, found again by its tag."""
+
+    leaves = False
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        content = value_of(mark)
+        await client.notes.create(NewNote(title=NAME, content=content, content_type="json", tags=(mark,)))
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        found = [note.content async for note in client.notes.each(tag=mark)]
+        if len(found) > 1:
+            raise Corrupt("one note was written, and several are there")
+        _compare(found[0] if found else None, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        async for note in client.notes.each(tag=mark):
+            await client.notes.delete(note.note_id)
+
+
+PROBES: Final[Mapping[str, Probe]] = {
+    catalogue.EVENT_SPINE: SpineProbe(),
+    catalogue.EVENT_STREAM: StreamProbe(),
+    catalogue.TABLES: TableProbe(),
+    catalogue.SESSION_MEMORY: MemoryProbe(),
+    catalogue.BLACKBOARD: BlackboardProbe(),
+    catalogue.NOTES: NotesProbe(),
+}
