@@ -32,8 +32,7 @@ from engines.core.documents import Documents
 from engines.core.lease import Lease
 from engines.core.outbox import Backlog, Relay
 from engines.core.secrets import Secrets
-from engines.core.secrets import Secrets
-from engines.drivers.registry import document_driver, driver_of_url, secret_sources, secret_sources
+from engines.drivers.registry import document_driver, driver_of_url, secret_sources
 from engines.errors import EnginesError, Invalid
 from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit
@@ -195,6 +194,7 @@ async def open_engines(
             async with _running(directory.follow(), relay.run(), backends.reclaim()):
                 yield engines
         finally:
+            await engines.contexts.close()
             await engines.contexts.close()
             await refusals.close()
             await spine.close()

@@ -81,7 +81,7 @@ class Keys:
         *,
         condition: Condition = ANYTHING,
         request: Request | None = None,
-    ) -> None:
+    ) -> Stored[ApiKey]:
         """It stops working everywhere within a second. Raises NotFound, also for another tenant's key."""
         require_in_tenant(context, "keys.write")
         await self._service.admit(context)
@@ -92,7 +92,7 @@ class Keys:
                 raise NotFound("there is no such key")
             await require_may_grant(self._store, context, existing.role)
 
-        await self._store.delete(
+        return await self._store.delete(
             KEYS, [key_id], actor=actor(context, tenant_id), condition=condition, request=request, check=check
         )
 
@@ -137,9 +137,9 @@ class Issuers:
         *,
         condition: Condition = ANYTHING,
         request: Request | None = None,
-    ) -> None:
+    ) -> Stored[Issuer]:
         require_system_admin(context)
         await self._service.admit(context)
-        await self._store.delete(
+        return await self._store.delete(
             ISSUERS, [issuer_id], actor=actor(context), condition=condition, request=request
         )

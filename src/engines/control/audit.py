@@ -15,7 +15,8 @@ from engines.core.outbox import Entry
 from engines.errors import Unavailable
 from engines.ids import Ids
 from engines.scope import RequestContext
-from engines.stores.events import EventSpine, SystemEvent
+from engines.stores.event_records import SystemEvent
+from engines.stores.events import EventSpine
 
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16

@@ -98,7 +98,7 @@ class BackendRecords:
         *,
         condition: Condition,
         request: Request | None = None,
-    ) -> None:
+    ) -> Stored[Backend]:
         """Raises Conflict while a route leads to it, NotFound, PreconditionRequired."""
         require_system_admin(context)
         condition.required()
@@ -108,7 +108,7 @@ class BackendRecords:
             if await self._store.scan_index("i", "routed", existing.backend_id, limit=1):
                 raise Conflict("routes lead to this backend; delete or change them first")
 
-        await self._store.delete(
+        return await self._store.delete(
             BACKENDS, [backend_id], actor=actor(context), condition=condition, request=request, check=check
         )
 
@@ -179,7 +179,7 @@ class Routes:
         *,
         condition: Condition,
         request: Request | None = None,
-    ) -> None:
+    ) -> Stored[Route]:
         """Raises Forbidden (a control-plane kind's route stays), PreconditionRequired, NotFound."""
         owner = self._owner_for_change(context)
         condition.required()
@@ -189,7 +189,7 @@ class Routes:
         if named.name in _CONTROL_KINDS and owner == SYSTEM_TENANT:
             raise Forbidden("the routes of the control plane's own kinds cannot be deleted")
         ids = route_ids(owner, named.name, _folded(scope))
-        await self._store.delete(
+        return await self._store.delete(
             ROUTES, ids, actor=actor(context, owner), condition=condition, request=request
         )
 
