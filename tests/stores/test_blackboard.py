@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from engines.catalogue import BLACKBOARD
+from engines.catalogue import BLACKBOARD, kind_named
 from engines.core.listing import Window
 from engines.core.records import RECORD_BYTES_MAX, Condition
-from engines.core.versioned import PRUNED_PER_WRITE_MAX
+from engines.core.versioned import PRUNED_PER_WRITE_MAX, VERSION_MAX
 from engines.errors import (
-    BackendRefused,
     Forbidden,
     Invalid,
     NotFound,
@@ -217,22 +216,11 @@ class TestLimits:
         with pytest.raises(TooLarge):
             await put(blackboard, "x" * RECORD_BYTES_MAX, NEW, key="past")
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"value_bytes_max": 0},
-            {"value_bytes_max": RECORD_BYTES_MAX + 1},
-            {"versions_kept": 0},
-            {"versions_kept": "many"},
-            {"ttl": 5},
-        ],
-    )
-    async def test_options_that_are_not_a_blackboards_are_the_operators_to_mend(
-        self, home: Home, blackboard: Blackboard, options: dict[str, Any]
-    ) -> None:
-        home.options[BLACKBOARD] = options
-        with pytest.raises(BackendRefused):
-            await put(blackboard, 1, NEW)
+    def test_no_route_may_allow_more_than_a_record_holds(self) -> None:
+        bounds = {option.name: option for option in kind_named(BLACKBOARD).options}
+        assert bounds["value_bytes_max"].maximum <= RECORD_BYTES_MAX
+        assert bounds["versions_kept"].minimum >= 1
+        assert bounds["versions_kept"].maximum <= VERSION_MAX
 
 
 class TestScope:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from engines.core.idempotency import Request, identify
@@ -289,7 +290,7 @@ class TestOwnership:
         self, home: Home, notes: Notes, name: str, value: str
     ) -> None:
         with pytest.raises(ContextMismatch) as refusal:
-            await notes.create(context(), NoteInput(content="x", **{name: value}))
+            await notes.create(context(), msgspec.structs.replace(note(), **{name: value}))
         assert refusal.value.field == name
         assert home.driver.calls == []
 
@@ -337,7 +338,7 @@ class TestList:
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 1_000])
     @pytest.mark.parametrize("descending", [False, True])
     async def test_pages_give_every_note_once_in_order_of_creation(
-        self, notes: Notes, limit: int, descending: bool
+        self, notes: Notes, limit: int, *, descending: bool
     ) -> None:
         made = await self.make(notes)
         found = await collect(notes, NoteFilter(), limit=limit, descending=descending)
