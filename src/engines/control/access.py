@@ -62,16 +62,16 @@ class Keys:
         return await self._store.put(KEYS, [key_id], build, actor=actor(context, tenant_id), request=request)
 
     async def list(
-        self, context: RequestContext, *, after: str | None = None, limit: int = 100
+        self, context: RequestContext, *, after: str | None = None, limit: int = 100, descending: bool = False
     ) -> Listing[ApiKey]:
         """The tenant's keys, by id."""
         require_in_tenant(context, "keys.write")
         prefix = ("i", "keys", context.target_tenant_id)
-        key_ids = await self._store.scan_index(*prefix, after=after, limit=limit)
-        found = [await self._store.read(KEYS, key_id) for key_id in key_ids]
+        key_ids = await self._store.scan_index(*prefix, after=after, limit=limit + 1, descending=descending)
+        found = [await self._store.read(KEYS, key_id) for key_id in key_ids[:limit]]
         return Listing(
             tuple(stored for stored in found if stored is not None),
-            key_ids[-1] if len(key_ids) == limit else None,
+            key_ids[limit - 1] if len(key_ids) > limit else None,
         )
 
     async def revoke(

@@ -27,7 +27,7 @@ from engines.core.outbox import Backlog, outbox_put
 from engines.core.records import ANYTHING, Condition
 from engines.core.versioned import oldest_after, version_ops
 from engines.errors import Conflict, Corrupt, NotFound, PreconditionFailed
-from engines.ports.documents import ABSENT, ALWAYS, Delete, Doc, Match, Op, Put
+from engines.ports.documents import ABSENT, ALWAYS, SCAN_LIMIT_MAX, Delete, Doc, Match, Op, Put
 from engines.scope import SYSTEM_TENANT
 
 PARTITION: Final = partition(CONTROL_PLANE, SYSTEM_TENANT, "global", 0)
@@ -157,7 +157,7 @@ class ControlStore:
         last_key = ""
         while True:
             page = await self.documents.scan(
-                PARTITION, above=above, below=below, limit=min(1000, limit + 1), reverse=descending
+                PARTITION, above=above, below=below, limit=min(SCAN_LIMIT_MAX, limit + 1), reverse=descending
             )
             for doc in page.docs:
                 stored = _open(table, doc)
@@ -175,12 +175,14 @@ class ControlStore:
         doc = await self.documents.get(PARTITION, key)
         return None if doc is None else decode_json(doc.body)
 
-    async def scan_index(self, *prefix: str, after: str | None = None, limit: int = 1000) -> list[str]:
+    async def scan_index(
+        self, *prefix: str, after: str | None = None, limit: int = 1000, descending: bool = False
+    ) -> list[str]:
         """The last parts of the index keys below `prefix`."""
         above, below = within(*prefix)
-        page = await self.documents.scan(
-            PARTITION, above=above if after is None else join(*prefix, after), below=below, limit=limit
-        )
+        if after is not None:
+            above, below = (above, join(*prefix, after)) if descending else (join(*prefix, after), below)
+        page = await self.documents.scan(PARTITION, above=above, below=below, limit=limit, reverse=descending)
         return [_tail_of(doc.key, prefix) for doc in page.docs]
 
     async def versions(
