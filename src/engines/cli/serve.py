@@ -1,26 +1,23 @@
-"""`engines serve`: one or several worker processes behind one port.
+"""`engines serve`: one worker process behind one port, or several.
 
-Owns binding the port, starting workers and stopping them on SIGINT or SIGTERM. Leaves what is served to
-`api/app.py` and how it is put together to `wiring.py`.
+Owns binding the port and serving in this process until a signal ends it. Leaves several processes to
+`cli/workers.py`, what is served to `api/app.py` and how it is put together to `wiring.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
 import uvicorn
 import uvloop
-from uvicorn.supervisors import Multiprocess
 
 from engines.api.app import create_app
-from engines.api.protocol import BoundedHttpProtocol
-from engines.errors import EnginesError, Invalid
+from engines.api.protocol import BoundedProtocol
+from engines.errors import Invalid
 from engines.settings import Settings, read_settings
 from engines.wiring import Engines, open_engines
 
@@ -81,10 +78,10 @@ def serve(
         if settings.workers == 1:
             run(what, listener)
         else:
+            from engines.cli.workers import supervise
+
             print(f"Engines listens on {url_of(listener)} with {settings.workers} workers", flush=True)
-            config = uvicorn.Config("engines", workers=settings.workers, log_config=None)
-            target = functools.partial(_work, what)
-            Multiprocess(config, target=target, sockets=[listener]).run()
+            supervise(what, listener, workers=settings.workers)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -107,24 +104,19 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(what: Served, listener: socket.socket, announce: Announce | None = None) -> None:
-    """Serve in this process until a signal ends it."""
+def run(
+    what: Served, listener: socket.socket, announce: Announce | None = None, *, parent: int | None = None
+) -> None:
+    """Serve in this process until a signal ends it, or `parent` (a file descriptor) becomes readable."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(what, listener, announce or _say_where))
+        runner.run(_serve(what, listener, announce or _say_where, parent))
 
 
-def _work(what: Served, sockets: list[socket.socket]) -> None:
-    try:
-        run(what, sockets[0], _say_nothing)
-    except EnginesError as error:
-        sys.exit(f"engines: {error.detail}")
-
-
-async def _serve(what: Served, listener: socket.socket, announce: Announce) -> None:
+async def _serve(what: Served, listener: socket.socket, announce: Announce, parent: int | None) -> None:
     async with open_engines(what.control_plane, secrets=what.secrets) as engines:
         config = uvicorn.Config(
             create_app(engines),
-            http=BoundedHttpProtocol,
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -134,14 +126,18 @@ async def _serve(what: Served, listener: socket.socket, announce: Announce) -> N
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
+        server = uvicorn.Server(config)
+        if parent is not None:
+            asyncio.get_running_loop().add_reader(parent, _end, server, parent)
         await announce(engines, url_of(listener))
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await server.serve(sockets=[listener])
+
+
+def _end(server: uvicorn.Server, parent: int) -> None:
+    asyncio.get_running_loop().remove_reader(parent)
+    server.should_exit = True
 
 
 async def _say_where(engines: Engines, url: str) -> None:
     label = " (lab: host-local storage, for trying things out)" if engines.directory.lab else ""
     print(f"Engines listens on {url}{label}", flush=True)
-
-
-async def _say_nothing(engines: Engines, url: str) -> None:
-    del engines, url

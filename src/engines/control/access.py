@@ -14,6 +14,7 @@ from engines.control.tenants import require_may_grant
 from engines.core.idempotency import Request
 from engines.core.records import ANYTHING, Condition
 from engines.errors import Conflict, Invalid, NotFound
+from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RequestContext
 
 
@@ -67,6 +68,7 @@ class Keys:
         """The tenant's keys, by id."""
         require_in_tenant(context, "keys.write")
         prefix = ("i", "keys", context.target_tenant_id)
+        limit = min(limit, SCAN_LIMIT_MAX - 1)
         key_ids = await self._store.scan_index(*prefix, after=after, limit=limit + 1, descending=descending)
         found = [await self._store.read(KEYS, key_id) for key_id in key_ids[:limit]]
         return Listing(

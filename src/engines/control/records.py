@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from engines.ports.documents import BackendClass
 from engines.scope import RouteScope
 
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,127}\Z")]
@@ -18,7 +19,6 @@ TenantId = Annotated[str, Meta(pattern=r"^t_[a-z0-9_-]+\Z", max_length=64)]
 Env = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(min_length=1, max_length=1024)]
-BackendClass = Literal["cloud", "server", "host_local"]
 MembershipStatus = Literal["invited", "accepted", "revoked"]
 
 IDENTITIES_MAX: Final = 20

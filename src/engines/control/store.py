@@ -182,7 +182,9 @@ class ControlStore:
         above, below = within(*prefix)
         if after is not None:
             above, below = (above, join(*prefix, after)) if descending else (join(*prefix, after), below)
-        page = await self.documents.scan(PARTITION, above=above, below=below, limit=limit, reverse=descending)
+        page = await self.documents.scan(
+            PARTITION, above=above, below=below, limit=min(limit, SCAN_LIMIT_MAX), reverse=descending
+        )
         return [_tail_of(doc.key, prefix) for doc in page.docs]
 
     async def versions(

@@ -8,7 +8,7 @@ and write ids to `core/documents.py`, and storage to the drivers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -128,11 +128,15 @@ class DocumentDriver(Protocol):
         ...
 
 
+BackendClass = Literal["cloud", "server", "host_local"]
+"""`cloud` services, `server`s on the network, and `host_local` files, which a lab alone may use."""
+
+
 class DriverDescription(msgspec.Struct, frozen=True):
     """What documentation and operators need to know of a driver; constants in its module."""
 
     name: str
-    backend_class: str
+    backend_class: BackendClass
     consistency: str
     durability: str
     config: dict[str, str]
