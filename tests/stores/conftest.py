@@ -13,6 +13,7 @@ from engines.clock import Clock
 from engines.drivers.registry import document_driver
 from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
+from engines.stores.events import EventSpine, EventStreams
 from tests.servers.postgres import PostgresServer
 from tests.stores.home import Home
 
@@ -50,3 +51,17 @@ async def home(open_driver: Callable[[Clock], DocumentDriver]) -> AsyncIterator[
     await home.driver.provision()
     yield home
     await home.close()
+
+
+@pytest.fixture
+async def spine(home: Home) -> AsyncIterator[EventSpine]:
+    spine = EventSpine(home, home.ids, home.clock)
+    yield spine
+    await spine.close()
+
+
+@pytest.fixture
+async def streams(home: Home) -> AsyncIterator[EventStreams]:
+    streams = EventStreams(home, home.ids, home.clock)
+    yield streams
+    await streams.close()

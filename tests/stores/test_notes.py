@@ -115,6 +115,8 @@ class TestCreate:
             ({"content": 2**64, "content_type": "json"}, "content"),
             ({"source": NoteSourceInput(agent_id="../a")}, "source.agent_id"),
             ({"source": NoteSourceInput(run_id="a b")}, "source.run_id"),
+            ({"source": NoteSourceInput(agent_id="x" * 129)}, "source.agent_id"),
+            ({"source": NoteSourceInput(created_by="robot")}, "source.created_by"),  # type: ignore[arg-type]
         ],
     )
     async def test_what_breaks_a_rule_is_refused_by_field(

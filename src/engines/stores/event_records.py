@@ -225,7 +225,7 @@ def client_entry(context: RequestContext, event: NewEvent) -> Entry:
         raise Invalid("a UUID of version 8 is the server's to mint", field="event_id")
     cause = Causality(context.trace_id, context.span_id)
     if event.causality is not None:
-        cause = validated(event.causality)
+        cause = validated(event.causality, "causality")
     body = StoredBody(
         event_id=event_id,
         tenant_id=context.tenant_id,

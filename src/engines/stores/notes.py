@@ -247,7 +247,7 @@ def _checked(context: RequestContext, note: NoteInput) -> NoteInput:
 
 def _source(context: RequestContext, told: NoteSourceInput | None) -> NoteSource:
     """Who makes the note. An agent's own credential makes an agent's note, whatever the body says."""
-    told = validated(told or NoteSourceInput())
+    told = validated(told or NoteSourceInput(), "source")
     is_agent = AGENT_ROLE in context.roles
     if is_agent and told.created_by == "user":
         raise ContextMismatch("a note of this principal is created by an agent", field="source.created_by")

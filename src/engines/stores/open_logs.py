@@ -69,7 +69,8 @@ class OpenLogs:
         finally:
             opened.users -= 1
             opened.used_at_s = self._clock.monotonic()
-            if self._open.get(_key(place, stream)) is not opened and opened.users == 0:
+            is_dropped = self._open.get(_key(place, stream)) is not opened
+            if is_dropped and opened.users == 0 and not self._closed:
                 self._close(opened)
 
     def drop(self, place: Place, stream: str) -> None:

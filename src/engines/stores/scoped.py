@@ -100,12 +100,17 @@ def check_body(context: RequestContext, body: B) -> B:
     return checked
 
 
-def validated(body: B) -> B:
-    """A Struct whose values fit its own annotations. Raises Invalid."""
+def validated(body: B, within: str = "") -> B:
+    """A Struct whose own values fit its annotations (not those of Structs inside it).
+
+    Raises Invalid; `within` is the field in which `body` stands.
+    """
     try:
         return msgspec.convert(msgspec.structs.asdict(body), type(body))
     except msgspec.ValidationError as error:
-        raise invalid_body(error) from None
+        refusal = invalid_body(error)
+        refusal.field = ".".join(name for name in (within, refusal.field) if name)
+        raise refusal from None
 
 
 def invalid_body(error: msgspec.ValidationError) -> Invalid:

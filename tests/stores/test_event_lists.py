@@ -1,0 +1,408 @@
+"""Rules of reading a log: pages, filters, time, cursors, followers, and a route that changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from engines.clock import timestamp
+from engines.core.cursor import list_scope
+from engines.core.listing import LOOKED_AT_MAX, Window
+from engines.errors import Gone, Invalid, MissingRoute, Unavailable
+from engines.stores.events import Event, EventFilter, EventSpine, EventStreams, NewEvent
+from tests.stores.home import Home, context
+
+COUNT = 23
+
+
+def event(number: int, **fields: Any) -> NewEvent:
+    return NewEvent(**{"event_type": "rl", "payload": {"n": number}} | fields)
+
+
+def numbers(events: tuple[Event, ...] | list[Event]) -> list[int]:
+    return [shown.payload["n"] for shown in events if shown.payload is not None]
+
+
+async def collect(
+    spine: EventSpine, where: EventFilter, *, limit: int = 100, descending: bool = False
+) -> list[Event]:
+    """The whole list; its only cursor that is None is the last."""
+    found: list[Event] = []
+    after: str | None = None
+    for _ in range(2 * COUNT):
+        window = Window(limit=limit, after=after, descending=descending)
+        page = await spine.list(context(), where, window=window)
+        assert len(page.items) <= limit
+        found += page.items
+        after = page.after
+        if after is None:
+            return found
+    raise AssertionError("a list ends")
+
+
+@pytest.fixture(params=[7, 50_000])
+async def filled(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[EventSpine]:
+    """A spine of COUNT events, a second apart, in commits of 1, 2 and 3, in small segments or one."""
+    spine = EventSpine(home, home.ids, home.clock, segment_size_default=request.param)
+    number = 0
+    while number < COUNT:
+        size = min(number % 3 + 1, COUNT - number)
+        batch = [
+            event(
+                index,
+                event_type=("rl", "tuning")[index % 2],
+                run_id=f"run-{index % 3}",
+            )
+            for index in range(number, number + size)
+        ]
+        who = context(user_id=("ada", "bob")[number % 2], project_id=("p1", None)[number % 5 == 0])
+        await spine.append(who, batch)
+        home.clock.advance(1)
+        number += size
+    yield spine
+    await spine.close()
+
+
+class TestPages:
+    @pytest.mark.parametrize("limit", [1, 2, 5, COUNT - 1, COUNT, COUNT + 1, 1_000])
+    async def test_pages_give_every_event_once_in_order(self, filled: EventSpine, limit: int) -> None:
+        assert numbers(await collect(filled, EventFilter(), limit=limit)) == list(range(COUNT))
+        backwards = await collect(filled, EventFilter(), limit=limit, descending=True)
+        assert numbers(backwards) == list(range(COUNT))[::-1]
+
+    async def test_a_page_that_ends_with_the_log_has_no_cursor(self, filled: EventSpine) -> None:
+        for descending in (False, True):
+            page = await filled.list(context(), window=Window(limit=COUNT, descending=descending))
+            assert page.after is None
+            assert len(page.items) == COUNT
+
+    async def test_a_poller_keeps_its_place_by_the_cursor_of_any_item(self, filled: EventSpine) -> None:
+        items = (await filled.list(context())).items
+        for item in items:
+            page = await filled.list(context(), window=Window(after=item.cursor))
+            assert page.items == items[item.position :]
+            page = await filled.list(context(), window=Window(after=item.cursor, descending=True))
+            assert page.items == items[: item.position - 1][::-1]
+
+    async def test_an_empty_log_has_an_empty_page(self, spine: EventSpine) -> None:
+        for descending in (False, True):
+            page = await spine.list(context(), window=Window(descending=descending))
+            assert (page.items, page.after) == ((), None)
+
+    async def test_a_page_stops_at_about_one_mebibyte(self, spine: EventSpine) -> None:
+        for number in range(6):
+            await spine.append(context(), [event(number, payload={"n": number, "text": "x" * 240_000})])
+        for descending in (False, True):
+            page = await spine.list(context(), window=Window(descending=descending))
+            assert 4 <= len(page.items) <= 5
+            assert page.after is not None
+
+    @pytest.mark.parametrize("limit", [0, 1_001])
+    async def test_a_limit_out_of_bounds_is_invalid(self, spine: EventSpine, limit: int) -> None:
+        with pytest.raises(Invalid) as refusal:
+            await spine.list(context(), window=Window(limit=limit))
+        assert refusal.value.field == "limit"
+
+
+class TestFilters:
+    @pytest.mark.parametrize("limit", [1, 4, 100])
+    @pytest.mark.parametrize(
+        ("where", "admits"),
+        [
+            (EventFilter(event_type="tuning"), lambda shown: shown.event_type == "tuning"),
+            (EventFilter(run_id="run-2"), lambda shown: shown.run_id == "run-2"),
+            (EventFilter(user_id="bob"), lambda shown: shown.user_id == "bob"),
+            (EventFilter(project_id="p1"), lambda shown: shown.project_id == "p1"),
+            (EventFilter(run_id="nobody"), lambda shown: False),  # noqa: ARG005
+            (
+                EventFilter(event_type="rl", user_id="ada", run_id="run-0"),
+                lambda shown: (shown.event_type, shown.user_id, shown.run_id) == ("rl", "ada", "run-0"),
+            ),
+        ],
+    )
+    async def test_filters_choose_in_either_direction(
+        self, filled: EventSpine, where: EventFilter, admits: Callable[[Event], bool], limit: int
+    ) -> None:
+        chosen = [shown for shown in (await filled.list(context())).items if admits(shown)]
+        assert await collect(filled, where, limit=limit) == chosen
+        assert await collect(filled, where, limit=limit, descending=True) == chosen[::-1]
+
+    @pytest.mark.parametrize("limit", [1, 3, 100])
+    @pytest.mark.parametrize(
+        ("since_s", "until_s"),
+        [(0, None), (3, None), (None, 5), (3, 5), (5, 3), (2.5, 6.5), (99, None), (None, 0)],
+    )
+    async def test_since_is_included_and_until_is_not(
+        self, filled: EventSpine, since_s: float | None, until_s: float | None, limit: int
+    ) -> None:
+        items = (await filled.list(context())).items
+        begin_s = 1_800_000_000.0
+        since = None if since_s is None else timestamp(begin_s + since_s)
+        until = None if until_s is None else timestamp(begin_s + until_s)
+        chosen = [
+            shown
+            for shown in items
+            if (since is None or shown.timestamp >= since) and (until is None or shown.timestamp < until)
+        ]
+        where = EventFilter(since=since, until=until)
+        assert await collect(filled, where, limit=limit) == chosen
+        assert await collect(filled, where, limit=limit, descending=True) == chosen[::-1]
+
+    async def test_a_cursor_from_before_since_skips_to_it(self, filled: EventSpine) -> None:
+        items = (await filled.list(context())).items
+        where = EventFilter(since=items[20].timestamp)
+        expected = tuple(shown for shown in items if shown.timestamp >= items[20].timestamp)
+        page = await filled.list(context(), where, window=Window(limit=50, after=items[0].cursor))
+        assert page.items == expected
+        where = EventFilter(until=items[3].timestamp)
+        window = Window(limit=50, after=items[22].cursor, descending=True)
+        page = await filled.list(context(), where, window=window)
+        assert page.items == tuple(shown for shown in items if shown.timestamp < items[3].timestamp)[::-1]
+
+    @pytest.mark.parametrize(
+        ("where", "field"),
+        [
+            (EventFilter(event_type="RL"), "event_type"),
+            (EventFilter(run_id="a/b"), "run_id"),
+            (EventFilter(user_id=""), "user_id"),
+            (EventFilter(project_id="x" * 129), "project_id"),
+            (EventFilter(since="today"), "since"),
+            (EventFilter(until="2026-02-30T00:00:00Z"), "until"),
+            (EventFilter(since="0001-01-01T00:00:00"), "since"),
+        ],
+    )
+    async def test_a_filter_that_no_event_can_match_is_invalid(
+        self, spine: EventSpine, where: EventFilter, field: str
+    ) -> None:
+        with pytest.raises(Invalid) as refusal:
+            await spine.list(context(), where)
+        assert refusal.value.field == field
+
+    @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00"])
+    async def test_the_ends_of_time_are_instants(self, filled: EventSpine, instant: str) -> None:
+        found = await collect(filled, EventFilter(since=instant))
+        assert len(found) == (COUNT if instant.startswith("0001") else 0)
+
+    async def test_a_page_that_found_too_little_stops_looking_and_says_so(self, spine: EventSpine) -> None:
+        empty = NewEvent(event_type="rl", payload={})
+        for _ in range(LOOKED_AT_MAX // 500):
+            await spine.append(context(), [empty] * 500)
+        await spine.append(context(), [event(1, event_type="tuning")] * 2)
+        where = EventFilter(event_type="tuning")
+        page = await spine.list(context(), where)
+        assert page.items == ()
+        assert page.after is not None
+        page = await spine.list(context(), where, window=Window(after=page.after))
+        assert [shown.position for shown in page.items] == [LOOKED_AT_MAX + 1, LOOKED_AT_MAX + 2]
+        assert page.after is None
+
+
+class TestCursors:
+    @pytest.mark.parametrize("stranger", [{"tenant_id": "t_two"}, {"env": "dev"}])
+    async def test_a_cursor_of_another_spine_is_invalid(
+        self, spine: EventSpine, stranger: dict[str, str]
+    ) -> None:
+        cursor = (await spine.append(context(), [event(1)])).events[0].cursor
+        await spine.append(context(**stranger), [event(1)])
+        for call in (
+            spine.list(context(**stranger), window=Window(after=cursor)),
+            spine.follow(context(**stranger), after=cursor),
+        ):
+            with pytest.raises(Invalid) as refusal:
+                await call
+            assert refusal.value.field == "after"
+
+    async def test_a_cursor_of_a_stream_fits_no_other_log(
+        self, spine: EventSpine, streams: EventStreams
+    ) -> None:
+        await spine.append(context(), [event(1)])
+        cursor = (await streams.append(context(), "a", [event(1)])).events[0].cursor
+        for call in (
+            spine.list(context(), window=Window(after=cursor)),
+            streams.list(context(), "b", window=Window(after=cursor)),
+        ):
+            with pytest.raises(Invalid) as refusal:
+                await call
+            assert refusal.value.field == "after"
+
+    async def test_a_cursor_past_the_end_is_invalid(self, spine: EventSpine) -> None:
+        """As after a restore from a backup: what is behind it now was never seen."""
+        await spine.append(context(), [event(1)])
+        beyond = list_scope("event_spine", "t_one", "prod", "spine").of_position(7)
+        for call in (
+            spine.list(context(), window=Window(after=beyond)),
+            spine.follow(context(), after=beyond),
+        ):
+            with pytest.raises(Invalid) as refusal:
+                await call
+            assert refusal.value.field == "after"
+
+    async def test_a_cursor_keeps_its_place_over_a_restart(self, home: Home, filled: EventSpine) -> None:
+        page = await filled.list(context(), window=Window(limit=10))
+        await filled.close()
+        await home.reopen()
+        reopened = EventSpine(home, home.ids, home.clock)
+        rest = await reopened.list(context(), window=Window(after=page.after))
+        assert numbers(rest.items) == list(range(10, COUNT))
+        await reopened.close()
+
+
+class TestFollow:
+    async def test_a_follower_gets_what_was_and_what_comes(self, filled: EventSpine) -> None:
+        found: list[int] = []
+        async with aclosing(await filled.follow(context())) as batches:
+            async for batch in batches:
+                found += numbers(batch)
+                if len(found) == COUNT:
+                    await filled.append(context(), [event(COUNT), event(COUNT + 1)])
+                if len(found) == COUNT + 2:
+                    break
+        assert found == list(range(COUNT + 2))
+
+    async def test_a_follower_goes_on_after_a_cursor_or_an_event_id(self, filled: EventSpine) -> None:
+        own = "0b3a9d0e-7a5f-4b6e-9d1c-2f3a4b5c6d7e"
+        await filled.append(context(), [event(COUNT, event_id=own), event(COUNT + 1)])
+        items = (await filled.list(context())).items
+        for after in (items[COUNT].cursor, items[COUNT].event_id, own.upper(), items[COUNT - 1].event_id):
+            async with aclosing(await filled.follow(context(), after=after)) as batches:
+                found = numbers(await anext(batches))
+            assert found[-1] == COUNT + 1
+            assert len(found) == (2 if after == items[COUNT - 1].event_id else 1)
+
+    @pytest.mark.parametrize("after", ["", "nonsense", "0b3a9d0e-7a5f-4b6e-9d1c-2f3a4b5c6d7e", "a" * 5_000])
+    async def test_a_place_that_is_none_is_refused_before_following(
+        self, filled: EventSpine, after: str
+    ) -> None:
+        with pytest.raises(Invalid) as refusal:
+            await filled.follow(context(), after=after)
+        assert refusal.value.field == "after"
+
+    async def test_followers_of_one_log_all_get_everything(self, spine: EventSpine) -> None:
+        async def follow() -> list[int]:
+            found: list[int] = []
+            async with aclosing(await spine.follow(context())) as batches:
+                async for batch in batches:
+                    found += numbers(batch)
+                    if len(found) == 40:
+                        return found
+            return found
+
+        followers = [asyncio.create_task(follow()) for _ in range(5)]
+        await asyncio.gather(*(spine.append(context(), [event(number)]) for number in range(40)))
+        found = await asyncio.gather(*followers)
+        assert all(one == found[0] for one in found)
+        assert sorted(found[0]) == list(range(40))
+
+    async def test_a_follower_ends_when_the_store_closes(self, spine: EventSpine) -> None:
+        await spine.append(context(), [event(1)])
+        async with aclosing(await spine.follow(context())) as batches:
+            assert numbers(await anext(batches)) == [1]
+            closing = asyncio.create_task(spine.close())
+            assert [batch async for batch in batches] == []
+            await closing
+
+    async def test_a_follower_that_is_cancelled_leaves_nothing_running(self, spine: EventSpine) -> None:
+        await spine.append(context(), [event(1)])
+        before = asyncio.all_tasks()
+        seen = asyncio.Event()
+
+        async def follow() -> None:
+            async with aclosing(await spine.follow(context())) as batches:
+                async for _ in batches:
+                    seen.set()
+
+        task = asyncio.create_task(follow())
+        await seen.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() <= before
+
+    async def test_a_follower_notices_that_its_route_leads_elsewhere(
+        self, home: Home, spine: EventSpine
+    ) -> None:
+        await spine.append(context(), [event(1)])
+        async with aclosing(await spine.follow(context())) as batches:
+            await anext(batches)
+            home.generation = 1
+            with pytest.raises(Unavailable):
+                await anext(batches)
+        async with aclosing(await spine.follow(context())) as batches:
+            waiting = asyncio.create_task(anext(batches))
+            home.missing.add("event_spine")
+            with pytest.raises(MissingRoute):
+                await waiting
+
+    async def test_a_follower_below_what_is_kept_is_told_at_once(
+        self, home: Home, streams: EventStreams
+    ) -> None:
+        cursors = [
+            (await streams.append(context(), "s", [event(number)] * 2)).events[0].cursor
+            for number in range(4)
+        ]
+        home.clock.advance(25 * 3600)
+        async with streams._logs._using(await home.place("event_stream", context()), "s") as log:
+            assert await log.trim(5) == 4
+        with pytest.raises(Gone):
+            await streams.follow(context(), "s", after=cursors[0])
+        with pytest.raises(Gone):
+            await streams.list(context(), "s", window=Window(after=cursors[1]))
+        assert [shown.position for shown in (await streams.list(context(), "s")).items] == [5, 6, 7, 8]
+        backwards = await streams.list(context(), "s", window=Window(descending=True))
+        assert [shown.position for shown in backwards.items] == [8, 7, 6, 5]
+        assert backwards.after is None
+
+
+class TestRedaction:
+    async def test_a_redacted_event_keeps_its_place_and_tells_nothing(
+        self, home: Home, spine: EventSpine
+    ) -> None:
+        await spine.append(context(), [event(0), event(1, run_id="secret"), event(2)])
+        async with spine._logs._using(await home.place("event_spine", context()), "spine") as log:
+            await log.redact(2)
+        items = (await spine.list(context())).items
+        assert [shown.position for shown in items] == [1, 2, 3]
+        assert (items[1].event_type, items[1].payload, items[1].run_id) == ("redacted", None, "")
+        assert items[1].timestamp == items[0].timestamp
+        assert (await spine.get(context(), items[1].event_id)) == items[1]
+        assert numbers((await spine.list(context(), EventFilter(user_id="ada"))).items) == [0, 2]
+        assert (await spine.list(context(), EventFilter(run_id="secret"))).items == ()
+        since = EventFilter(since=items[0].timestamp)
+        assert len((await spine.list(context(), since)).items) == 3
+        found = await spine.verify(context())
+        assert found.ok
+        assert found.redacted_count == 1
+
+
+class TestRoutes:
+    async def test_a_log_whose_route_leads_elsewhere_is_another_log(
+        self, home: Home, spine: EventSpine
+    ) -> None:
+        await spine.append(context(), [event(1)])
+        home.generation = 1
+        assert (await spine.list(context())).items == ()
+        assert (await spine.append(context(), [event(2)])).events[0].position == 1
+        home.generation = 0
+        assert numbers((await spine.list(context())).items) == [1]
+
+    async def test_a_backend_that_was_opened_anew_is_used(self, home: Home, spine: EventSpine) -> None:
+        await spine.append(context(), [event(1)])
+        await home.reopen()
+        assert (await spine.append(context(), [event(2)])).events[0].position == 2
+        assert numbers((await spine.list(context())).items) == [1, 2]
+
+    async def test_a_sealed_log_is_opened_anew_once_its_route_leads_on(
+        self, home: Home, spine: EventSpine
+    ) -> None:
+        await spine.append(context(), [event(1)])
+        async with spine._logs._using(await home.place("event_spine", context()), "spine") as log:
+            await log.seal()
+        with pytest.raises(Unavailable):
+            await spine.append(context(), [event(2)])
+        assert len(spine._logs._logs) == 0
+        home.generation = 1
+        assert (await spine.append(context(), [event(2)])).events[0].position == 1
