@@ -45,11 +45,10 @@ class BarePostgres:
     @classmethod
     async def open(cls, url: str) -> Self:
         connection = await asyncpg.connect(url)
-        await connection.execute(
-            "CREATE TABLE bare (LIKE engines.documents INCLUDING ALL); ALTER TABLE bare SET LOGGED"
-        )
+        await connection.execute("CREATE TABLE public.bare (LIKE engines.documents INCLUDING ALL)")
         return cls(
-            connection, await connection.prepare(f"INSERT INTO bare {_COLUMNS} VALUES ($1, $2, $3, $4, $5)")
+            connection,
+            await connection.prepare(f"INSERT INTO public.bare {_COLUMNS} VALUES ($1, $2, $3, $4, $5)"),
         )
 
     async def insert(self, row: Row) -> None:

@@ -55,9 +55,13 @@ class Database(msgspec.Struct, frozen=True):
     open: Callable[[Stage], AbstractAsyncContextManager[Storage]]
 
 
+def _open_postgres(stage: Stage) -> AbstractAsyncContextManager[Storage]:
+    return open_postgres_at(stage.new_database())
+
+
 @contextlib.asynccontextmanager
-async def _open_postgres(stage: Stage) -> AsyncIterator[Storage]:
-    url = stage.new_database()
+async def open_postgres_at(url: str) -> AsyncIterator[Storage]:
+    """Ours and the bare side on an empty database."""
     async with _documents(url) as documents:
         bare = await BarePostgres.open(url)
         try:

@@ -1,0 +1,111 @@
+"""`python -m bench`: run comparisons, print the table, keep the figures.
+
+Owns the options and which comparisons there are. `script/bench` runs this in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from bench import report
+from bench.appending import append_postgres, append_sqlite
+from bench.measure import Result
+from bench.memory import memory_growth, memory_idle
+from bench.reading import list_after_postgres, list_after_sqlite
+from bench.recorder import append_recorder
+from bench.resolving import resolving
+from bench.serving import http_postgres, http_sqlite
+from bench.stage import FULL, QUICK, TINY, Sizes, Stage
+from engines.clock import SystemClock, timestamp
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
+    "append-postgres": append_postgres,
+    "append-sqlite": append_sqlite,
+    "recorder": append_recorder,
+    "http-postgres": http_postgres,
+    "http-sqlite": http_sqlite,
+    "resolve": resolving,
+    "list-after-postgres": list_after_postgres,
+    "list-after-sqlite": list_after_sqlite,
+    "memory-idle": memory_idle,
+    "memory-growth": memory_growth,
+}
+# A million requests take longer than all the rest: only where it is named.
+ONLY_WHEN_NAMED: Final = ("memory-growth",)
+SIZES: Final[Mapping[str, Sizes]] = {sizes.name: sizes for sizes in (FULL, QUICK, TINY)}
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    console = Console()
+    if options.markdown is not None:
+        print(report.markdown(report.read_json(options.markdown)), end="")
+        return 0
+    sizes = QUICK if options.quick else SIZES[options.size]
+    names = options.only or [name for name in COMPARISONS if name not in ONLY_WHEN_NAMED]
+    load_before = os.getloadavg()[0]
+    results = run(names, sizes, console)
+    report.print_table(results, console)
+    if options.json is not None:
+        made_by = report.Run(
+            at=timestamp(SystemClock().now()),
+            command=report.command_line(arguments),
+            sizes=sizes.name,
+            commit=report.commit(ROOT),
+            machine=report.machine(),
+            load_before=load_before,
+            load_after=os.getloadavg()[0],
+        )
+        kept = report.merged(options.json, [report.Kept(result, made_by) for result in results])
+        report.write_json(options.json, kept)
+    return 0
+
+
+def run(names: Sequence[str], sizes: Sizes, console: Console) -> list[Result]:
+    """The results of the comparisons named, in order."""
+    results: list[Result] = []
+    with Stage(sizes) as stage:
+        for name in names:
+            with console.status(f"{name} ({sizes.name})"):
+                results += COMPARISONS[name](stage)
+    return results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="script/bench",
+        description="Ratios of Engines to bare loops and to other programs, each within one run. A figure that misses "
+        "its goal is shown and changes nothing about the exit status.",
+    )
+    parser.add_argument("--quick", action="store_true", help="about a minute: shorter rounds, fewer of them")
+    parser.add_argument("--size", choices=list(SIZES), default=FULL.name, help="how much a run does")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(COMPARISONS),
+        metavar="NAME",
+        help=f"one comparison; may be repeated. There are {', '.join(COMPARISONS)}; without this, all but "
+        f"{', '.join(ONLY_WHEN_NAMED)}",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="keep the figures there, in place of earlier ones of their names",
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="only print what was kept in a JSON file, as Markdown"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

