@@ -114,9 +114,13 @@ class NotFound(EnginesError):
 
 
 class MethodNotAllowed(EnginesError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not; `allowed` are those that do."""
 
     status = 405
+
+    def __init__(self, detail: str, *, allowed: Sequence[str] = ()) -> None:
+        super().__init__(detail)
+        self.allowed = tuple(allowed)
 
 
 class RequestTimeout(EnginesError):

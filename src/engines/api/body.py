@@ -1,0 +1,216 @@
+"""A request's body: read within limits, and decoded into what a call takes.
+
+Owns the size and time limits of a body, its media type, and what a body that breaks a rule is told: the field
+and the rule, in our own words. A member named twice is refused, since readers differ on which one counts.
+Leaves rules that need more than the body to the floors below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+import msgspec
+
+from engines.api.endpoint import BodyDecoder
+from engines.api.fields import Fields
+from engines.codec import INTEGER_MAX, INTEGER_MIN, JSON_DEPTH_MAX
+from engines.errors import Invalid, RequestTimeout, TooLarge, UnsupportedMediaType
+
+BODY_BYTES_MAX: Final = 1024 * 1024
+# Between two pieces of a body, and for all of it: a byte now and then is a stall too.
+STALL_TIMEOUT_S: Final = 10.0
+BODY_TIMEOUT_S: Final = 120.0
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_MEDIA_TYPE: Final = re.compile(
+    r"application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|\"utf-8\"))?", re.IGNORECASE
+)
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_ANY: Final = msgspec.json.Decoder()
+_ARTICLES: Final = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "an array",
+    "null": "null",
+}
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_WRONG_TYPE: Final = re.compile(r"Expected `([a-z |]+)`, got `([a-z]+)`")
+_LENGTH: Final = re.compile(r"Expected `(str|array|object)` of length (<=|>=|==) (\d+)")
+_BOUND: Final = re.compile(r"Expected `(?:int|float)` (<=|>=|<|>) (-?[\d.]+)")
+_PATTERN: Final = re.compile(r"Expected `str` matching regex '(.*)'", re.DOTALL)
+_COMPARISONS: Final = {"<=": "at most", ">=": "at least", "==": "exactly", "<": "less than", ">": "more than"}
+_COUNTED: Final = {"str": "characters", "array": "items", "object": "members"}
+
+
+class ClientGone(Exception):
+    """The connection ended before the request was complete; nobody waits for an answer."""
+
+
+async def read_body(fields: Fields, receive: Receive, *, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """The whole body. Raises TooLarge, RequestTimeout, ClientGone."""
+    announced = fields.get(b"content-length")
+    if announced is not None and int(announced) > bytes_max:
+        raise _too_large(bytes_max)
+    try:
+        return await _read(receive, bytes_max)
+    except TimeoutError as error:
+        raise RequestTimeout("the body did not come in time") from error
+
+
+async def _read(receive: Receive, bytes_max: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + BODY_TIMEOUT_S
+    pieces: list[bytes] = []
+    size = 0
+    async with asyncio.timeout(STALL_TIMEOUT_S) as deadline:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > bytes_max:
+                raise _too_large(bytes_max)
+            pieces.append(piece)
+            if not message.get("more_body", False):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            deadline.reschedule(min(loop.time() + STALL_TIMEOUT_S, end))
+
+
+def check_media_type(fields: Fields) -> None:
+    """Raises UnsupportedMediaType."""
+    media_type = fields.get(b"content-type")
+    if media_type != "application/json" and not _MEDIA_TYPE.fullmatch(media_type or ""):
+        raise UnsupportedMediaType("a body is application/json, in UTF-8")
+
+
+def decode_body(body: bytes, decoder: BodyDecoder) -> Any:
+    """Raises Invalid with the `field` that breaks a rule, where one does."""
+    try:
+        decoded = decoder.decode(body)
+        _check_structure(body)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
+    except UnicodeDecodeError as error:
+        raise Invalid("the body is not UTF-8") from error
+    except msgspec.DecodeError as error:
+        raise Invalid(_malformed(body, str(error))) from error
+    except RecursionError:
+        raise _too_deep() from None
+    return decoded
+
+
+def invalid(error: msgspec.ValidationError, prefix: str = "") -> Invalid:
+    """The same complaint in our own words; `field` is its path, `prefix` what the path stands below."""
+    sentence, _, where = str(error).partition(" - at `")
+    path = prefix + where.removesuffix("`").removeprefix("$").removeprefix(".")
+    for pattern, detail in (
+        (_UNKNOWN, "there is no such member here"),
+        (_MISSING, "this member is required"),
+    ):
+        if match := pattern.fullmatch(sentence):
+            return Invalid(detail, field=f"{path}.{match[1]}" if path else match[1])
+    return Invalid(_in_our_words(sentence), field=path or None)
+
+
+def _in_our_words(sentence: str) -> str:
+    if match := _WRONG_TYPE.fullmatch(sentence):
+        expected = " or ".join(_ARTICLES.get(name, name) for name in match[1].split(" | "))
+        return f"expected {expected}, got {_ARTICLES.get(match[2], match[2])}"
+    if match := _LENGTH.fullmatch(sentence):
+        return f"{_COMPARISONS[match[2]]} {match[3]} {_COUNTED[match[1]]}"
+    if match := _BOUND.fullmatch(sentence):
+        return f"{_COMPARISONS[match[1]]} {match[2]}"
+    if match := _PATTERN.fullmatch(sentence):
+        return f"a string that matches {match[1].replace(chr(92) * 2, chr(92)).removesuffix(chr(92) + 'Z')}$"
+    if sentence.startswith("Invalid enum value"):
+        return "not one of the values that this member has"
+    if "out of range" in sentence:
+        return "a number beyond what is kept exactly"
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _malformed(body: bytes, reason: str) -> str:
+    if not body.strip(b" \t\r\n"):
+        return "the body is empty"
+    if body.startswith(b"\xef\xbb\xbf"):
+        return "the body begins with a byte order mark"
+    if "truncated" in reason:
+        return "the body is not JSON: it ends too early, or a string in it is broken"
+    return "the body is not JSON: " + reason.removeprefix("JSON is malformed: ")
+
+
+def _check_structure(body: bytes) -> None:
+    """Raises Invalid for JSON that decodes and cannot be kept exactly: too deep, members that are named
+    twice, integers beyond 64 bits."""
+    bare = _STRING.sub(b"", body)
+    if bare.count(b"[") + bare.count(b"{") > JSON_DEPTH_MAX and _is_too_deep(bare):
+        raise _too_deep()
+    value = _ANY.decode(body)
+    members, is_exact = _survey(value)
+    if members != bare.count(b":"):
+        raise Invalid("an object names a member twice")
+    if not is_exact:
+        raise Invalid("an integer does not fit into 64 bits", field=_path_of_large_integer("", value) or None)
+
+
+def _is_too_deep(bare: bytes) -> bool:
+    """Whether brackets nest too deep: each pass removes the innermost pairs, at the speed of `replace`."""
+    brackets = bare.translate(_ONE_KIND, _NOT_BRACKETS)
+    for _ in range(JSON_DEPTH_MAX):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+    return True
+
+
+def _survey(value: Any) -> tuple[int, bool]:
+    """How many members the objects have together, and whether every integer fits into 64 bits."""
+    members = 0
+    is_exact = True
+    level: list[Any] = [value]
+    while level:
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is dict:
+                members += len(item)
+                below.extend(item.values())
+            elif kind is list:
+                below.extend(item)
+            elif kind is int and not INTEGER_MIN <= item <= INTEGER_MAX:
+                is_exact = False
+        level = below
+    return members, is_exact
+
+
+def _path_of_large_integer(path: str, value: Any) -> str | None:
+    """Where the first one stands. The value is known to be at most `JSON_DEPTH_MAX` deep."""
+    if type(value) is int:
+        return None if INTEGER_MIN <= value <= INTEGER_MAX else path
+    inner: Iterable[tuple[str, Any]] = ()
+    if type(value) is dict:
+        inner = ((f"{path}.{name}" if path else name, item) for name, item in value.items())
+    elif type(value) is list:
+        inner = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    return next(
+        (found for at, item in inner if (found := _path_of_large_integer(at, item)) is not None), None
+    )
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"a body holds at most {bytes_max} bytes")
+
+
+def _too_deep() -> Invalid:
+    return Invalid(f"JSON is nested deeper than {JSON_DEPTH_MAX} levels")

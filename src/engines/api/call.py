@@ -1,0 +1,232 @@
+"""One request, as the function that answers it sees it.
+
+Owns deriving its context once, decoding its body, query and conditions as its endpoint declares them, and
+turning whatever is raised into a problem document. Leaves deriving to `identity/` and answers to routers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from engines.api.body import ClientGone, Receive, check_media_type, decode_body, read_body
+from engines.api.endpoint import BodyDecoder, Endpoint, Sendable
+from engines.api.fields import Fields, condition_of, idempotency_key_of
+from engines.api.metrics import Metrics
+from engines.api.paths import QueryDecoder, parse_query
+from engines.api.reply import Send, internal_problem_reply, problem_reply
+from engines.core.idempotency import Request, identify
+from engines.core.records import Condition
+from engines.errors import (
+    ContextMismatch,
+    Corrupt,
+    EnginesError,
+    Invalid,
+    RequestTimeout,
+    TooLarge,
+)
+from engines.scope import RequestContext
+
+if TYPE_CHECKING:
+    from engines.api.engines import Engines
+    from engines.identity.context import Principal
+
+CALL: Final = "engines.call"
+"""Key in a scope: the request's `Call`."""
+STATUS_CLIENT_GONE: Final = 499
+"""In the log alone: nobody was there to be answered."""
+
+Scope = MutableMapping[str, Any]
+T = TypeVar("T")
+Q = TypeVar("Q", bound=msgspec.Struct)
+log = structlog.get_logger(__name__)
+
+
+class Call:
+    """A request under way. `engines` is all that it may ask."""
+
+    __slots__ = (
+        "_body",
+        "_context",
+        "abandons_body",
+        "endpoint",
+        "engines",
+        "fields",
+        "metrics",
+        "receive",
+        "request_id",
+        "runner",
+        "scope",
+        "status",
+    )
+
+    def __init__(self, engines: Engines, metrics: Metrics, scope: Scope, receive: Receive) -> None:
+        self.engines = engines
+        self.metrics = metrics
+        self.scope = scope
+        self.receive = receive
+        self.fields = Fields(scope["headers"])
+        self.request_id = ""
+        self.endpoint: Endpoint | None = None
+        self.runner: Runner
+        self.abandons_body = False
+        self.status = STATUS_CLIENT_GONE
+        self._context: RequestContext | None = None
+        self._body = b""
+
+    @property
+    def known_context(self) -> RequestContext | None:
+        """The context, if it has been derived."""
+        return self._context
+
+    async def context(self) -> RequestContext:
+        """Who asks, and where. Raises Unauthenticated, ContextMismatch, Forbidden, Invalid, Unavailable."""
+        if self._context is None:
+            contexts = self.engines.contexts
+            self._context = await contexts.context_of(self.scope["headers"], request_id=self.request_id)
+        return self._context
+
+    async def principal(self, *, tenant_id: str, user_id: str) -> Principal:
+        """The user whom the path names, and nobody else, outside any tenant. Raises as `context` does."""
+        return await self.engines.contexts.principal_of(
+            self.scope["headers"], tenant_id=tenant_id, user_id=user_id, request_id=self.request_id
+        )
+
+    def id(self, name: str) -> str:
+        """A parameter of the path; the shell has checked that it is an id."""
+        value: str = self.scope["path_params"][name]
+        return value
+
+    async def body(self, type_: type[T]) -> T:
+        """The body, of the type that the endpoint declares.
+
+        Raises UnsupportedMediaType, TooLarge, RequestTimeout, Invalid.
+        """
+        assert type_ is self.runner.endpoint.body
+        decoded: T = await self.any_body()
+        return decoded
+
+    async def any_body(self) -> Any:
+        """The body, where the endpoint declares several types and a decoder that tells them apart."""
+        assert self.runner.body_decoder is not None
+        check_media_type(self.fields)
+        await self._read()
+        return decode_body(self._body, self.runner.body_decoder)
+
+    def query(self, type_: type[Q]) -> Q:
+        """The query as its endpoint declares it. Raises Invalid."""
+        assert self.runner.query_decoder is not None
+        assert type_ is self.runner.endpoint.query
+        decoded: Q = self.runner.query_decoder.decode(self.scope["query_string"])
+        return decoded
+
+    def condition(self) -> Condition:
+        """What the client expects to replace. Raises Invalid."""
+        return condition_of(self.fields)
+
+    def request(self, context: RequestContext) -> Request | None:
+        """The idempotent request that this is, once its body is read; None without a key. Raises Invalid."""
+        key = idempotency_key_of(self.fields)
+        if key is None:
+            return None
+        return self.identified(key, context.target_tenant_id, context.env, context.user_id)
+
+    def identified(self, key: str, *who: str) -> Request:
+        """The request that `key` names among those of `who` to this path."""
+        body = self._body + b"\n" + self.scope["query_string"]
+        return identify(*who, self.scope["method"], self.scope["path"], key, body=body)
+
+    async def refuse_input(self) -> None:
+        """Raises Invalid for a body or a parameter that the endpoint does not declare."""
+        endpoint = self.runner.endpoint
+        if endpoint.query is None and self.scope["query_string"]:
+            for name in parse_query(self.scope["query_string"]):
+                raise Invalid("there is no such parameter", field=name)
+        if endpoint.body is None and self._has_body:
+            await self._read()
+            if self._body.strip(b" \t\r\n") not in (b"", b"{}"):
+                raise Invalid("this call takes no body")
+
+    @property
+    def _has_body(self) -> bool:
+        length = self.fields.get(b"content-length")
+        return length not in (None, "0") or self.fields.has(b"transfer-encoding")
+
+    async def _read(self) -> None:
+        try:
+            self._body = await read_body(self.fields, self.receive)
+        except (TooLarge, RequestTimeout):
+            self.abandons_body = True
+            raise
+
+
+class Runner:
+    """An endpoint as an ASGI app. Whatever happens inside ends in an answer of the contract's shape."""
+
+    __slots__ = ("_reads_all_input", "body_decoder", "endpoint", "query_decoder")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.body_decoder: BodyDecoder | None = endpoint.decoder
+        if endpoint.body is not None and endpoint.decoder is None:
+            self.body_decoder = msgspec.json.Decoder(endpoint.body)
+        self.query_decoder: QueryDecoder[Any] | None = (
+            None if endpoint.query is None else QueryDecoder(endpoint.query)
+        )
+        self._reads_all_input = endpoint.ignores_input or None not in (self.body_decoder, self.query_decoder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope[CALL]
+        call.endpoint = self.endpoint
+        call.runner = self
+        call.receive = receive
+        try:
+            answer = await self._answer(call)
+        except ClientGone:
+            return
+        await answer.send(send)
+
+    async def _answer(self, call: Call) -> Sendable:
+        try:
+            if self.endpoint.access == "context":
+                await call.context()
+            call.fields.check()
+            if not self._reads_all_input:
+                await call.refuse_input()
+            return await self.endpoint.handler(call)
+        except EnginesError as error:
+            return await problem_of(call, error)
+        except ClientGone:
+            raise
+        except Exception:
+            log.exception("unexpected error", request_id=call.request_id, route=self.endpoint.path)
+            return internal_problem_reply(call.request_id)
+
+
+async def problem_of(call: Call, error: EnginesError) -> Sendable:
+    """The answer to an error: told to the caller, and where it is not the caller's doing, to the log."""
+    if isinstance(error, ContextMismatch):
+        await call.engines.refusals.record(error, call.known_context)
+    elif error.status >= 500:
+        report = log.exception if isinstance(error, Corrupt) else log.warning
+        report("request failed", **_facts(call, error))
+    return problem_reply(error, call.request_id, close=call.abandons_body)
+
+
+def _facts(call: Call, error: EnginesError) -> Mapping[str, Any]:
+    """What the operator needs: the code, and the chain of causes by type and sentence."""
+    causes: list[str] = []
+    cause = error.__cause__
+    while cause is not None and len(causes) < 8:
+        causes.append(f"{type(cause).__name__}: {cause}"[:500])
+        cause = cause.__cause__ or cause.__context__
+    return {
+        "code": error.code,
+        "detail": error.detail,
+        "causes": causes,
+        "request_id": call.request_id,
+        "route": None if call.endpoint is None else call.endpoint.path,
+    }

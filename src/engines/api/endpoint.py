@@ -1,0 +1,112 @@
+"""Calls as data: what each takes and answers, from which both its decoding and its documentation are made.
+
+Owns the declaration of a call and the collection of a router's calls. Leaves running one to `api/call.py`,
+mounting it to `api/app.py` and its description to `api/openapi.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from engines.api.reply import Send
+
+Conditions = Literal["none", "optional", "required"]
+Access = Literal["context", "principal", "public"]
+CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+class Sendable(Protocol):
+    """What a handler answers with: a `Reply`, or a stream."""
+
+    async def send(self, send: Send, /) -> None: ...
+
+
+class BodyDecoder(Protocol):
+    """Decodes a body where a type alone does not say how. Raises as a decoder of msgspec does."""
+
+    def decode(self, body: bytes, /) -> Any: ...
+
+
+Handler = Callable[[Any], Awaitable[Sendable]]
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One call. `reply` is the type of a success's body; `statuses` are a success's, the usual one first.
+
+    `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    tag: str
+    summary: str
+    description: str
+    body: Any = None
+    decoder: BodyDecoder | None = None
+    query: type[msgspec.Struct] | None = None
+    reply: Any = None
+    statuses: tuple[int, ...] = (200,)
+    has_etag: bool = False
+    conditions: Conditions = "none"
+    access: Access = "context"
+    is_stream: bool = False
+    is_idempotent: bool = False
+    ignores_input: bool = False
+    media_type: str = "application/json"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The path's parameters in order."""
+        return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
+
+
+class Router:
+    """The calls of one store or service. Each is a function from a call to what it answers."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.endpoints: list[Endpoint] = []
+
+    def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """A read. `options` are `Endpoint`'s fields."""
+        return self.add("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """A change under a name that the server makes, or an action."""
+        return self.add("POST", path, **options)
+
+    def put(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Create or replace, unless `statuses` says otherwise."""
+        return self.add("PUT", path, **{"statuses": (200, 201), "conditions": "optional", **options})
+
+    def patch(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Replace some members."""
+        return self.add("PATCH", path, **{"conditions": "optional", **options})
+
+    def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Remove."""
+        return self.add("DELETE", path, **{"statuses": (204,), "conditions": "optional", **options})
+
+    def add(self, method: str, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Any method."""
+        options = {"is_idempotent": method in CHANGING_METHODS, **options}
+
+        def add(handler: Handler) -> Handler:
+            summary, _, description = (handler.__doc__ or "").strip().partition("\n\n")
+            endpoint = Endpoint(
+                method=method,
+                path=path,
+                handler=handler,
+                tag=self.tag,
+                summary=" ".join(summary.split()).removesuffix("."),
+                description=" ".join(description.split()),
+                **options,
+            )
+            self.endpoints.append(endpoint)
+            return handler
+
+        return add

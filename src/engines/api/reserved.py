@@ -1,0 +1,24 @@
+"""Reserved kinds: the shape exists, every call answers Reserved, and nothing depends on them."""
+
+from __future__ import annotations
+
+from engines.api.call import Call
+from engines.api.endpoint import Router, Sendable
+from engines.catalogue import KINDS
+from engines.errors import Reserved
+
+router = Router("reserved")
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+_RESERVED = frozenset(kind.name for kind in KINDS if kind.family == "reserved")
+
+
+async def answer_reserved(call: Call) -> Sendable:
+    """A reserved kind: always 501, whatever is asked of it."""
+    kind = call.id("kind")
+    raise Reserved("this kind is reserved and not active", resource_kind=kind if kind in _RESERVED else None)
+
+
+for _method in METHODS:
+    router.add(_method, "/reserved/{kind}", statuses=(501,), is_idempotent=False, ignores_input=True)(
+        answer_reserved
+    )

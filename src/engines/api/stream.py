@@ -1,0 +1,139 @@
+"""Server-sent events: a log followed over HTTP (WHATWG HTML, section 9.2).
+
+Owns framing, the heartbeat, asking again whether the follower still may, and an orderly end: when the client
+leaves, when the server stops, when the right to read ends, and when the place is no longer kept. The events
+that came together leave as one write, and the next write waits until that one was taken: a slow reader costs
+two batches. Leaves following to the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from engines.api.call import Call
+from engines.api.protocol import ON_SHUTDOWN
+from engines.api.reply import Send, internal_problem_reply, problem_reply
+from engines.errors import EnginesError, Forbidden, Gone
+from engines.scope import RequestContext
+from engines.stores.events import Event
+
+HEARTBEAT_S: Final = 15.0
+# Half of the second within which a revoked key must be of no use; the directory takes the other half.
+RECHECK_S: Final = 0.4
+# How long a client waits before it comes back after a broken connection.
+RETRY_MS: Final = 1_000
+MEDIA_TYPE: Final = "text/event-stream"
+
+_HEARTBEAT: Final = b": still here\n\n"
+_FIELDS: Final = ((b"content-type", MEDIA_TYPE.encode()), (b"x-accel-buffering", b"no"))
+_encode_into: Final = msgspec.json.Encoder().encode_into
+log = structlog.get_logger(__name__)
+
+Batches = AsyncGenerator[tuple[Event, ...], None]
+
+
+class EventStream:
+    """The answer of a call that follows a log. It closes `batches`, and asks for `permission` again."""
+
+    def __init__(self, call: Call, context: RequestContext, batches: Batches, *, permission: str) -> None:
+        self._call = call
+        self._context = context
+        self._batches = batches
+        self._permission = permission
+        self._stopping = asyncio.Event()
+
+    async def send(self, send: Send) -> None:
+        self._call.scope[ON_SHUTDOWN] = self._stopping.set
+        waiting = [
+            asyncio.create_task(self._stopping.wait(), name="stream-stop"),
+            asyncio.create_task(self._client_leaves(), name="stream-leave"),
+        ]
+        self._call.metrics.streams.inc()
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(_FIELDS)})
+            await _write(send, b"retry: %d\n\n" % RETRY_MS)
+            end = await self._follow(send, waiting)
+            await send({"type": "http.response.body", "body": end})
+        finally:
+            self._call.metrics.streams.dec()
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await self._batches.aclose()
+
+    async def _client_leaves(self) -> None:
+        while (await self._call.receive())["type"] != "http.disconnect":
+            pass
+
+    async def _follow(self, send: Send, waiting: Sequence[asyncio.Task[object]]) -> bytes:
+        """Pass on what comes until somebody ends it. The last bytes say why."""
+        coming = asyncio.create_task(_next(self._batches), name="stream-next")
+        silent_since = self._call.engines.clock.monotonic()
+        try:
+            while True:
+                await asyncio.wait((coming, *waiting), timeout=RECHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                if any(task.done() for task in waiting):
+                    return b""
+                await self._check_still_allowed()
+                now = self._call.engines.clock.monotonic()
+                if coming.done():
+                    batch = coming.result()
+                    if batch is None:
+                        return b""
+                    coming = asyncio.create_task(_next(self._batches), name="stream-next")
+                    await _write(send, frames(batch))
+                    silent_since = now
+                elif now - silent_since >= HEARTBEAT_S:
+                    await _write(send, _HEARTBEAT)
+                    silent_since = now
+        except EnginesError as error:
+            return self._farewell(error)
+        except Exception:
+            log.exception("unexpected error in a stream", request_id=self._call.request_id)
+            return _message("problem", internal_problem_reply(self._call.request_id).body)
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    async def _check_still_allowed(self) -> None:
+        """The credential still counts, and stands for what it stood for. Raises what ended it."""
+        contexts = self._call.engines.contexts
+        fresh = await contexts.context_of(self._call.scope["headers"], request_id=self._call.request_id)
+        fresh.require_data(self._permission)
+        if fresh.scope() != self._context.scope():
+            raise Forbidden("the request would now mean another place; follow it anew")
+
+    def _farewell(self, error: EnginesError) -> bytes:
+        name = "gone" if isinstance(error, Gone) else "problem"
+        return _message(name, problem_reply(error, self._call.request_id).body)
+
+
+def frames(events: Sequence[Event]) -> bytes:
+    """Events as one piece of a stream; `id` is the cursor that goes on behind each.
+
+    JSON has no raw line ends, so one `data:` line holds an event.
+    """
+    text = bytearray()
+    for event in events:
+        text += b"id: %s\ndata: " % event.cursor.encode()
+        _encode_into(event, text, -1)
+        text += b"\n\n"
+    return bytes(text)
+
+
+def _message(name: str, data: bytes) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
+
+
+async def _write(send: Send, content: bytes) -> None:
+    await send({"type": "http.response.body", "body": content, "more_body": True})
+
+
+async def _next(batches: Batches) -> tuple[Event, ...] | None:
+    """The next batch; None at the end."""
+    return await anext(batches, None)
