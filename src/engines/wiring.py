@@ -163,7 +163,7 @@ async def open_engines(
             clock=clock,
             ids=ids,
             directory=directory,
-            contexts=Contexts(directory, TokenVerifier(resolver, clock), ids, clock),
+            contexts=Contexts(directory, TokenVerifier(resolver, clock), ids, clock, refusals=refusals),
             refusals=refusals,
             router=router,
             tenants=Tenants(service),
@@ -195,7 +195,6 @@ async def open_engines(
                 yield engines
         finally:
             await engines.contexts.close()
-            await engines.contexts.close()
             await refusals.close()
             await spine.close()
             await streams.close()
@@ -215,14 +214,34 @@ def _adopt_at_once(directory: Directory, relay: Relay) -> Callable[[], Awaitable
 
 @contextlib.asynccontextmanager
 async def _running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run tasks beside the block. One that breaks ends the block: half a server is worse than none."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(item) for item in work]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+    """Run tasks beside the block. One that breaks ends the block: half a server is worse than none.
+
+    Unlike a task group, it leaves an exception of the block as it is.
+    """
+    block = asyncio.current_task()
+    assert block is not None
+    broken: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            broken.append(error)
+            block.cancel()
+
+    tasks = [asyncio.create_task(item) for item in work]
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if broken:
+            block.uncancel()
+            raise broken[0] from None
+        raise
+    finally:
+        for task in tasks:
+            task.remove_done_callback(ended)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _check_start(directory: Directory, router: Router, store: ControlStore) -> None:

@@ -10,7 +10,7 @@ from engines.control.records import Mode
 from engines.control.store import Actor, ControlStore
 from engines.control.tables import MODES, ROUTES, TENANTS, route_ids
 from engines.core.records import Condition
-from engines.errors import Forbidden, ForbiddenBackendClass, Invalid, MissingRoute
+from engines.errors import Forbidden, ForbiddenBackendClass, Invalid, MissingRoute, NotFound
 from engines.scope import RouteScope
 from engines.wiring import open_control_plane
 from tests.deployment.conftest import Open, token
@@ -108,3 +108,13 @@ async def test_an_owner_cannot_change_the_mode(open_deployment: Open, control_pl
         await deployment.tenants.patch(owner, "t_a", {"mode": "enterprise"}, condition=anything)
     changed = await deployment.tenants.patch(admin, "t_a", {"mode": "enterprise"}, condition=anything)
     assert changed.record.mode == "enterprise"
+
+
+async def test_an_error_inside_the_block_leaves_it_as_it_is(
+    open_deployment: Open, control_plane_url: str
+) -> None:
+    await open_deployment()
+    with pytest.raises(NotFound):
+        async with engines.open(control_plane_url) as deployment:
+            member = await deployment.contexts.context(token("member"), {})
+            await deployment.notes.get(member, "no-such-note")
