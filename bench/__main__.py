@@ -82,8 +82,8 @@ def run(names: Sequence[str], sizes: Sizes, console: Console) -> list[Result]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="script/bench",
-        description="Ratios of Engines to bare loops and to other programs, each within one run. A figure that misses "
-        "its goal is shown and changes nothing about the exit status.",
+        description="Ratios of Engines to bare loops and to other programs, each within one run. A figure "
+        "that misses its goal is shown so, and changes nothing about the exit status.",
     )
     parser.add_argument("--quick", action="store_true", help="about a minute: shorter rounds, fewer of them")
     parser.add_argument("--size", choices=list(SIZES), default=FULL.name, help="how much a run does")

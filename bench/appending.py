@@ -1,7 +1,7 @@
 """Appending to a log: against a bare loop that inserts the very rows that the log wrote.
 
-The bare side is handed the packed rows of our round, so it has the same bodies at the same batch size; it neither
-packs, checks, hashes nor answers anybody.
+The bare side is handed the packed rows of our round, so it has the same bodies at the same batch size; it
+neither packs, checks, hashes nor answers anybody.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The bare loops that ours is held against: one statement a row, and nothing else.
 
-Owns a held asyncpg connection, and a sqlite3 connection behind one thread, each inserting rows of the same shape
-into a table of the same shape in the same database, with the same durability. Neither knows conditions, retries,
-deadlines or errors.
+Owns a held asyncpg connection, and a sqlite3 connection behind one thread, each inserting rows of the same
+shape into a table of the same shape in the same database, with the same durability. Neither knows
+conditions, retries, deadlines or errors.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class BarePostgres:
 
 
 class BareSqlite:
-    """An INSERT in autocommit on one thread, which answers through the loop: what any async use of sqlite3 does."""
+    """An INSERT in autocommit on one thread, which answers through the loop: any async use of sqlite3."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,7 +93,8 @@ class BareSqlite:
 
     async def written_by_us(self, partition: str) -> list[Row]:
         return await self._call(
-            "SELECT partition, key, body, version, expires_at FROM documents WHERE partition = ? ORDER BY key",
+            "SELECT partition, key, body, version, expires_at FROM documents"
+            " WHERE partition = ? ORDER BY key",
             (partition,),
         )
 

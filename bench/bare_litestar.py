@@ -1,7 +1,8 @@
 """A notes service of Litestar and nothing else: the same statements, no token, no tenant, no route, no rule.
 
-Started as `python -m bench.bare_litestar`, with the database's URL on the first line of stdin; says where it listens
-on its first line. One worker, the same server, event loop and parser settings as `engines serve` has by default.
+Started as `python -m bench.bare_litestar`, with the database's URL on the first line of stdin; says where
+it listens on its first line. One worker, the same server, event loop and parser settings as `engines serve`
+has by default.
 
 On PostgreSQL it holds as many connections as a backend of Engines has by default, with the same session
 settings, and lends them without asyncpg's pool. On SQLite it uses Engines' own driver, because no bare loop

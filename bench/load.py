@@ -40,7 +40,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """`seconds` from the first request to the last answer, connecting left out. `ids`: members `note_id` seen."""
+    """`seconds` from the first request to the last answer, connecting left out. `wrong`: what it was not."""
 
     seconds: float
     rate: float

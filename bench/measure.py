@@ -1,7 +1,8 @@
 """How things are compared: in short rounds that alternate, by the median of the ratios of each round.
 
-Owns rounds, spreads, goals and what a comparison reports. A machine that is slower for a while is slower for both
-sides of a round, so a ratio survives what an absolute rate does not. Leaves what is run to the comparisons.
+Owns rounds, spreads, goals and what a comparison reports. A machine that is slower for a while is slower
+for both sides of a round, so a ratio survives what an absolute rate does not. Leaves what is run to the
+comparisons.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What an idle server holds in RAM, and whether a million requests of many kinds make it more.
 
-The growth is counted from where the warm-up ends to the end of the run; what a client of its own can make a server
-keep (notes, events) lies in the database. A server that kept 100 bytes a request would grow by 86 MiB.
+The growth is counted from where the warm-up ends to the end of the run; what a client of its own can make a
+server keep (notes, events) lies in the database. A server that kept 100 bytes a request would grow by 86
+MiB.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 
-from bench.deployment import ServerProcess, engines_server, prepare
+from bench.deployment import engines_server, prepare
 from bench.load import Job, Load, Request
 from bench.measure import Goal, Result, absolute
 from bench.serving import create_notes, note_body
@@ -19,7 +20,7 @@ from bench.stage import CONNECTIONS, Stage
 MIB = 1024 * 1024
 IDLE_MIB_MAX = 90
 # Arenas and caches of bounded size breathe by so much; a leak of three bytes a request does not hide in it.
-GROWTH_MIB_MAX = 3
+GROWTH_MIB_MAX = 2
 IDLE_S = 3.0
 SAMPLES = 10
 MEMORY_KEYS = 50

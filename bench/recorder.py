@@ -1,8 +1,8 @@
-"""Appending, beside the PostgreSQL recorder of the PyPI package `eventsourcing`: what people would otherwise use.
+"""Appending, beside the PostgreSQL recorder of the PyPI package `eventsourcing`.
 
 Same server, same database, same event bodies, 32 callers who each append one event and wait for it. The
-recorder is synchronous, so its callers are threads; its pool is left as its factory makes it. With its database
-functions it takes no table lock, and a reader of its notification log can then miss events.
+recorder is synchronous, so its callers are threads; its pool is left as its factory makes it. With its
+database functions it takes no table lock, and a reader of its notification log can then miss events.
 """
 
 from __future__ import annotations

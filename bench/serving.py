@@ -1,7 +1,7 @@
-"""Notes over HTTP, one worker, beside a bare Litestar handler that runs the same statements and checks nothing.
+"""Notes over HTTP, one worker, beside a bare Litestar handler that runs the same statements.
 
-Both servers stand ready all the time; the load goes to one and then to the other. Reads go round through notes
-that were made before, so both sides read as many different rows.
+Both servers stand ready all the time; the load goes to one and then to the other. Reads go round through
+notes that were made before, so both sides read as many different rows.
 """
 
 from __future__ import annotations

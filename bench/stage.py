@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -19,8 +20,8 @@ EVENT_BYTES: Final = 400
 APPENDERS: Final = 32
 CONNECTIONS: Final = 32
 SEED: Final = 20_261_121
-# Checkpoints are seldom, so that one of them does not fall into the round of one side; fsync and all else that
-# makes a commit durable is as in production.
+# Checkpoints are seldom, so that one of them does not fall into the round of one side; fsync and all else
+# that makes a commit durable is as in production.
 POSTGRES_SETTINGS: Final = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}
 
 
@@ -95,6 +96,7 @@ class Stage:
         self._own: PostgresServer | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="engines-bench-")
         self._numbers = itertools.count(1)
+        self._databases: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -102,13 +104,19 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._given is not None:
+            for name in self._databases:
+                self._given.drop_database(name)
         if self._own is not None:
             self._own.close()
         self._directory.cleanup()
 
     def new_database(self) -> str:
         """The URL of an empty PostgreSQL database."""
-        return self._server().create_database(f"bench_{next(self._numbers)}")
+        name = f"bench_{uuid.uuid4().hex}"
+        url = self._server().create_database(name)
+        self._databases.append(name)
+        return url
 
     def new_directory(self) -> Path:
         path = Path(self._directory.name) / str(next(self._numbers))
