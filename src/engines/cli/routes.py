@@ -8,12 +8,14 @@ from typing import Any, Final
 import msgspec
 from cyclopts import App, Parameter
 
+from engines.catalogue import kind_named
 from engines.cli.connection import DEFAULT, Connection
 from engines.cli.output import AsJson, console, print_json, print_record, print_records
 from engines.client import AsyncEngines, Route, RouteScope
 from engines.errors import Invalid, NotFound
+from engines.scope import normalise_surface
 
-COLUMNS = ("resource_kind", "tenant_id", "scope", "backend_id", "options")
+COLUMNS = ("resource_kind", "tenant_id", "scope", "backend_id", "options", "version")
 
 app = App(name="routes", help="Which backend holds what.")
 
@@ -40,7 +42,7 @@ class Scope:
 
     def route_scope(self) -> RouteScope:
         return RouteScope(
-            surface_id=self.surface,
+            surface_id=None if self.surface is None else normalise_surface(self.surface, "surface"),
             app_id=self.app,
             project_id=self.project,
             mode=self.mode,
@@ -140,13 +142,15 @@ async def history(
     """Every version of one route, deletions included."""
     async with connection.client() as client:
         versions = [route async for route in client.routes.history(kind, scope=scope.route_scope())]
-    columns = ("version", "deleted", *COLUMNS)
+    columns = (*COLUMNS, "deleted", "updated_at", "updated_by")
     print_records(versions, columns, as_json=as_json, empty="There never was such a route.")
 
 
 async def _existing(client: AsyncEngines, kind: str, scope: RouteScope) -> Route | None:
+    """The route of this kind, or alias of one, and scope."""
+    name = kind_named(kind, "kind").name
     async for route in client.routes.each():
-        if route.resource_kind == kind and route.scope == scope:
+        if route.resource_kind == name and route.scope == scope:
             return route
     return None
 

@@ -11,7 +11,7 @@ import asyncio
 import concurrent.futures
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
@@ -111,11 +111,11 @@ def blocking(
 
 
 def iterating(
-    method: Callable[Concatenate[Any, P], AsyncIterator[T]],
-) -> Callable[Concatenate[Any, P], Iterator[T]]:
+    method: Callable[Concatenate[Any, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Any, P], Generator[T, None, None]]:
     """The method that iterates over what `method` gives; leaving the loop early ends it there too."""
 
-    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
         found: Any = method(self._group, *args, **kwargs)
         try:
             while (item := self._loop.run(_next(found))) is not _END:

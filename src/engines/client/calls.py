@@ -13,7 +13,7 @@ reply.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -80,7 +80,7 @@ class Calls:
 
     async def each(
         self, kind: type[T], *parts: str, query: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         """Every item of a list, page after page, until the server says that there is no more."""
         wanted = {"limit": PAGE_LIMIT, **{name: value for name, value in (query or {}).items() if value}}
         while True:

@@ -7,7 +7,7 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from engines.client.calls import NOTHING, Calls, Condition, Order
@@ -50,7 +50,7 @@ class Collection(Generic[T]):
         query = {"limit": limit, "after": after, "order": order}
         return await self._calls.page(self._kind, self._path, query=query)
 
-    def each(self, *, order: Order | None = None) -> AsyncIterator[T]:
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[T, None]:
         """Every record."""
         return self._calls.each(self._kind, self._path, query={"order": order})
 
@@ -111,7 +111,7 @@ class Tenants:
         """All of them for a t_system admin, the caller's own for others."""
         return await self._all.page(limit=limit, after=after, order=order)
 
-    def each(self, *, order: Order | None = None) -> AsyncIterator[Tenant]:
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[Tenant, None]:
         """Every tenant that the caller may see."""
         return self._all.each(order=order)
 
@@ -156,7 +156,7 @@ class Users:
         """One page, by id."""
         return await self._all.page(limit=limit, after=after, order=order)
 
-    def each(self, *, order: Order | None = None) -> AsyncIterator[User]:
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[User, None]:
         """Every user."""
         return self._all.each(order=order)
 
@@ -250,7 +250,7 @@ class Keys:
         """One page, without secrets."""
         return await self._all.page(limit=limit, after=after, order=order)
 
-    def each(self, *, order: Order | None = None) -> AsyncIterator[ApiKey]:
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[ApiKey, None]:
         """Every key, without secrets."""
         return self._all.each(order=order)
 

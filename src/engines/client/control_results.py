@@ -12,6 +12,16 @@ import msgspec
 BackendClass = Literal["cloud", "server", "host_local"]
 
 
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What every control-plane record tells of itself: its version from 1, and who changed it last, when."""
+
+    etag: str = ""
+    version: int = 0
+    created_at: str = ""
+    updated_at: str = ""
+    updated_by: str = ""
+
+
 class Me(msgspec.Struct, frozen=True, kw_only=True):
     """The context that the server derived of a request; `sources` says where each field came from."""
 
@@ -20,6 +30,8 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     env: str
     user_id: str
     roles: tuple[str, ...] = ()
+    permissions: tuple[str, ...] = ()
+    acting_on: str | None = None
     os_id: str | None = None
     surface_id: str | None = None
     app_id: str | None = None
@@ -35,7 +47,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
 
 
-class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+class Tenant(Recorded, frozen=True, kw_only=True):
     """An isolation boundary."""
 
     tenant_id: str
@@ -44,7 +56,6 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     envs: tuple[str, ...] = ()
     default_env: str = ""
     default_surface_id: str = ""
-    etag: str = ""
 
 
 class UserIdentity(msgspec.Struct, frozen=True):
@@ -54,41 +65,37 @@ class UserIdentity(msgspec.Struct, frozen=True):
     sub: str
 
 
-class User(msgspec.Struct, frozen=True, kw_only=True):
+class User(Recorded, frozen=True, kw_only=True):
     """A person or an agent."""
 
     user_id: str
     name: str | None = None
     identities: tuple[UserIdentity, ...] = ()
-    etag: str = ""
 
 
-class Membership(msgspec.Struct, frozen=True, kw_only=True):
+class Membership(Recorded, frozen=True, kw_only=True):
     """A user's place in a tenant; it counts once the user has accepted it."""
 
     tenant_id: str
     user_id: str
     role: str
     status: str = ""
-    etag: str = ""
 
 
-class Mode(msgspec.Struct, frozen=True, kw_only=True):
+class Mode(Recorded, frozen=True, kw_only=True):
     """Which backend classes are allowed, and which kinds need no default route."""
 
     mode: str
     allowed_classes: tuple[BackendClass, ...]
     optional_kinds: tuple[str, ...] = ()
     per_tenant_kinds: tuple[str, ...] = ()
-    etag: str = ""
 
 
-class Os(msgspec.Struct, frozen=True, kw_only=True):
+class Os(Recorded, frozen=True, kw_only=True):
     """The product level above surfaces."""
 
     os_id: str
     name: str
-    etag: str = ""
 
 
 class SurfaceDefaults(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,7 +104,7 @@ class SurfaceDefaults(msgspec.Struct, frozen=True, omit_defaults=True):
     app_id: str | None = None
 
 
-class Surface(msgspec.Struct, frozen=True, kw_only=True):
+class Surface(Recorded, frozen=True, kw_only=True):
     """A product scope with its aliases; it may narrow the mode."""
 
     surface_id: str
@@ -106,28 +113,25 @@ class Surface(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     mode: str | None = None
     defaults: SurfaceDefaults = SurfaceDefaults()
-    etag: str = ""
 
 
-class App(msgspec.Struct, frozen=True, kw_only=True):
+class App(Recorded, frozen=True, kw_only=True):
     """A product unit on a surface."""
 
     app_id: str
     surface_id: str
     name: str
-    etag: str = ""
 
 
-class Project(msgspec.Struct, frozen=True, kw_only=True):
+class Project(Recorded, frozen=True, kw_only=True):
     """A tenant's own grouping."""
 
     project_id: str
     name: str
     app_id: str | None = None
-    etag: str = ""
 
 
-class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+class ApiKey(Recorded, frozen=True, kw_only=True):
     """An API key's record. `key` is the secret, told once: by the answer that made it."""
 
     key_id: str
@@ -137,10 +141,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     revoked: bool = False
     key: str | None = None
-    etag: str = ""
 
 
-class Issuer(msgspec.Struct, frozen=True, kw_only=True):
+class Issuer(Recorded, frozen=True, kw_only=True):
     """Whose tokens are believed, and where its keys are."""
 
     issuer_id: str
@@ -149,10 +152,9 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True):
     jwks_file: str | None = None
     jwks_url: str | None = None
     hs256_secret: str | None = None
-    etag: str = ""
 
 
-class Backend(msgspec.Struct, frozen=True, kw_only=True):
+class Backend(Recorded, frozen=True, kw_only=True):
     """One database. `secrets` holds handles, never secrets."""
 
     backend_id: str
@@ -161,7 +163,6 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     secrets: dict[str, str] = {}
     offered_to: Literal["*"] | tuple[str, ...] = ()
-    etag: str = ""
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +188,7 @@ class RouteScope(msgspec.Struct, frozen=True, omit_defaults=True):
     env: str | None = None
 
 
-class Route(msgspec.Struct, frozen=True, kw_only=True):
+class Route(Recorded, frozen=True, kw_only=True):
     """(owner, kind, scope) → backend and options; `tenant_id` is the owner."""
 
     resource_kind: str
@@ -195,23 +196,30 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str = ""
     scope: RouteScope = RouteScope()
     options: dict[str, Any] = {}
-    version: int | None = None
     deleted: bool = False
-    etag: str = ""
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """One scope that resolution looked at, whose it is, and whether a route was found there."""
+
+    tenant_id: str
+    scope: RouteScope = RouteScope()
+    found: bool
 
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True):
     """Which route answers for a kind in the caller's context, and every scope that was looked at."""
 
     route: Route
-    looked_at: tuple[Any, ...] = ()
+    etag: str = ""
+    looked_at: tuple[Looked, ...] = ()
 
 
 class KindState(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind's state: ready, missing, forbidden or unreachable."""
+    """One kind of a tenant: ready, missing, forbidden or unreachable, and why."""
 
     resource_kind: str
     state: str
-    required: bool = True
     backend_id: str | None = None
+    backend_class: str | None = None
     detail: str | None = None

@@ -9,7 +9,7 @@ reached, and for appends OutcomeUnknown where the reply was lost and repeating c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from engines.client.calls import Calls, Order
@@ -81,7 +81,7 @@ class Events:
         project_id: str | None = None,
         since: str | None = None,
         until: str | None = None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Every event that the filters let through, up to the end as it stands when it is reached."""
         query = {
             "after": after,
@@ -95,7 +95,7 @@ class Events:
         }
         return self._calls.each(Event, "events", query=query)
 
-    def follow(self, *, after: str | None = None) -> AsyncIterator[Event]:
+    def follow(self, *, after: str | None = None) -> AsyncGenerator[Event, None]:
         """Every event behind `after`, and those to come, for ever: each once, across broken connections."""
         return follow(self._calls.transport, target("events", "stream"), self._calls.context, after=after)
 
@@ -141,12 +141,12 @@ class Streams:
 
     def each(
         self, stream_id: str, *, after: str | None = None, order: Order | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Every event, up to the end as it stands when it is reached."""
         query = {"after": after, "order": order}
         return self._calls.each(Event, "streams", stream_id, "events", query=query)
 
-    def follow(self, stream_id: str, *, after: str | None = None) -> AsyncIterator[Event]:
+    def follow(self, stream_id: str, *, after: str | None = None) -> AsyncGenerator[Event, None]:
         """Every event behind `after`, and those to come, for ever: each once, across broken connections."""
         path = target("streams", stream_id, "stream")
         return follow(self._calls.transport, path, self._calls.context, after=after)

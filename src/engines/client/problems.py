@@ -52,8 +52,9 @@ def _codes(base: type[EnginesError]) -> dict[str, type[EnginesError]]:
 CLASSES: Final[Mapping[str, type[EnginesError]]] = _codes(EnginesError)
 
 # For a reply whose `code` says nothing to us. A status that several classes share stands for the widest of
-# them; 502, 503 and 504 without a known code come from something between us and the server, which cannot know
-# whether the request went through.
+# them; 502 and above come from something between us and the server, which cannot know whether the request
+# went through, and what is left (a redirect, a status of another server's) is not ours to repeat.
+_GATEWAY_STATUS_MIN: Final = 502
 _BY_STATUS: Final[Mapping[int, type[EnginesError]]] = {
     400: Invalid,
     401: errors.Unauthenticated,
@@ -72,6 +73,12 @@ _BY_STATUS: Final[Mapping[int, type[EnginesError]]] = {
     500: EnginesError,  # A bug of the server's, which repeating would only meet again.
     501: errors.Reserved,
 }
+
+
+def _class_of_status(status: int) -> type[EnginesError]:
+    unknown = OutcomeUnknown if status >= _GATEWAY_STATUS_MIN else EnginesError
+    return _BY_STATUS.get(status, unknown)
+
 
 _problem_decoder: Final = msgspec.json.Decoder(Problem)
 
@@ -92,21 +99,16 @@ def error_of_problem(problem: Problem, *, status: int, retry_after_s: float | No
     if problem.outcome == "unknown":
         kind: type[EnginesError] = OutcomeUnknown
     else:
-        kind = CLASSES.get(problem.code) or _BY_STATUS.get(status) or OutcomeUnknown
+        kind = CLASSES.get(problem.code) or _class_of_status(status)
     detail = problem.detail[:DETAIL_CHARS_MAX] or f"the server answered with status {status}"
-    if issubclass(kind, Conflict):
-        error: EnginesError = kind(detail, field=problem.field)
-    else:
-        scope = {name: value for name, value in (problem.scope or {}).items() if value is not None}
-        error = kind(
-            detail,
-            field=problem.field,
-            resource_kind=problem.resource_kind,
-            scope=scope or None,
-            gate=problem.gate,
-            reason_code=problem.reason_code,
-            retry_after_s=retry_after_s,
-        )
+    # Some classes take less than others; every one can be made of its sentence alone.
+    error: EnginesError = kind(detail)
+    error.field = problem.field
+    error.resource_kind = problem.resource_kind
+    error.scope = {name: value for name, value in (problem.scope or {}).items() if value is not None} or None
+    error.gate = problem.gate
+    error.reason_code = problem.reason_code
+    error.retry_after_s = retry_after_s
     error.request_id = problem.request_id
     return error
 

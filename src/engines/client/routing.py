@@ -5,7 +5,7 @@ Owns paths, parameters and types of these calls. Leaves who may change what to t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -73,7 +73,7 @@ class Backends:
         query = {"limit": limit, "after": after, "order": order}
         return await self._calls.page(Backend, "backends", query=query)
 
-    def each(self, *, order: Order | None = None) -> AsyncIterator[Backend]:
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[Backend, None]:
         """Every backend."""
         return self._calls.each(Backend, "backends", query={"order": order})
 
@@ -105,7 +105,7 @@ class Routes:
         query = {"limit": limit, "after": after, "order": order}
         return await self._calls.page(Route, "routes", query=query)
 
-    def each(self, *, order: Order | None = None) -> AsyncIterator[Route]:
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[Route, None]:
         """Every route of the owner."""
         return self._calls.each(Route, "routes", query={"order": order})
 
@@ -155,7 +155,7 @@ class Routes:
 
     def history(
         self, resource_kind: str, *, scope: RouteScope = DEFAULT_SCOPE, order: Order | None = None
-    ) -> AsyncIterator[Route]:
+    ) -> AsyncGenerator[Route, None]:
         """Every version of one route, deletions included."""
         query = {**msgspec.structs.asdict(scope), "order": order}
         return self._calls.each(Route, "routes", resource_kind, "history", query=query)

@@ -7,7 +7,7 @@ again. Leaves what an event holds to `client/results.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
 import msgspec
@@ -84,7 +84,7 @@ class Parser:
 
 async def follow(
     transport: Transport, target: str, context: Mapping[str, str], *, after: str | None
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Every event behind the cursor `after` (None: where the server begins), for ever: each once, in order.
 
     A broken connection is made again and goes on behind the last event delivered; pauses between connections

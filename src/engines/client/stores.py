@@ -9,7 +9,7 @@ reached, and for changes OutcomeUnknown where the reply was lost and repeating c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from engines.client.calls import NOTHING, Calls, Condition, Order
@@ -78,7 +78,7 @@ class Tables:
         query = {"limit": limit, "after": after, "order": order}
         return await self._calls.page(TableRow, "tables", table, pk, query=query)
 
-    def each(self, table: str, pk: str, *, order: Order | None = None) -> AsyncIterator[TableRow]:
+    def each(self, table: str, pk: str, *, order: Order | None = None) -> AsyncGenerator[TableRow, None]:
         """Every row of a partition."""
         return self._calls.each(TableRow, "tables", table, pk, query={"order": order})
 
@@ -147,7 +147,7 @@ class Memory:
         query = {"limit": limit, "after": after, "order": order}
         return await self._calls.page(MemoryEntry, "memory", session_id, query=query)
 
-    def each(self, session_id: str, *, order: Order | None = None) -> AsyncIterator[MemoryEntry]:
+    def each(self, session_id: str, *, order: Order | None = None) -> AsyncGenerator[MemoryEntry, None]:
         """Every entry of a session."""
         return self._calls.each(MemoryEntry, "memory", session_id, query={"order": order})
 
@@ -194,13 +194,13 @@ class Blackboard:
         query = {"limit": limit, "after": after, "order": order}
         return await self._calls.page(BlackboardEntry, "blackboard", run_id, query=query)
 
-    def each(self, run_id: str, *, order: Order | None = None) -> AsyncIterator[BlackboardEntry]:
+    def each(self, run_id: str, *, order: Order | None = None) -> AsyncGenerator[BlackboardEntry, None]:
         """Every entry of a run."""
         return self._calls.each(BlackboardEntry, "blackboard", run_id, query={"order": order})
 
     def versions(
         self, run_id: str, key: str, *, order: Order | None = None
-    ) -> AsyncIterator[BlackboardEntry]:
+    ) -> AsyncGenerator[BlackboardEntry, None]:
         """Every version of one entry that is kept."""
         parts = ("blackboard", run_id, key, "versions")
         return self._calls.each(BlackboardEntry, *parts, query={"order": order})
@@ -278,7 +278,7 @@ class Notes:
         surface_id: str | None = None,
         project_id: str | None = None,
         tag: str | None = None,
-    ) -> AsyncIterator[Note]:
+    ) -> AsyncGenerator[Note, None]:
         """Every note that the filters let through."""
         query = {"order": order, "surface_id": surface_id, "project_id": project_id, "tag": tag}
         return self._calls.each(Note, "notes", query=query)

@@ -1,0 +1,62 @@
+"""The names that programs import are pinned: one that goes is a break, one that comes is a promise."""
+
+from __future__ import annotations
+
+import msgspec
+
+import engines.client
+from engines.client import AsyncEngines
+
+NAMES = """
+    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Event Head Issuer
+    KindState Looked Me Membership MemoryEntry Mode NewEvent NewNote Note NoteSource NoteTimestamps Os Page
+    Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
+    UserIdentity Verification
+"""
+
+METHODS = {
+    "events": "append each follow get last page verify",
+    "streams": "append each follow page",
+    "tables": "delete each get page put",
+    "memory": "delete each get page put",
+    "blackboard": "each get page put versions",
+    "notes": "create delete each get page replace",
+    "tenants": "create each get page patch",
+    "users": "create each page",
+    "members": "accept delete get put",
+    "keys": "create delete each page",
+    "modes": "get put",
+    "issuers": "delete get put",
+    "oses": "create each get page patch",
+    "surfaces": "create each get page patch",
+    "apps": "create each get page patch",
+    "projects": "create each get page patch",
+    "backends": "delete each get page probe put",
+    "routes": "delete each history page put resolve",
+    "diagnostics": "bootstrap live ready routes",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(engines.client.__all__) == sorted(NAMES.split())
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(hasattr(engines.client, name) for name in engines.client.__all__)
+
+
+def test_the_methods_are_these() -> None:
+    client = AsyncEngines("http://localhost:1")
+    groups = {name: group for name, group in vars(client).items() if not name.startswith("_")}
+    found = {
+        name: " ".join(sorted(one for one in dir(group) if not one.startswith("_")))
+        for name, group in groups.items()
+    }
+    assert found == METHODS
+
+
+def test_every_result_is_a_frozen_value() -> None:
+    for name in engines.client.__all__:
+        kind = getattr(engines.client, name)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            assert kind.__struct_config__.frozen, name
