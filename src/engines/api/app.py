@@ -8,11 +8,11 @@ raised has one shape. Leaves calls to their routers and running one to `api/call
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import Any, Final, cast
 
 import structlog
 from litestar import Litestar, Request, Response
+from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
@@ -68,9 +68,11 @@ def create_app(engines: Engines) -> Shell:
 
 
 def _litestar(endpoints: Iterable[Endpoint]) -> Litestar:
-    by_path = groupby(sorted(endpoints, key=_path), key=_path)
+    by_path: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        by_path.setdefault(endpoint.path, []).append(endpoint)
     return Litestar(
-        [handler for path, group in by_path for handler in _handlers(path, list(group))],
+        [_handler(path, _Path(group)) for path, group in by_path.items()],
         exception_handlers={Exception: _unrouted},
         openapi_config=None,
         logging_config=None,
@@ -78,39 +80,29 @@ def _litestar(endpoints: Iterable[Endpoint]) -> Litestar:
     )
 
 
-def _path(endpoint: Endpoint) -> str:
-    return endpoint.path
-
-
-def _handlers(path: str, endpoints: Sequence[Endpoint]) -> list[HTTPRouteHandler]:
-    """One for each method, and one for OPTIONS, to which Litestar would give an answer of its own."""
-    template = path.replace("}", ":str}")
-    handlers = [_handler(template, endpoint.method, Runner(endpoint)) for endpoint in endpoints]
-    methods = [endpoint.method for endpoint in endpoints]
-    if "OPTIONS" not in methods:
-        handlers.append(_handler(template, "OPTIONS", _Refusal(methods)))
-    return handlers
-
-
-def _handler(template: str, method: str, app: Any) -> HTTPRouteHandler:
+def _handler(path: str, app: _Path) -> HTTPRouteHandler:
     def answer() -> ASGIApp:
         return cast("ASGIApp", app)
 
-    # The status is the app's own; this one only keeps Litestar from checking the annotation against 204.
-    return HTTPRouteHandler(template, http_method=cast("Any", method), sync_to_thread=False, status_code=200)(
-        answer
-    )
+    # The status is the app's own to say; Litestar wants one that does not contradict the annotation.
+    return HTTPRouteHandler(
+        path.replace("}", ":str}"), http_method=list(HttpMethod), sync_to_thread=False, status_code=200
+    )(answer)
 
 
-class _Refusal:
-    """An endpoint for a method that the path does not have."""
+class _Path:
+    """One path: the endpoint of the method, or 405 for a method that it does not have, OPTIONS included."""
 
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self._allowed = sorted(allowed)
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._runners = {endpoint.method: Runner(endpoint) for endpoint in endpoints}
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        runner = self._runners.get(scope["method"])
+        if runner is not None:
+            await runner(scope, receive, send)
+            return
         call: Call = scope[CALL]
-        await problem_reply(_not_allowed(self._allowed), call.request_id).send(send)
+        await problem_reply(_not_allowed(self._runners), call.request_id).send(send)
 
 
 def _unrouted(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -129,8 +121,7 @@ def _reply_to(error: Exception, request_id: str) -> Reply:
     if isinstance(error, EnginesError):
         return problem_reply(error, request_id)
     if isinstance(error, MethodNotAllowedException):
-        allowed = (error.headers or {}).get("allow", "").split(", ")
-        return problem_reply(_not_allowed(sorted({*allowed} - {"OPTIONS"})), request_id)
+        return problem_reply(MethodNotAllowed("no path has this method"), request_id)
     if isinstance(error, NotFoundException):
         return problem_reply(NotFound("there is no such path"), request_id)
     if isinstance(error, HTTPException) and error.status_code == Invalid.status:
@@ -139,5 +130,6 @@ def _reply_to(error: Exception, request_id: str) -> Reply:
     return internal_problem_reply(request_id)
 
 
-def _not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
+def _not_allowed(methods: Iterable[str]) -> MethodNotAllowed:
+    allowed = sorted(methods)
     return MethodNotAllowed(f"this path has {', '.join(allowed)}", allowed=allowed)
