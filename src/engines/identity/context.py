@@ -34,6 +34,7 @@ from engines.identity.headers import (
     text,
     trace_of,
 )
+from engines.identity.refusals import RefusalAudit, RefusedContext
 from engines.identity.tokens import TokenVerifier
 from engines.ids import Ids
 from engines.scope import RequestContext, check_id
@@ -76,7 +77,8 @@ class Contexts:
 
     Every method may raise Unauthenticated, Invalid, Forbidden, RefusedContext, Unavailable, BackendRefused.
 
-    `request_id` is the edge's own, where it has made one already; else X-Request-Id, else a new one.
+    `request_id` is the edge's own, where it has made one already; else X-Request-Id, else a new one. The edge
+    tells of its refusals itself, with those of later checks; `refusals` is told of calls in this process.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Contexts:
         ids: Ids,
         clock: Clock,
         *,
+        refusals: RefusalAudit | None = None,
         templates_max: int = TEMPLATES_MAX,
     ) -> None:
         self._directory = directory
@@ -94,6 +97,7 @@ class Contexts:
         self._clock = clock
         self._templates: dict[tuple[bytes | None, ...], _Template] = {}
         self._templates_max = templates_max
+        self._refusals = refusals
         self._generations = (-1, -1)
 
     async def context(
@@ -104,7 +108,12 @@ class Contexts:
         request_id: str | None = None,
     ) -> RequestContext:
         """From a bare credential and headers by names in lower case. Raises TenantRequired too."""
-        return await self._context(sent_mapping(credential, headers), request_id)
+        try:
+            return await self._context(sent_mapping(credential, headers), request_id)
+        except RefusedContext as refused:
+            if self._refusals is not None:
+                await self._refusals.record(refused)
+            raise
 
     async def context_of(
         self, raw_headers: Iterable[tuple[bytes, bytes]], *, request_id: str | None = None
@@ -125,7 +134,12 @@ class Contexts:
 
         `tenant_id` and `user_id` are the path's.
         """
-        return await self._principal(sent_mapping(credential, headers), tenant_id, user_id, request_id)
+        try:
+            return await self._principal(sent_mapping(credential, headers), tenant_id, user_id, request_id)
+        except RefusedContext as refused:
+            if self._refusals is not None:
+                await self._refusals.record(refused)
+            raise
 
     async def principal_of(
         self,

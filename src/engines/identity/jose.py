@@ -99,14 +99,18 @@ def _decoded(part: str, name: str) -> bytes:
 
 
 def _object(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object. What was wrong with its text is not chained: such errors carry the text."""
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise TokenRefused(f"the {name} is not JSON") from None
+    value = _json(text)
     if not isinstance(value, dict):
-        raise TokenRefused(f"the {name} is no object")
+        raise TokenRefused(f"the {name} is no JSON object")
     return value
+
+
+def _json(text: bytes) -> Any:
+    """None where it is none. A decoder's error holds the text, so it may not become a context."""
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ where a set comes from to `key_sources.py` and keeping it fresh to `key_ring.py`
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -89,12 +90,9 @@ def key_set_of_secret(secret: str) -> KeySet:
 
 def key_set_of_jwks(text: bytes) -> KeySet:
     """The usable keys of a set; others are passed over, as RFC 7517, section 5 says. Raises KeysRefused."""
-    try:
-        listed = msgspec.json.decode(text)["keys"]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
-        raise KeysRefused("not a JSON Web Key Set") from None
+    listed = _listed(text)
     if not isinstance(listed, list) or len(listed) > KEYS_MAX:
-        raise KeysRefused(f"a set lists at most {KEYS_MAX} keys")
+        raise KeysRefused(f"not a JSON Web Key Set of at most {KEYS_MAX} keys")
     found: dict[tuple[str | None, str], VerifyingKey] = {}
     ambiguous: set[tuple[str | None, str]] = set()
     for entry in listed:
@@ -112,6 +110,14 @@ def key_set_of_jwks(text: bytes) -> KeySet:
     if not found:
         raise KeysRefused("no key of the set can be used")
     return KeySet(found)
+
+
+def _listed(text: bytes) -> Any:
+    """None where there is no list. A decoder's error may hold the text, so it may not become a context."""
+    try:
+        return msgspec.json.decode(text)["keys"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return None
 
 
 def _key_of(entry: Any) -> tuple[tuple[str | None, str], VerifyingKey]:
@@ -132,17 +138,20 @@ def _key_of(entry: Any) -> tuple[tuple[str | None, str], VerifyingKey]:
     # Of a set that shows private members, only the public ones are taken.
     public = {"kty": kind, **{member: entry.get(member) for member in members}}
     try:
-        key = key_class.import_key(public)
         if kind == "RSA":
-            _check_rsa(key)
-        return (kid, alg), VerifyingKey(alg, key)
+            _check_rsa(public)
+        return (kid, alg), VerifyingKey(alg, key_class.import_key(public))
     except (JoseError, ValueError, TypeError, KeyError, OverflowError, AttributeError):
         raise KeysRefused("its members make no key") from None
 
 
-def _check_rsa(key: RSAKey) -> None:
-    numbers = key.public_key.public_numbers()
-    if not RSA_BITS_MIN <= numbers.n.bit_length() <= RSA_BITS_MAX:
+def _check_rsa(public: Mapping[str, Any]) -> None:
+    modulus, exponent = _integer(public["n"]), _integer(public["e"])
+    if not RSA_BITS_MIN <= modulus.bit_length() <= RSA_BITS_MAX:
         raise KeysRefused(f"an RSA key has {RSA_BITS_MIN} to {RSA_BITS_MAX} bits")
-    if numbers.e < 3 or numbers.e % 2 == 0 or numbers.e > RSA_EXPONENT_MAX:
+    if exponent < 3 or exponent % 2 == 0 or exponent > RSA_EXPONENT_MAX:
         raise KeysRefused("the exponent of an RSA key is odd and from 3 to 2**32")
+
+
+def _integer(text: str) -> int:
+    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))

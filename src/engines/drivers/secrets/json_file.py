@@ -47,7 +47,7 @@ class JsonFileSecrets:
 
 
 def _read(path: Path, name: str) -> Any:
-    """The whole file. What was wrong with its contents is not chained: such errors carry the text."""
+    """The whole file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
@@ -62,7 +62,15 @@ def _read(path: Path, name: str) -> Any:
         raise BackendRefused(
             f"the secret json:{name} cannot be read: the secrets file exceeds {FILE_BYTES_MAX} bytes"
         )
+    contents = _json(text)
+    if contents is None:
+        raise BackendRefused(f"the secret json:{name} cannot be read: the secrets file is not JSON")
+    return contents
+
+
+def _json(text: bytes) -> Any:
+    """None where it is none. A decoder's error may hold the text, so it may not become a context."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BackendRefused(f"the secret json:{name} cannot be read: the secrets file is not JSON") from None
+        return None

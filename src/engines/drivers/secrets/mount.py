@@ -46,7 +46,7 @@ class MountedSecrets:
 
 
 def _read(directory: Path, inside: Path, name: str) -> Secret:
-    """Opens what the path really is. Contents that are no text are not chained: such errors carry them."""
+    """Opens what the path really is."""
     try:
         real = inside.resolve(strict=True)
         if not real.is_relative_to(directory.resolve(strict=True)):
@@ -61,11 +61,15 @@ def _read(directory: Path, inside: Path, name: str) -> Secret:
         raise BackendRefused(f"the secret file:{name} cannot be read") from error
     if len(content) > SECRET_BYTES_MAX:
         raise BackendRefused(f"the secret file:{name} exceeds {SECRET_BYTES_MAX} bytes")
+    text = _text(content)
+    if not text:
+        raise BackendRefused(f"the secret file:{name} is empty, or not UTF-8 text")
+    return Secret(text)
+
+
+def _text(content: bytes) -> str | None:
+    """None where it is no text. The decoder's error holds the content, so it may not become a context."""
     try:
-        value = content.decode()
+        return content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise BackendRefused(f"the secret file:{name} is not UTF-8 text") from None
-    value = value.removesuffix("\n").removesuffix("\r")
-    if not value:
-        raise BackendRefused(f"the secret file:{name} is empty")
-    return Secret(value)
+        return None
