@@ -8,8 +8,8 @@ here, before the queue, so one bad request cannot fail its neighbours.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -124,33 +124,40 @@ class Preparation:
         if not 0 < len(entries) <= EVENTS_MAX:
             raise TooLarge(f"one request appends 1 to {EVENTS_MAX} events")
         repeats = None
-        if request is not None or any([entry.event_id is not None for entry in entries]):  # noqa: C419 (hot)
+        if request is not None or _has_client_ids(entries):
             entries, repeats = _distinct(entries, request)
         items: list[str] = []
         lines: list[str] = []
         size = 0
         for entry in entries:
             body, event_id = entry.body, entry.event_id
-            data = body.encode()
             assert body[0] + body[-1] == "{}", "a JSON object's text, without space around it"
+            data = body.encode()
             size += len(data) + data.count(34) + data.count(92) + 2  # codec.escaped_bytes
-            salt = self._salt()
+            if self._used == len(self._salts):
+                self._draw()
+            salt = self._salts[self._used : self._used + SALT_BYTES]
+            self._used += SALT_BYTES
             items.append(item_text(body, salt.hex(), event_id))
-            lines.append(leaf_line(hashlib.sha256(salt + data).hexdigest(), event_id))
+            lines.append(leaf_line(sha256(salt + data).hexdigest(), event_id))
         if size > EVENT_BYTES_MAX:
             raise TooLarge(
                 f"one request appends at most {EVENT_BYTES_MAX} bytes, quotes and backslashes twice"
             )
-        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        future = asyncio.get_running_loop().create_future()
         return Append(items, lines, size, deadline_s, future, expected_position, repeats)
 
-    def _salt(self) -> bytes:
-        """Drawn many at a time: a system call for each costs as much as its digest."""
-        if self._used == len(self._salts):
-            self._salts = self._ids.token(SALT_BYTES * _SALTS_A_DRAW)
-            self._used = 0
-        self._used += SALT_BYTES
-        return self._salts[self._used - SALT_BYTES : self._used]
+    def _draw(self) -> None:
+        """Salts are drawn many at a time: a system call for each costs as much as its digest."""
+        self._salts = self._ids.token(SALT_BYTES * _SALTS_A_DRAW)
+        self._used = 0
+
+
+def _has_client_ids(entries: Sequence[Entry]) -> bool:
+    for entry in entries:  # noqa: SIM110 (a generator for each append costs more than the append's digest)
+        if entry.event_id is not None:
+            return True
+    return False
 
 
 def _distinct(entries: Sequence[Entry], request: Request | None) -> tuple[list[Entry], Repeats]:
@@ -186,4 +193,4 @@ def _digest(entry: Entry) -> str:
     assert entry.event_id is not None
     if canonical_client_id(entry.event_id) != entry.event_id:
         raise Invalid("an event_id is a UUID in its canonical form, not of version 8", field="event_id")
-    return entry.digest or hashlib.sha256(entry.body.encode()).hexdigest()
+    return entry.digest or sha256(entry.body.encode()).hexdigest()

@@ -161,14 +161,19 @@ def canonical_client_id(text: str) -> str | None:
 class EventIds:
     """The ids that one stream mints: `engines.ids.event_id_at`, with its constant part made once."""
 
-    __slots__ = ("_suffix", "tag")
+    __slots__ = ("_block", "_prefix", "_suffix", "tag")
 
     def __init__(self, stream: str) -> None:
         self.tag = stream_tag(stream)
         self._suffix = event_id_at(self.tag, 1)[13:]
+        self._block = -1
+        self._prefix = ""
 
     def at(self, position: int) -> str:
-        return f"{position >> 16:08x}-{position & 0xFFFF:04x}{self._suffix}"
+        block = position >> 16
+        if block != self._block:
+            self._block, self._prefix = block, f"{block:08x}-"
+        return f"{self._prefix}{position & 0xFFFF:04x}{self._suffix}"
 
     def of(self, item: Item, position: int) -> str:
         return self.at(position) if item.id is None else item.id

@@ -27,10 +27,11 @@ from engines.core.commits import (
     Sealed,
     canonical_client_id,
 )
-from engines.core.committer import TAIL_VIEW_S_MAX, Committer
+from engines.core.committer import Committer
 from engines.core.documents import TIMEOUT_S, Documents
 from engines.core.idempotency import Request
 from engines.core.repeats import ID_MARKER, marker_key
+from engines.core.tail import VIEW_S_MAX
 from engines.core.trimming import redact, seal, trim
 from engines.core.verification import Verification, verify
 from engines.errors import NotFound
@@ -119,7 +120,7 @@ class Log:
         self._event_ids = EventIds(f"{kind}.{tenant_id}.{env}.{stream}")
         self._chain = Chain(documents, address, segment_size_default=segment_size_default)
         self._committer = Committer(
-            self._chain, event_ids=self._event_ids, clock=clock, on_tail=self._wake_followers
+            self._chain, event_ids=self._event_ids, clock=clock, on_moved=self._wake_followers
         )
         self._closed = False
         self._news = 0
@@ -255,7 +256,7 @@ class Log:
         """The end of the log as of now; of an empty one position 0."""
         if not await self._chain.open():
             return Head(0, GENESIS)
-        known = self._committer.tail
+        known = self._committer.view.known
         start = None if known is None or known.first == 0 else self._chain.segment_of(known.first)
         commit = await self._chain.tail(start)
         return Head(0, GENESIS) if commit is None else Head(commit.last, commit.digest)
@@ -265,7 +266,7 @@ class Log:
 
         `expected`, a head kept elsewhere, shows also what was cut off or written anew.
         """
-        known = self._committer.tail
+        known = self._committer.view.known
         pair = None if expected is None else (expected.position, expected.digest)
         return await verify(self._chain, expected=pair, reached=0 if known is None else known.position)
 
@@ -287,7 +288,7 @@ class Log:
             if batch.end:
                 if batch.events or not boundary:
                     # It ends where a commit does; trusted no longer than any view of the tail.
-                    boundary_until_s = self._clock.monotonic() + TAIL_VIEW_S_MAX
+                    boundary_until_s = self._clock.monotonic() + VIEW_S_MAX
                 if news == self._news and not await self._woken(poll_s):
                     poll_s = min(POLL_S_MAX, poll_s * 2)
             else:
@@ -360,7 +361,7 @@ class Log:
 
     def _is_tail(self, position: int) -> bool:
         """Whether a commit of ours is known to end there."""
-        tail = self._committer.tail
+        tail = self._committer.view.known
         return tail is not None and tail.position == position
 
     def _wake_followers(self) -> None:
