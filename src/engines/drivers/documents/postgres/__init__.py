@@ -65,6 +65,7 @@ DESCRIPTION: Final = DriverDescription(
 )
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+URL_SCHEMES: Final = ("postgresql", "postgres")
 TlsMode = Literal["verify-full", "require", "disable"]
 
 
@@ -104,20 +105,31 @@ def _is_local(host: str) -> bool:
 def config_from_url(url: str) -> tuple[dict[str, Any], str | None]:
     """`postgresql://user:password@host:port/database?schema=…&tls=…` as a record's config, and the password.
 
-    Parameters are the other fields of `Config`. Raises Invalid, which never repeats the URL.
+    Parameters are the other fields of `Config`. Raises Invalid, which repeats nothing of the URL: a password
+    with a slash in it may stand where one expects the port.
     """
     try:
         parts = urlsplit(url)
-        named = {"host": parts.hostname, "port": parts.port, "user": parts.username}
-        found = {key: unquote(value) if isinstance(value, str) else value for key, value in named.items()}
-        given = {**found, "database": unquote(parts.path[1:]), **dict(parse_qsl(parts.query))}
-        config = msgspec.convert({key: value for key, value in given.items() if value}, Config, strict=False)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise Invalid(
-            f"this is no postgresql://user:password@host:port/database: {error}", field="control_plane"
-        ) from None
-    password = None if parts.password is None else unquote(parts.password)
+        found = (("host", parts.hostname), ("port", parts.port), ("user", parts.username))
+        given = {name: unquote(str(value)) for name, value in found if value is not None}
+        given |= {"database": unquote(parts.path[1:]), **dict(parse_qsl(parts.query))}
+        password = None if parts.password is None else unquote(parts.password)
+    except ValueError:
+        raise _bad_url("host and port cannot be told apart") from None
+    if parts.scheme not in URL_SCHEMES or not given["database"] or not given.get("user"):
+        raise _bad_url("user, host and database are needed")
+    try:
+        config = msgspec.convert(given, Config, strict=False)
+    except msgspec.ValidationError:
+        fields = ", ".join(field for field in Config.__struct_fields__ if field not in given)
+        raise _bad_url(f"a parameter is not one of {fields}, or has a value that it cannot have") from None
     return {key: value for key, value in msgspec.to_builtins(config).items() if value is not None}, password
+
+
+def _bad_url(reason: str) -> Invalid:
+    return Invalid(
+        f"this is no postgresql://user:password@host:port/database: {reason}", field="control_plane"
+    )
 
 
 def open_driver(config: Config, secrets: Mapping[str, Secret], clock: Clock) -> PostgresDocuments:
