@@ -62,8 +62,8 @@ def holds(text: str, error: BaseException | None) -> bool:
     while error is not None:
         told += f"{error!r} {vars(error)} {getattr(error, 'doc', '')} {getattr(error, 'object', '')}"
         error = error.__cause__ or error.__context__
-    decoded = base64.urlsafe_b64decode(text.encode("ascii", "ignore") + b"===")
-    return text in told or decoded.decode("latin-1") in told
+    whole = text.encode("ascii", "ignore")[: len(text) // 4 * 4]
+    return text in told or base64.urlsafe_b64decode(whole[: len(whole) // 4 * 4]).decode("latin-1") in told
 
 
 async def accepted(world: World, text: str) -> None:

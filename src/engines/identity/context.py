@@ -45,6 +45,8 @@ TEMPLATE_KEY_BYTES_MAX: Final = 4 * 1024
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _NO_REQUEST_SLOTS: Final[Sent] = [None] * (len(NAMES) - IDENTITY_SLOTS)
+_SAID: Final = ((RUN, "run_id"), (STEP, "step_id"), (THREAD, "thread_id"), (SESSION, "session_id"))
+_FROM_HEADER: Final = tuple(f"header {name}" for name in NAMES)
 _REQUEST_SOURCES: Final = {
     "run_id": "request id",
     "step_id": "default",
@@ -198,47 +200,17 @@ class Contexts:
     def _instance(self, template: RequestContext, sent: Sent, request_id: str | None) -> RequestContext:
         """One request's context. Measured: `replace` takes 0.2 µs where the constructor takes 1.0 µs."""
         minted = self._ids.token(40).hex()
-        if sent[IDENTITY_SLOTS:] == _NO_REQUEST_SLOTS:
-            own_id = request_id or minted[48:]
-            return replace(
-                template,
-                run_id=own_id,
-                step_id="0",
-                request_id=own_id,
-                trace_id=minted[:32],
-                span_id=minted[32:48],
-            )
-        return replace(template, **self._said(sent, minted, request_id, template.sources))
-
-    def _said(
-        self, sent: Sent, minted: str, request_id: str | None, sources: Mapping[str, str]
-    ) -> dict[str, Any]:
-        """What the request says of itself. Raises Invalid naming the header."""
         own_id = request_id or _checked(sent, REQUEST) or minted[48:]
-        values = {
-            "run_id": _checked(sent, RUN),
-            "step_id": _checked(sent, STEP),
-            "thread_id": _checked(sent, THREAD),
-            "session_id": _checked(sent, SESSION),
-        }
-        slots = {"run_id": RUN, "step_id": STEP, "thread_id": THREAD, "session_id": SESSION}
-        said = {
-            field: f"header {NAMES[slots[field]]}" for field, value in values.items() if value is not None
-        }
-        if sent[REQUEST] is not None:
-            said["request_id"] = f"header {NAMES[REQUEST]}"
-        trace_id = trace_of(sent)
-        if trace_id is not None:
-            said["trace_id"] = f"header {NAMES[TRACEPARENT]}"
-        return {
-            **values,
-            "run_id": values["run_id"] or own_id,
-            "step_id": values["step_id"] or "0",
+        changes: dict[str, Any] = {
+            "run_id": own_id,
+            "step_id": "0",
             "request_id": own_id,
-            "trace_id": trace_id or minted[:32],
+            "trace_id": minted[:32],
             "span_id": minted[32:48],
-            "sources": {**sources, **said},
         }
+        if sent[IDENTITY_SLOTS:] != _NO_REQUEST_SLOTS:
+            _add_said(changes, sent, template.sources)
+        return replace(template, **changes)
 
     def _request_id(self, sent: Sent, request_id: str | None) -> str:
         return request_id or _checked(sent, REQUEST) or self._ids.token(16).hex()
@@ -257,6 +229,23 @@ class Contexts:
             trace_id=trace_of(sent) or minted[:32],
             span_id=minted[32:],
         )
+
+
+def _add_said(changes: dict[str, Any], sent: Sent, sources: Mapping[str, str]) -> None:
+    """What the request says of itself, over what it gets otherwise. Raises Invalid naming the header."""
+    said = dict(sources)
+    for slot, field in _SAID:
+        value = _checked(sent, slot)
+        if value is not None:
+            changes[field] = value
+            said[field] = _FROM_HEADER[slot]
+    if sent[REQUEST] is not None:
+        said["request_id"] = _FROM_HEADER[REQUEST]
+    trace_id = trace_of(sent)
+    if trace_id is not None:
+        changes["trace_id"] = trace_id
+        said["trace_id"] = _FROM_HEADER[TRACEPARENT]
+    changes["sources"] = said
 
 
 def _checked(sent: Sent, slot: int) -> str | None:
