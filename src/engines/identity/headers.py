@@ -83,12 +83,9 @@ def sent_mapping(credential: str | None, headers: Mapping[str, str]) -> Sent:
 def bearer(sent: Sent) -> str:
     """The credential of `Authorization: Bearer`. Raises Unauthenticated."""
     value = sent[AUTHORIZATION]
-    if value is None or value[: len(_BEARER)].lower() != _BEARER:
+    if value is None or value[: len(_BEARER)].lower() != _BEARER or not value.isascii():
         raise unauthenticated()
-    try:
-        return value[len(_BEARER) :].decode("ascii")
-    except UnicodeDecodeError:
-        raise unauthenticated() from None
+    return value[len(_BEARER) :].decode("ascii")
 
 
 def text(sent: Sent, slot: int) -> str | None:
