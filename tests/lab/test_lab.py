@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ PATIENCE_S = 10.0
 
 def call(
     lab: LabServer, method: str, path: str, *, role: str | None = "owner", body: Any = None, **headers: str
-) -> tuple[int, dict[str, str], Any]:
+) -> tuple[int, Message, Any]:
     request = urllib.request.Request(lab.url + path, method=method)
     request.add_header("Authorization", f"Bearer {lab.token(role)}")
     for name, value in headers.items():
@@ -32,9 +33,9 @@ def call(
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
             text = reply.read()
-            return reply.status, dict(reply.headers), json.loads(text) if text else None
+            return reply.status, reply.headers, json.loads(text) if text else None
     except urllib.error.HTTPError as error:
-        return error.code, dict(error.headers), json.loads(error.read())
+        return error.code, error.headers, json.loads(error.read())
 
 
 def test_lab_json_has_a_token_for_each_role_and_each_works(lab: LabServer) -> None:

@@ -7,8 +7,10 @@ Owns binding the port and serving in this process until a signal ends it. Leaves
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -17,6 +19,7 @@ import uvloop
 
 from engines.api.app import create_app
 from engines.api.protocol import BoundedProtocol
+from engines.cli.logs import configure_logs
 from engines.errors import Invalid
 from engines.settings import Settings, read_settings
 from engines.wiring import Engines, open_engines
@@ -108,6 +111,7 @@ def run(
     what: Served, listener: socket.socket, announce: Announce | None = None, *, parent: int | None = None
 ) -> None:
     """Serve in this process until a signal ends it, or `parent` (a file descriptor) becomes readable."""
+    configure_logs()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(what, listener, announce or _say_where, parent))
 
@@ -126,14 +130,32 @@ async def _serve(what: Served, listener: socket.socket, announce: Announce, pare
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
-        server = uvicorn.Server(config)
+        server = _Server(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _end, server)
         if parent is not None:
-            asyncio.get_running_loop().add_reader(parent, _end, server, parent)
+            loop.add_reader(parent, _end_with_parent, server, parent)
         await announce(engines, url_of(listener))
         await server.serve(sockets=[listener])
 
 
-def _end(server: uvicorn.Server, parent: int) -> None:
+class _Server(uvicorn.Server):
+    """uvicorn's, but for signals: it would raise them again once it has stopped, and that would end the
+    process before everything behind the server is closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _end(server: uvicorn.Server) -> None:
+    """Stop; asked twice, do not wait for requests under way."""
+    server.force_exit = server.should_exit
+    server.should_exit = True
+
+
+def _end_with_parent(server: uvicorn.Server, parent: int) -> None:
     asyncio.get_running_loop().remove_reader(parent)
     server.should_exit = True
 

@@ -19,7 +19,8 @@ from engines.cli.serve import SHUTDOWN_S, Served, run
 from engines.clock import SystemClock
 from engines.errors import EnginesError
 
-# A worker that dies sooner than this after its start would only die again.
+# A worker that gives up sooner than this after its start would only give up again. One that was killed is
+# replaced in any case.
 LIFETIME_MIN_S: Final = 5.0
 
 _CLOCK = SystemClock()
@@ -56,7 +57,7 @@ def _start(what: Served, listener: socket.socket, started: dict[SpawnProcess, fl
 def _replace_dead(what: Served, listener: socket.socket, started: dict[SpawnProcess, float]) -> None:
     for worker in [worker for worker in started if not worker.is_alive()]:
         lifetime_s = _CLOCK.monotonic() - started.pop(worker)
-        if lifetime_s < LIFETIME_MIN_S:
+        if lifetime_s < LIFETIME_MIN_S and (worker.exitcode or 0) >= 0:
             sys.exit(f"engines: a worker ended after {lifetime_s:.1f} s with code {worker.exitcode}")
         _start(what, listener, started)
 
