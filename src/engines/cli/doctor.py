@@ -31,6 +31,7 @@ PASSED: Final = "ok"
 BROKEN: Final = "failed"
 NOT_RUN: Final = "not run"
 KEPT: Final = "kept"
+READ_ONLY: Final = "read only"
 NO_RESTART: Final = "a running server is not the doctor's to kill; --lab DIR on a stopped lab shows it"
 
 
@@ -47,12 +48,12 @@ class KindReport(msgspec.Struct, kw_only=True):
     read: str = NOT_RUN
     restart: str = NOT_RUN
     delete: str = NOT_RUN
+    ok: bool = False
     detail: str | None = None
 
-    @property
-    def ok(self) -> bool:
-        steps = (self.write, self.read, self.restart, self.delete)
-        return self.route == READY and BROKEN not in steps
+    def judge(self) -> None:
+        """Set `ok`: the route is ready and no step went wrong."""
+        self.ok = self.route == READY and BROKEN not in (self.write, self.read, self.restart, self.delete)
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -150,7 +151,7 @@ Step = Callable[[Probe, AsyncEngines, str], Awaitable[str]]
 
 async def _write(probe: Probe, client: AsyncEngines, mark: str) -> str:
     await probe.write(client, mark)
-    return PASSED
+    return READ_ONLY if probe.reads_only else PASSED
 
 
 async def _read(probe: Probe, client: AsyncEngines, mark: str) -> str:
@@ -160,6 +161,8 @@ async def _read(probe: Probe, client: AsyncEngines, mark: str) -> str:
 
 async def _delete(probe: Probe, client: AsyncEngines, mark: str) -> str:
     await probe.delete(client, mark)
+    if probe.reads_only:
+        return READ_ONLY
     return KEPT if probe.leaves else PASSED
 
 
@@ -175,7 +178,7 @@ async def _each(client: AsyncEngines, kinds: Sequence[KindReport], mark: str, na
     """
     for kind in kinds:
         probe = PROBES.get(kind.resource_kind)
-        if probe is None or (name != "write" and kind.write != PASSED):
+        if probe is None or (name != "write" and kind.write in (NOT_RUN, BROKEN)):
             continue
         try:
             outcome = await step(probe, client, mark)
@@ -186,6 +189,8 @@ async def _each(client: AsyncEngines, kinds: Sequence[KindReport], mark: str, na
 
 
 def _report(url: str, me: Me, kinds: list[KindReport], *, restarted: bool) -> Report:
+    for kind in kinds:
+        kind.judge()
     return Report(
         url=url,
         ok=bool(kinds) and all(kind.ok for kind in kinds),

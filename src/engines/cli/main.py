@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         result = app(list(arguments), result_action="return_value")
+        sys.stdout.flush()
     except EnginesError as error:
         print_error(error, as_json="--json" in arguments)
         return FAILED

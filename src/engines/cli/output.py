@@ -30,6 +30,8 @@ AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 # Where standard output is no terminal, nothing is cut to a width.
 _PLAIN_WIDTH: Final = 500
 
+_BOOKKEEPING: Final = frozenset({"etag", "version", "created_at", "updated_at", "updated_by"})
+
 _NEXT: Final[Mapping[type[EnginesError], str]] = {
     errors.TenantRequired: "name one of your tenants with --tenant",
     errors.Unauthenticated: "the token may have expired; a lab's are in its lab.json (--lab DIR)",
@@ -46,14 +48,21 @@ _NEXT: Final[Mapping[type[EnginesError], str]] = {
 }
 
 
+class _Console(Console):
+    """rich's, which by itself ends the process where nobody reads any more; that is the command's to decide."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output for people."""
-    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    return _Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
 def print_json(value: Any) -> None:
     """One line of JSON, at once."""
-    print(encode_json(msgspec.to_builtins(value)), flush=True)
+    print(encode_json(value), flush=True)
 
 
 def print_records(records: Sequence[Any], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
@@ -73,7 +82,9 @@ def print_record(record: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(record)
         return
-    members = msgspec.to_builtins(record)
+    told = msgspec.to_builtins(record)
+    # What a record is comes first, and the server's bookkeeping last.
+    members = {name: told[name] for name in sorted(told, key=_BOOKKEEPING.__contains__)}
     print_table(("", ""), [[name, _cell(value)] for name, value in members.items() if value is not None])
 
 
@@ -92,7 +103,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return encode_json(value)
 

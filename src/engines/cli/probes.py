@@ -26,6 +26,9 @@ class Probe(Protocol):
     leaves: bool
     """Whether the kind keeps what was written."""
 
+    reads_only: bool
+    """Whether the probe writes nothing."""
+
     async def write(self, client: AsyncEngines, mark: str) -> None:
         """Write the record that says `mark`."""
 
@@ -46,10 +49,43 @@ def value_of(mark: str) -> dict[str, Any]:
     return {"mark": mark, "text": "naïve ☃", "number": 2**53 + 1, "list": [None, True, 0.5], "empty": {}}
 
 
+class ControlPlaneProbe:
+    """The caller's own tenant, which is there or nobody could ask. Writing is for t_system's admins."""
+
+    leaves = False
+    reads_only = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        await client.tenants.get((await client.me()).tenant_id)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
+class RegistryProbe:
+    """The route by which every change of the tenant is told of."""
+
+    leaves = False
+    reads_only = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        await client.routes.resolve(catalogue.EVENT_SPINE)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
 class SpineProbe:
     """The event spine."""
 
     leaves = True
+    reads_only = False
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         await client.events.append([NewEvent(event_type=EVENT_TYPE, payload=value_of(mark), event_id=mark)])
@@ -65,6 +101,7 @@ class StreamProbe:
     """A stream of the doctor's own."""
 
     leaves = True
+    reads_only = False
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         event = NewEvent(event_type=EVENT_TYPE, payload=value_of(mark), event_id=mark)
@@ -83,6 +120,7 @@ class TableProbe:
     """A row."""
 
     leaves = False
+    reads_only = False
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         await client.tables.put(NAME, NAME, mark, value_of(mark), if_absent=True)
@@ -98,6 +136,7 @@ class MemoryProbe:
     """An entry of a session."""
 
     leaves = False
+    reads_only = False
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         await client.memory.put(mark, NAME, value_of(mark), ttl_seconds=MEMORY_TTL_S, if_absent=True)
@@ -113,6 +152,7 @@ class BlackboardProbe:
     """An entry of a run."""
 
     leaves = True
+    reads_only = False
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         await client.blackboard.put(NAME, mark, value_of(mark), if_absent=True)
@@ -128,6 +168,7 @@ class NotesProbe:
     """A note, found again by its tag."""
 
     leaves = False
+    reads_only = False
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         content = value_of(mark)
@@ -145,6 +186,8 @@ class NotesProbe:
 
 
 PROBES: Final[Mapping[str, Probe]] = {
+    catalogue.CONTROL_PLANE: ControlPlaneProbe(),
+    catalogue.ROUTING_REGISTRY: RegistryProbe(),
     catalogue.EVENT_SPINE: SpineProbe(),
     catalogue.EVENT_STREAM: StreamProbe(),
     catalogue.TABLES: TableProbe(),

@@ -113,17 +113,17 @@ def plan_of(dataset: str, run: AgentRun) -> Plan:
     events: list[NewEvent] = []
     messages: list[NewEvent] = []
     results: list[ToolResult] = []
-    calls_open: dict[str, tuple[int, int]] = {}
+    calls_open: dict[str, list[tuple[int, int]]] = {}
     for index, message in enumerate(run.traj):
         answered = _answered_call(message, calls_open)
         said = _message_event(ids, run, index, message, answered)
         events.append(said)
         messages.append(said)
         if message.get("role") == "tool":
-            results.append(_tool_result(ids, index, message, answered, {item.key for item in results}))
+            results.append(_tool_result(ids, index, message, answered))
         calls = _calls_of(message)
         if calls:
-            calls_open = {str(call.get("id")): (index, number) for number, call in enumerate(calls)}
+            calls_open = _calls_open(index, calls)
         events.extend(_call_event(ids, run, index, number, call) for number, call in enumerate(calls))
     tag = f"run-{ids.run_id}"
     facts = {
@@ -173,11 +173,20 @@ def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
     return calls
 
 
-def _answered_call(message: dict[str, Any], calls_open: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
-    """The call that a tool's message answers: of the latest message that made calls, the one with its id."""
-    if message.get("role") != "tool":
-        return None
-    return calls_open.get(str(message.get("tool_call_id")))
+def _calls_open(index: int, calls: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+    """The places of message `index`'s calls by the file's own ids, which repeat even within one message."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for number, call in enumerate(calls):
+        found.setdefault(str(call.get("id")), []).append((index, number))
+    return found
+
+
+def _answered_call(
+    message: dict[str, Any], calls_open: dict[str, list[tuple[int, int]]]
+) -> tuple[int, int] | None:
+    """What a tool's message answers: of the latest message with calls, the first open one of its id."""
+    waiting = calls_open.get(str(message.get("tool_call_id"))) if message.get("role") == "tool" else None
+    return waiting.pop(0) if waiting else None
 
 
 def _message_event(
@@ -214,16 +223,10 @@ def _payload(ids: _RunIds, run: AgentRun, **rest: Any) -> dict[str, Any]:
 
 
 def _tool_result(
-    ids: _RunIds,
-    index: int,
-    message: dict[str, Any],
-    answered: tuple[int, int] | None,
-    taken: set[str],
+    ids: _RunIds, index: int, message: dict[str, Any], answered: tuple[int, int] | None
 ) -> ToolResult:
-    """Named after its call; after its own message where it answers none, or one that was answered before."""
-    key = None if answered is None else f"call-{answered[0]}-{answered[1]}"
-    if key is None or key in taken:
-        key = f"message-{index}"
+    """Named after its call, or after its own message where it answers none that is open."""
+    key = f"message-{index}" if answered is None else f"call-{answered[0]}-{answered[1]}"
     value = {
         "event_id": ids.message(index),
         "call_event_id": None if answered is None else ids.call(*answered),

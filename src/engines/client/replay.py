@@ -87,6 +87,11 @@ class Tally:
         finally:
             self.durations_s[kind].append(self._clock.monotonic() - began_s)
 
+    def find(self, kind: str, count: int) -> None:
+        """Note records that were there before; a kind of which there were none is not listed."""
+        if count:
+            self.found[kind] += count
+
     def end(self) -> None:
         """Note how long it took all together."""
         self.elapsed_s = self._clock.monotonic() - self._began_s
@@ -175,6 +180,9 @@ class _Import:
     async def _begin(self) -> tuple[Progress, bool]:
         """The run's progress, and whether somebody had begun it before."""
         plan, last = self._plan, self._last
+        present = await self._read_progress()
+        if present is not None:
+            return present, True
         progress = Progress(
             state=IMPORTING,
             digest=plan.digest,
@@ -182,26 +190,32 @@ class _Import:
             spine_after=None if last is None else last.cursor,
             spine_position=0 if last is None else last.position,
         )
+        put = self._client.memory.put(plan.run_id, MEMORY_KEY, progress, if_absent=True)
         try:
-            await self._timed(
-                "memory put", self._client.memory.put(plan.run_id, MEMORY_KEY, progress, if_absent=True)
-            )
+            await self._timed("memory put", put)
         except PreconditionFailed:
-            return await self._read_progress(), True
+            # Somebody else imports the same file at this moment; each write of both recognises the other's.
+            present = await self._read_progress()
+            if present is None:
+                raise
+            return present, True
         self._tally.written["memory entries"] += 1
         return progress, False
 
-    async def _read_progress(self) -> Progress:
-        entry = await self._timed("memory get", self._client.memory.get(self._plan.run_id, MEMORY_KEY))
-        self._tally.found["memory entries"] += 1
+    async def _read_progress(self) -> Progress | None:
+        try:
+            entry = await self._timed("memory get", self._client.memory.get(self._plan.run_id, MEMORY_KEY))
+        except NotFound:
+            return None
+        self._tally.find("memory entries", 1)
         return progress_of(entry.value)
 
     def _found_all(self) -> None:
-        plan, found = self._plan, self._tally.found
-        found["thread events"] += len(plan.messages)
-        found["spine events"] += len(plan.events)
-        found["tool results"] += len(plan.results)
-        found["notes"] += 1
+        plan, tally = self._plan, self._tally
+        tally.find("thread events", len(plan.messages))
+        tally.find("spine events", len(plan.events))
+        tally.find("tool results", len(plan.results))
+        tally.find("notes", 1)
         self._tally.runs["already there"] += 1
 
     # --- the thread ---
@@ -214,7 +228,7 @@ class _Import:
 
     async def _append_thread(self, present: frozenset[str]) -> None:
         missing = [event for event in self._plan.messages if event.event_id not in present]
-        self._tally.found["thread events"] += len(self._plan.messages) - len(missing)
+        self._tally.find("thread events", len(self._plan.messages) - len(missing))
 
         async def append(part: Sequence[NewEvent]) -> tuple[Appended, ...]:
             return await self._client.streams.append(self._plan.run_id, part)
@@ -246,7 +260,7 @@ class _Import:
         return True
 
     async def _append_spine(self, present: int) -> None:
-        self._tally.found["spine events"] += present
+        self._tally.find("spine events", present)
         await self._append("spine", self._plan.events[present:], self._client.events.append)
 
     async def _append(
@@ -288,13 +302,13 @@ class _Import:
     def _compare(self, result: ToolResult, value: Any) -> None:
         if canonical_json(value) != canonical_json(result.value):
             raise Conflict(f"the blackboard holds something else at {result.key}", field=result.key)
-        self._tally.found["tool results"] += 1
+        self._tally.find("tool results", 1)
 
     async def _note(self, *, search: bool) -> str:
         """The run's note. It was made before, or is made now; under its key only once even if both race."""
         if search:
             async for note in self._client.notes.each(tag=self._plan.run_tag):
-                self._tally.found["notes"] += 1
+                self._tally.find("notes", 1)
                 return note.note_id
         key = f"agent-run-{self._plan.run_id}"
         create = self._client.notes.create(self._plan.note, idempotency_key=key)
