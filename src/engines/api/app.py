@@ -38,7 +38,7 @@ from engines.api.endpoint import Endpoint, Router
 from engines.api.engines import Engines
 from engines.api.metrics import Metrics
 from engines.api.reply import Reply, internal_problem_reply, problem_reply
-from engines.api.shell import Shell
+from engines.api.shell import Shell, Tell, tell_structlog
 from engines.errors import EnginesError, Invalid, MethodNotAllowed, NotFound
 
 ROUTERS: Final[Sequence[Router]] = (
@@ -60,11 +60,11 @@ ROUTERS: Final[Sequence[Router]] = (
 log = structlog.get_logger(__name__)
 
 
-def create_app(engines: Engines) -> Shell:
-    """The ASGI app over an open `Engines`, which outlives it."""
+def create_app(engines: Engines, *, tell: Tell = tell_structlog) -> Shell:
+    """The ASGI app over an open `Engines`, which outlives it. `tell` is given the account of each request."""
     endpoints = [endpoint for router in ROUTERS for endpoint in router.endpoints]
     endpoints += openapi.router_for(endpoints).endpoints
-    return Shell(cast("Any", _litestar(endpoints)), engines, Metrics())
+    return Shell(cast("Any", _litestar(endpoints)), engines, Metrics(), tell)
 
 
 def _litestar(endpoints: Iterable[Endpoint]) -> Litestar:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from engines.api.body import Receive
 from engines.api.call import CALL, Call, Scope, problem_of
 from engines.api.engines import Engines
+from engines.api.logs import Account
 from engines.api.metrics import Metrics
 from engines.api.paths import check_path
 from engines.api.reply import Send
@@ -22,6 +24,7 @@ from engines.errors import EnginesError
 from engines.scope import check_id
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Tell = Callable[[Account], None]
 
 UNROUTED: Final = "(none)"
 """The route of a request that has none, in log and metrics."""
@@ -34,10 +37,11 @@ log = structlog.get_logger("engines.access")
 class Shell:
     """The app that a server runs."""
 
-    def __init__(self, app: App, engines: Engines, metrics: Metrics) -> None:
+    def __init__(self, app: App, engines: Engines, metrics: Metrics, tell: Tell) -> None:
         self._app = app
         self._engines = engines
         self._metrics = metrics
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,12 +102,18 @@ class Shell:
         route = UNROUTED if endpoint is None else endpoint.path
         is_stream = endpoint is not None and endpoint.is_stream
         self._metrics.count(method, route, call.status, duration_s, is_stream=is_stream)
-        log.info(
-            "request",
-            method=method,
-            route=route,
-            status=call.status,
-            duration_ms=round(duration_s * 1000, 3),
-            tenant_id=None if context is None else context.tenant_id,
-            request_id=call.request_id,
+        self._tell(
+            Account(
+                method=method,
+                route=route,
+                status=call.status,
+                duration_ms=round(duration_s * 1000, 3),
+                tenant_id=None if context is None else context.tenant_id,
+                request_id=call.request_id,
+            )
         )
+
+
+def tell_structlog(account: Account) -> None:
+    """One entry of the log, wherever structlog was told to put it."""
+    log.info("request", **msgspec.structs.asdict(account))

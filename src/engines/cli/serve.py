@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final
 
@@ -18,8 +19,10 @@ import uvicorn
 import uvloop
 
 from engines.api.app import create_app
+from engines.api.logs import Lines
 from engines.api.protocol import BoundedProtocol
 from engines.cli.logs import configure_logs
+from engines.clock import SystemClock
 from engines.errors import Invalid
 from engines.settings import Settings, read_settings
 from engines.wiring import Engines, open_engines
@@ -117,9 +120,11 @@ def run(
 
 
 async def _serve(what: Served, listener: socket.socket, announce: Announce, parent: int | None) -> None:
+    lines = Lines(sys.stderr.buffer, SystemClock())
+    lines.configure_structlog()
     async with open_engines(what.control_plane, secrets=what.secrets) as engines:
         config = uvicorn.Config(
-            create_app(engines),
+            create_app(engines, tell=lines.account),
             http=BoundedProtocol,
             ws="none",
             lifespan="off",
@@ -138,6 +143,7 @@ async def _serve(what: Served, listener: socket.socket, announce: Announce, pare
             loop.add_reader(parent, _end_with_parent, server, parent)
         await announce(engines, url_of(listener))
         await server.serve(sockets=[listener])
+    lines.flush()
 
 
 class _Server(uvicorn.Server):
