@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -20,7 +21,7 @@ from engines.identity.key_sources import (
     check_jwks_url,
 )
 from engines.testing.clock import ManualClock
-from tests.identity.signing import ed_key, jwk, jwks, token
+from tests.identity.signing import ed_key, jwk, jwks, sealed, token
 from tests.identity.world import World
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -123,6 +124,19 @@ async def test_invented_key_names_do_not_hammer_the_issuer(world_of: World, issu
         with pytest.raises(Unauthenticated):
             await world_of.contexts.context(with_key(world_of, f"again-{number}", "stranger"))
     assert issuer.hits == 2
+
+
+async def test_an_algorithm_that_is_not_the_issuers_asks_it_for_nothing(
+    world_of: World, issuer: Issuer
+) -> None:
+    await world_of.contexts.context(world_of.token())
+    await world_of.pass_time(URL_LOOK_AGAIN_S)
+    for alg in ("HS256", "RS512", "none"):
+        header = json.dumps({"alg": alg, "kid": "k9"})
+        text = sealed("HS256", b"x" * 32, header, json.dumps(world_of.claims()))
+        with pytest.raises(Unauthenticated):
+            await world_of.contexts.context(text)
+    assert issuer.hits == 1
 
 
 async def test_many_who_name_a_new_key_at_once_share_one_fetch(world_of: World, issuer: Issuer) -> None:
