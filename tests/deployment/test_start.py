@@ -114,7 +114,11 @@ async def test_an_error_inside_the_block_leaves_it_as_it_is(
     open_deployment: Open, control_plane_url: str
 ) -> None:
     await open_deployment()
-    with pytest.raises(NotFound):
+
+    async def read_what_is_not_there() -> None:
         async with engines.open(control_plane_url) as deployment:
             member = await deployment.contexts.context(token("member"), {})
             await deployment.notes.get(member, "no-such-note")
+
+    with pytest.raises(NotFound):
+        await read_what_is_not_there()
