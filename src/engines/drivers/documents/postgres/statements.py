@@ -141,7 +141,6 @@ DECLARE
     tail integer;
     kind text;
     changed integer;
-    done text[];
     culprits text[];
 BEGIN
     IF kinds ~ '[crm]' THEN
@@ -160,35 +159,36 @@ BEGIN
         tail := head;
         IF kind IN ('p', 'c') THEN
             tail := head - 1 + length(substring(substr(kinds, head) FROM '^' || kind || '+'));
-            WITH written AS (
-                INSERT INTO {_TABLE} AS d (partition, key, body, version, expires_at)
-                SELECT in_partition, o.key, o.body, o.version, o.expiry::bigint
-                FROM unnest(keys[head:tail], bodies[head:tail], versions[head:tail], expiries[head:tail])
-                    WITH ORDINALITY AS o (key, body, version, expiry, place)
-                ORDER BY o.place
-                {_REPLACE_ROW} WHERE kind = 'p' OR d.expires_at <= now_s
-                RETURNING d.key
-            )
-            SELECT count(*), array_agg(w.key) INTO changed, done FROM written AS w;
+            INSERT INTO {_TABLE} AS d (partition, key, body, version, expires_at)
+            SELECT in_partition, o.key, o.body, o.version, o.expiry::bigint
+            FROM unnest(keys[head:tail], bodies[head:tail], versions[head:tail], expiries[head:tail])
+                WITH ORDINALITY AS o (key, body, version, expiry, place)
+            ORDER BY o.place
+            {_REPLACE_ROW} WHERE kind = 'p' OR d.expires_at <= now_s;
         ELSIF kind = 'r' THEN
             UPDATE {_TABLE} AS d
             SET body = bodies[head], version = versions[head], expires_at = expiries[head]::bigint
             WHERE d.partition = in_partition AND d.key = keys[head] AND d.version = matches[head]
                 AND (d.expires_at IS NULL OR d.expires_at > now_s);
-            GET DIAGNOSTICS changed = ROW_COUNT;
         ELSE
             DELETE FROM {_TABLE} AS d
             WHERE d.partition = in_partition AND d.key = keys[head] AND (kind = 'd'
                 OR (d.version = matches[head] AND (d.expires_at IS NULL OR d.expires_at > now_s)));
-            GET DIAGNOSTICS changed = ROW_COUNT;
         END IF;
+        GET DIAGNOSTICS changed = ROW_COUNT;
         IF kind <> 'd' AND changed <> tail - head + 1 THEN
-            SELECT array_agg(o.key) INTO culprits FROM unnest(keys[head:tail]) AS o (key)
-            WHERE done IS NULL OR o.key <> ALL (done);
+            culprits := keys[head:tail];
+            IF tail > head THEN -- a run of puts: the culprits are those of its rows that are not ours
+                SELECT array_agg(d.key) INTO culprits FROM {_TABLE} AS d
+                WHERE d.partition = in_partition AND d.key = ANY (keys[head:tail])
+                    AND d.xmin <> pg_current_xact_id()::xid;
+            END IF;
+            IF culprits IS NULL THEN -- gone again already: nobody is to blame any more
+                RAISE EXCEPTION USING ERRCODE = 'serialization_failure';
+            END IF;
             RAISE EXCEPTION USING ERRCODE = '{CONFLICT_SQLSTATE}', MESSAGE = 'a condition did not hold',
                 DETAIL = array_to_string(culprits, ' ');
         END IF;
-        done := NULL;
         head := tail + 1;
     END LOOP;
     RETURN NULL;
