@@ -55,6 +55,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabProcess]:
     process.start()
     yield process
     process.kill()
+    _check_log(process)
 
 
 @pytest.fixture
@@ -63,6 +64,13 @@ def own_lab(tmp_path: Path) -> Iterator[LabProcess]:
     process = LabProcess(tmp_path / "lab")
     yield process
     process.kill()
+    _check_log(process)
+
+
+def _check_log(process: LabProcess) -> None:
+    """No request of any test may have met a bug of the server's."""
+    before, traceback, after = process.log.partition("Traceback")
+    assert not traceback, before[-1_000:] + traceback + after[:5_000]
 
 
 @pytest.fixture

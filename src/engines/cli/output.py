@@ -49,7 +49,7 @@ _NEXT: Final[Mapping[type[EnginesError], str]] = {
 
 
 class _Console(Console):
-    """rich's, which by itself ends the process where nobody reads any more; that is the command's to decide."""
+    """rich's would by itself end the process where nobody reads any more; that is the command's to decide."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
