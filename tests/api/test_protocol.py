@@ -244,6 +244,16 @@ async def test_an_answer_before_the_body_was_read_survives_the_rest_of_the_body(
         assert await line.rest() == b""
 
 
+async def test_a_body_in_many_reads_is_not_counted_as_headers_of_the_next_request(port: int) -> None:
+    async with wire(port) as line:
+        for _ in range(3):
+            await line.send(b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n")
+            for _ in range(4):
+                await asyncio.sleep(0.01)
+                await line.send(b"b" * 50_000)
+            assert (await line.answer())[0] == 200
+
+
 async def test_a_request_to_change_protocol_is_answered_in_http_and_is_the_last(port: int) -> None:
     async with wire(port) as line:
         await line.send(request("/", connection="Upgrade", upgrade="websocket") + b"\x81\x00\x81\x00")

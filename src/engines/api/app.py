@@ -96,13 +96,14 @@ class _Path:
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._runners = {endpoint.method: Runner(endpoint) for endpoint in endpoints}
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002
+        """The call has its own `receive` and `send`, which are the shell's and not wrapped by Litestar."""
+        call: Call = scope[CALL]
         runner = self._runners.get(scope["method"])
         if runner is not None:
-            await runner(scope, receive, send)
-            return
-        call: Call = scope[CALL]
-        await problem_reply(_not_allowed(self._runners), call.request_id).send(send)
+            await runner.run(call)
+        else:
+            await problem_reply(_not_allowed(self._runners), call.request_id).send(call.send)
 
 
 def _unrouted(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -60,14 +60,18 @@ class Call:
         "request_id",
         "runner",
         "scope",
+        "send",
         "status",
     )
 
-    def __init__(self, engines: Engines, metrics: Metrics, scope: Scope, receive: Receive) -> None:
+    def __init__(
+        self, engines: Engines, metrics: Metrics, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self.engines = engines
         self.metrics = metrics
         self.scope = scope
         self.receive = receive
+        self.send = send
         self.fields = Fields(scope["headers"])
         self.request_id = ""
         self.endpoint: Endpoint | None = None
@@ -164,7 +168,7 @@ class Call:
 
 
 class Runner:
-    """An endpoint as an ASGI app. Whatever happens inside ends in an answer of the contract's shape."""
+    """Runs one endpoint. Whatever happens inside ends in an answer of the contract's shape."""
 
     __slots__ = ("_reads_all_input", "body_decoder", "endpoint", "query_decoder")
 
@@ -178,16 +182,15 @@ class Runner:
         )
         self._reads_all_input = endpoint.ignores_input or None not in (self.body_decoder, self.query_decoder)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope[CALL]
+    async def run(self, call: Call) -> None:
+        """Answer the call."""
         call.endpoint = self.endpoint
         call.runner = self
-        call.receive = receive
         try:
             answer = await self._answer(call)
         except ClientGone:
             return
-        await answer.send(send)
+        await answer.send(call.send)
 
     async def _answer(self, call: Call) -> Sendable:
         try:

@@ -84,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._begun = False
         self._field_bytes = 0  # of the section's complete fields
         self._section_bytes = 0  # of the reads that brought nothing but this section
-        self._sections_ended = 0
+        self._boundaries = 0  # ends of header sections and of requests
         self._broken: HTTPStatus | None = None
         self._refusal: HTTPStatus | None = None
         self._dropped_bytes = 0
@@ -111,11 +111,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._deaf:
             self._drop(len(data))
             return
-        sections_ended = self._sections_ended
+        boundaries = self._boundaries
         super().data_received(data)
         if not self._in_headers or self._deaf:
             return
-        if sections_ended == self._sections_ended:
+        if boundaries == self._boundaries:
             self._section_bytes += len(data)
             if self._section_bytes > self.header_bytes_max:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -163,7 +163,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()  # raises for a target that is no path
         self._in_headers = False
         self._field_bytes = self._section_bytes = 0
-        self._sections_ended += 1
+        self._boundaries += 1
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None
@@ -180,6 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_headers = True
         self._begun = False
+        self._boundaries += 1
         super().on_message_complete()
 
     def _count(self, size: int) -> None:

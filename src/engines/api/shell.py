@@ -49,8 +49,6 @@ class Shell:
             return
         clock = self._engines.clock
         began = clock.monotonic()
-        call = Call(self._engines, self._metrics, scope, receive)
-        scope[CALL] = call
 
         async def send_whole(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -58,19 +56,21 @@ class Shell:
                 message["headers"] = [*message["headers"], *self._fields(call)]
             await send(message)
 
+        call = Call(self._engines, self._metrics, scope, receive, send_whole)
+        scope[CALL] = call
         try:
-            await self._answer(call, send_whole)
+            await self._answer(call)
         finally:
             self._account(call, clock.monotonic() - began)
 
-    async def _answer(self, call: Call, send: Send) -> None:
+    async def _answer(self, call: Call) -> None:
         try:
             self._name(call)
             check_path(call.scope["raw_path"])
         except EnginesError as error:
-            await (await problem_of(call, error)).send(send)
+            await (await problem_of(call, error)).send(call.send)
             return
-        await self._app(call.scope, call.receive, send)
+        await self._app(call.scope, call.receive, call.send)
 
     def _name(self, call: Call) -> None:
         """The client's id for the request, or a new one. Raises Invalid for one that is none."""
