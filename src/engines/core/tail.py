@@ -69,8 +69,11 @@ class TailView:
         self._in_doubt: dict[str, Write] = {}
 
     def is_fresh(self) -> bool:
-        """Whether the tail at hand may be written behind, by either clock: a machine may have been asleep."""
-        if self.known is None:
+        """Whether the tail at hand may be written behind: nothing is in doubt there, and it is young enough.
+
+        By either clock: a machine may have been asleep.
+        """
+        if self.known is None or self._in_doubt:
             return False
         slept_s = abs(self._clock.now() - self._seen_wall_s)
         return slept_s <= VIEW_S_MAX and self._clock.monotonic() - self._seen_s <= VIEW_S_MAX
