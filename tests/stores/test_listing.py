@@ -54,6 +54,7 @@ async def test_every_page_but_the_last_is_full_and_the_last_says_so(
         listed = await page(home, after=after, limit=3, descending=descending, every=every)
         found += listed.items
         after = listed.after
+        assert listed.items or not wanted, "a cursor promises that there is more"
         if after is None:
             break
         assert len(listed.items) == 3

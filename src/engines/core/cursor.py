@@ -20,6 +20,7 @@ from engines.errors import Invalid
 CURSOR_CHARS_MAX: Final = 1_024
 POSITION_MAX: Final = 2**63 - 1
 _DIGEST_BYTES: Final = 6
+_DIGITS_MAX: Final = len(str(POSITION_MAX))
 _ALPHABET = re.compile(r"[A-Za-z0-9_-]+")
 _KEY: Final = b"k"
 _POSITION: Final = b"p"
@@ -54,9 +55,9 @@ class Cursors:
     def position(self, cursor: str, *, field: str = "after") -> int:
         """The position behind `cursor`. Raises Invalid where it is not of this list."""
         digits = self._open(_POSITION, cursor, field)
-        if not digits.isdigit() or (position := int(digits[:20])) > POSITION_MAX:
+        if not digits.isdigit() or len(digits) > _DIGITS_MAX or int(digits) > POSITION_MAX:
             raise _foreign(field)
-        return position
+        return int(digits)
 
     def _seal(self, content: bytes) -> str:
         keyed = self._keyed.copy()
