@@ -8,9 +8,9 @@ import base64
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -25,6 +25,7 @@ TOKEN_S = 3600
 ADOPTION_S = 3.0
 POLL_S = 0.03
 
+_Found = TypeVar("_Found")
 _numbers = itertools.count(1)
 
 
@@ -119,6 +120,17 @@ class Tenant:
         """A new API key of this user in this role."""
         reply = made(self.operator.post("/keys", {"user_id": user_id, "role": role}))
         return Caller(self.cast.url, reply.body["key"], {})
+
+
+def until(condition: Callable[[], _Found]) -> _Found:
+    """Poll until it is true, for at most the time in which every change must have been adopted."""
+    deadline = time.monotonic() + ADOPTION_S
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(POLL_S)
 
 
 def made(reply: Reply) -> Reply:
