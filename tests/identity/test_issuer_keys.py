@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engines.errors import Unavailable
+from engines.identity.jwks import KeysRefused, key_set_of_jwks
 from engines.identity.key_ring import KEYS_AGE_MAX_S
 from tests.identity.judging import accepted, refused
 from tests.identity.signing import (
@@ -16,6 +17,7 @@ from tests.identity.signing import (
     ec_key,
     ed_key,
     jwk,
+    jwks,
     rsa_key,
     sealed,
     signature,
@@ -132,6 +134,8 @@ async def test_a_key_that_is_not_believed_is_passed_over_and_the_others_serve(
     world: World, entry: Any
 ) -> None:
     bad = entry()
+    with pytest.raises(KeysRefused):
+        key_set_of_jwks(jwks(bad).encode())
     world.publish(bad, jwk(world.key, kid="k1"))
     await accepted(world, world.token())
     signers: dict[str, tuple[str, PrivateKey]] = {
@@ -155,7 +159,8 @@ async def test_an_es384_key_does_not_serve_es256(world: World) -> None:
 
 async def test_two_different_keys_of_one_name_are_both_unusable(world: World) -> None:
     world.publish(jwk(world.key, kid="k1"), jwk(ed_key("two"), kid="k1"), jwk(ed_key("three"), kid="k3"))
-    await refused(world, world.token())
+    for name in ("one", "two"):
+        await refused(world, token("EdDSA", ed_key(name), world.claims(), kid="k1"))
     await accepted(world, token("EdDSA", ed_key("three"), world.claims(), kid="k3"))
 
 

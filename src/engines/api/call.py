@@ -51,6 +51,7 @@ class Call:
     __slots__ = (
         "_body",
         "_context",
+        "_principal",
         "abandons_body",
         "endpoint",
         "engines",
@@ -79,12 +80,18 @@ class Call:
         self.abandons_body = False
         self.status = STATUS_CLIENT_GONE
         self._context: RequestContext | None = None
+        self._principal: Principal | None = None
         self._body = b""
 
     @property
     def known_context(self) -> RequestContext | None:
         """The context, if it has been derived."""
         return self._context
+
+    @property
+    def known_caller(self) -> RequestContext | Principal | None:
+        """Whoever has been found to be calling."""
+        return self._context or self._principal
 
     async def context(self) -> RequestContext:
         """Who asks, and where. Raises Unauthenticated, ContextMismatch, Forbidden, Invalid, Unavailable."""
@@ -95,9 +102,10 @@ class Call:
 
     async def principal(self, *, tenant_id: str, user_id: str) -> Principal:
         """The user whom the path names, and nobody else, outside any tenant. Raises as `context` does."""
-        return await self.engines.contexts.principal_of(
+        self._principal = await self.engines.contexts.principal_of(
             self.scope["headers"], tenant_id=tenant_id, user_id=user_id, request_id=self.request_id
         )
+        return self._principal
 
     def id(self, name: str) -> str:
         """A parameter of the path; the shell has checked that it is an id."""
@@ -212,7 +220,7 @@ class Runner:
 async def problem_of(call: Call, error: EnginesError) -> Sendable:
     """The answer to an error: told to the caller, and where it is not the caller's doing, to the log."""
     if isinstance(error, ContextMismatch):
-        await call.engines.refusals.record(error, call.known_context)
+        await call.engines.refusals.record(error, call.known_caller)
     elif error.status >= 500:
         report = log.exception if isinstance(error, Corrupt) else log.warning
         report("request failed", **_facts(call, error))
