@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ ATTEMPTS_MAX: Final = 10_000
 # Where there is no terminal, a line after so many runs.
 RUNS_PER_LINE: Final = 20
 DIFFERENCES_SHOWN: Final = 50
+INTERRUPTED: Final = "interrupted: start the same command again, and it goes on where it was"
 
 app = App(name="import", help="Bring data of other programs in.")
 
@@ -76,8 +78,12 @@ async def agent_runs(
     plans = [plan_of(name, run) for run in read_agent_runs(file)[:limit]]
     retry = RetryPolicy(attempts_max=ATTEMPTS_MAX, deadline_s=wait_s, pause_max_s=1.0)
     async with connection.client(retry=retry) as client:
-        tally = await _replay(client, plans, concurrency)
-        checked = await _check(client, plans, concurrency) if verify else None
+        try:
+            tally = await _replay(client, plans, concurrency)
+            checked = await _check(client, plans, concurrency) if verify else None
+        except asyncio.CancelledError:
+            print(INTERRUPTED, file=sys.stderr)
+            raise
     if as_json:
         print_json(_summary(name, plans, tally, checked))
     else:
