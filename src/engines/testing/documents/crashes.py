@@ -21,7 +21,7 @@ from engines.testing.documents.harness import (
     write,
 )
 from engines.testing.documents.network import recover
-from engines.testing.documents.process import BATCH, writing_process
+from engines.testing.documents.process import BATCH, begin, writing_process
 
 ACKNOWLEDGED_BEFORE_KILL = 40
 WRITING_TIMEOUT_S = 60.0
@@ -98,6 +98,7 @@ class TestClientCrash:
     ) -> None:
         acknowledged: list[str] = []
         async with writing_process(process, "child") as child, asyncio.timeout(WRITING_TIMEOUT_S):
+            await begin(child)
             assert child.stdout is not None
             while len(acknowledged) < ACKNOWLEDGED_BEFORE_KILL and (line := await child.stdout.readline()):
                 acknowledged.append(line.decode().strip())
@@ -113,6 +114,7 @@ class TestClientCrash:
         self, driver: DocumentDriver, process: Process
     ) -> None:
         async with writing_process(process, "child") as child, asyncio.timeout(WRITING_TIMEOUT_S):
+            await begin(child)
             assert child.stdout is not None
             name = (await child.stdout.readline()).decode().strip()
             child.kill()

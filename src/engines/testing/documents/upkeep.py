@@ -19,9 +19,9 @@ from engines.testing.documents.harness import (
     read_keys,
     write,
 )
-from engines.testing.documents.process import writing_process
+from engines.testing.documents.process import begin, writing_process
 
-PROCESSES = 4
+PROCESSES = 5
 PROCESS_TIMEOUT_S = 60.0
 VERBS = {"get", "scan", "write", "provision", "reclaim", "close"}
 
@@ -53,12 +53,12 @@ class TestProvision:
     ) -> None:
         process = offered(harness.process)
         async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PROCESS_TIMEOUT_S):
-            children = [
-                await stack.enter_async_context(
-                    writing_process(process, f"child{number}", batches=1, provision=True)
-                )
+            starting = (
+                writing_process(process, f"child{number}", batches=1, provision=True)
                 for number in range(PROCESSES)
-            ]
+            )
+            children = await asyncio.gather(*map(stack.enter_async_context, starting))
+            await asyncio.gather(*(begin(child) for child in children))
             for number, child in enumerate(children):
                 assert child.stdout is not None
                 assert await child.stdout.readline() == f"child{number}.0\n".encode()
