@@ -14,6 +14,7 @@ from engines.errors import (
     Unavailable,
 )
 from engines.identity.context import TEMPLATE_KEY_BYTES_MAX, Contexts
+from engines.identity.key_sources import FILE_REFRESH_S
 from tests.identity.judging import context_of
 from tests.identity.world import ACTOR, HOUR_S, World
 
@@ -54,6 +55,16 @@ async def test_a_remembered_context_ends_with_its_token(world: World) -> None:
         await context_of(world, text)
 
 
+async def test_a_remembered_context_ends_with_its_token_between_two_looks_at_the_keys(
+    world: World,
+) -> None:
+    text = world.token(exp=world.clock.now() + FILE_REFRESH_S / 2)
+    await context_of(world, text)
+    await world.pass_time(FILE_REFRESH_S / 2)
+    with pytest.raises(Unauthenticated):
+        await context_of(world, text)
+
+
 async def test_a_process_that_hears_nothing_of_the_control_plane_refuses(world: World) -> None:
     text = world.token()
     await context_of(world, text)
@@ -72,8 +83,9 @@ async def test_the_memory_of_contexts_is_bounded(world: World) -> None:
     for text in tokens:
         await contexts.context(text)
     assert len(contexts._templates) == 3
-    await contexts.context(world.token(pad="x" * TEMPLATE_KEY_BYTES_MAX))
-    assert len(contexts._templates) == 3
+    remembered = set(contexts._templates)
+    assert (await contexts.context(world.token(pad="x" * TEMPLATE_KEY_BYTES_MAX))).user_id == "ada"
+    assert set(contexts._templates) == remembered
     for text in tokens:
         assert (await contexts.context(text)).user_id == "ada"
 
