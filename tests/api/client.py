@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -85,3 +87,12 @@ class Client:
             skip_auto_headers=("Content-Type",),
         ) as response:
             return Answer(response.status, response.headers.copy(), await response.read())
+
+
+async def until(holds: Callable[[], Awaitable[bool]], *, timeout_s: float) -> None:
+    """Wait for a condition that nobody announces; it must come to hold within the time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout_s
+    while not await holds():
+        assert loop.time() < end, "it did not come to hold in time"
+        await asyncio.sleep(0.02)

@@ -18,7 +18,7 @@ WRITABLE = {
 }
 
 
-@pytest.fixture(params=WRITABLE.values(), ids=WRITABLE)
+@pytest.fixture(params=list(WRITABLE.values()), ids=list(WRITABLE))
 def record(request: pytest.FixtureRequest, fresh: Iterator[str]) -> tuple[str, Any]:
     path, body = request.param
     return path.format(name=next(fresh)), body
@@ -42,14 +42,14 @@ async def test_a_condition_that_does_not_hold_is_412_and_writes_nothing(
 ) -> None:
     path, body = record
     missing = await member("PUT", path, body, If_Match='"0123"')
-    missing.problem(412, "PreconditionFailed", "If-Match")
-    (await member("PUT", path, body, If_Match="*")).problem(412, "PreconditionFailed", "If-Match")
+    missing.problem(412, "Conflict", "If-Match")
+    (await member("PUT", path, body, If_Match="*")).problem(412, "Conflict", "If-Match")
     first = await member("PUT", path, body, If_None_Match="*")
     again = await member("PUT", path, {"value": "other"}, If_None_Match="*")
-    again.problem(412, "PreconditionFailed", "If-None-Match")
+    again.problem(412, "Conflict", "If-None-Match")
     for tag in ('"0123"', f"W/{first.etag}", f'"0123", W/{first.etag}'):
         stale = await member("PUT", path, {"value": "other"}, If_Match=tag)
-        stale.problem(412, "PreconditionFailed", "If-Match")
+        stale.problem(412, "Conflict", "If-Match")
     assert (await member("GET", path)).etag == first.etag
     held = await member("PUT", path, body, If_Match=f'"0123", {first.etag}')
     assert held.status == 200
@@ -72,12 +72,12 @@ async def test_last_writer_wins_where_no_condition_is_asked_for(member: Client, 
 async def test_delete_is_204_then_404_and_412_under_if_match(member: Client, fresh: Iterator[str]) -> None:
     path = f"/tables/{next(fresh)}/p/s"
     created = await member("PUT", path, {"value": 1})
-    (await member("DELETE", path, If_Match='"0123"')).problem(412, "PreconditionFailed", "If-Match")
+    (await member("DELETE", path, If_Match='"0123"')).problem(412, "Conflict", "If-Match")
     deleted = await member("DELETE", path, If_Match=created.etag)
     assert (deleted.status, deleted.body) == (204, b"")
     assert "Content-Length" not in deleted.headers
     (await member("DELETE", path)).problem(404, "NotFound")
-    (await member("DELETE", path, If_Match=created.etag)).problem(412, "PreconditionFailed", "If-Match")
+    (await member("DELETE", path, If_Match=created.etag)).problem(412, "Conflict", "If-Match")
     (await member("GET", path)).problem(404, "NotFound")
 
 

@@ -60,9 +60,11 @@ ROUTERS: Final[Sequence[Router]] = (
 log = structlog.get_logger(__name__)
 
 
-def create_app(engines: Engines, *, tell: Tell = tell_structlog) -> Shell:
+def create_app(
+    engines: Engines, *, tell: Tell = tell_structlog, routers: Sequence[Router] = ROUTERS
+) -> Shell:
     """The ASGI app over an open `Engines`, which outlives it. `tell` is given the account of each request."""
-    endpoints = [endpoint for router in ROUTERS for endpoint in router.endpoints]
+    endpoints = [endpoint for router in routers for endpoint in router.endpoints]
     endpoints += openapi.router_for(endpoints).endpoints
     return Shell(cast("Any", _litestar(endpoints)), engines, Metrics(), tell)
 
