@@ -15,7 +15,7 @@ wording of replies to `api/problem.py` and the translation of SDK errors to the 
     ├── MethodNotAllowed        405
     ├── RequestTimeout          408  send the body faster
     ├── Conflict                409  read again and decide
-    │   ├── PreconditionFailed  412  the same, under If-Match or If-None-Match
+    │   ├── PreconditionFailed  412  the same, under If-Match or If-None-Match; its code is `Conflict`
     │   └── IdempotencyKeyReused  409  choose another key for another request
     ├── Gone                    410  start from what is still kept
     ├── TooLarge                413  send less
@@ -70,7 +70,8 @@ class EnginesError(Exception):
         self.retry_after_s = retry_after_s
 
     def __init_subclass__(cls) -> None:
-        cls.code = cls.__name__
+        if "code" not in cls.__dict__:
+            cls.code = cls.__name__
 
 
 class Invalid(EnginesError):
@@ -143,9 +144,10 @@ class Conflict(EnginesError):
 
 
 class PreconditionFailed(Conflict):
-    """`If-Match` or `If-None-Match` did not hold."""
+    """`If-Match` or `If-None-Match` did not hold. On the wire it is a `Conflict`, told apart by its status."""
 
     status = 412
+    code = Conflict.code
 
 
 class IdempotencyKeyReused(Conflict):

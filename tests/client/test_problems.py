@@ -77,6 +77,13 @@ def test_a_reply_that_is_no_problem_document_is_judged_by_its_status(
     assert type(error) is kind
 
 
+def test_a_conflict_at_412_is_a_condition_that_did_not_hold() -> None:
+    for status, kind in ((409, Conflict), (412, PreconditionFailed)):
+        answer = problem(status, "Conflict")
+        assert answer.raw is not None
+        assert type(error_of_reply(status, answer.raw, answer.headers)) is kind
+
+
 def test_outcome_unknown_is_said_by_the_member_whatever_the_code() -> None:
     answer = problem(503, "SomethingNewer", outcome="unknown")
     assert answer.raw is not None

@@ -100,6 +100,8 @@ def error_of_problem(problem: Problem, *, status: int, retry_after_s: float | No
         kind: type[EnginesError] = OutcomeUnknown
     else:
         kind = CLASSES.get(problem.code) or _class_of_status(status)
+        if kind is Conflict and status == errors.PreconditionFailed.status:
+            kind = errors.PreconditionFailed  # One code on the wire, two statuses.
     detail = problem.detail[:DETAIL_CHARS_MAX] or f"the server answered with status {status}"
     # Some classes take less than others; every one can be made of its sentence alone.
     error: EnginesError = kind(detail)

@@ -110,10 +110,9 @@ class Products(Generic[T]):
     async def _resolved(self, record_id: str) -> str:
         if self._id_field != "surface_id":
             return record_id
-        found = await self._store.resolve_index(surface_key(normalise_surface(record_id)))
-        if found is None:
-            raise NotFound("there is no such record")
-        return str(found)
+        folded = normalise_surface(record_id)
+        found = await self._store.resolve_index(surface_key(folded))
+        return folded if found is None else str(found)
 
 
 def oses(service: Service) -> Products[Os]:
