@@ -169,7 +169,8 @@ async def test_closing_waits_for_what_is_being_told(audit: RefusalAudit, told: T
     telling = asyncio.create_task(audit.record(mismatch()))
     await asyncio.sleep(0)
     closing = asyncio.create_task(audit.close())
-    await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
     assert not closing.done()
     told.hold.set()
     await closing
