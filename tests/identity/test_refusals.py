@@ -73,6 +73,8 @@ def told() -> Told:
 async def audit(told: Told, seconds: Seconds) -> AsyncIterator[RefusalAudit]:
     audit = RefusalAudit(told.emit, ManualClock(), sleep=seconds.sleep, principals_max=3)
     yield audit
+    if told.hold is not None:
+        told.hold.set()
     await audit.close()
 
 
