@@ -1,8 +1,8 @@
 """HTTP/1.1 on one connection, bounded: what uvicorn's parser is given, and for how long it may wait.
 
 Owns the limits below a request: the size of the header section, the time in which it must be complete, the
-time that a reader may leave an answer unread, and how a connection ends. A client that breaks a limit gets a
-plain answer in its turn, after those to the requests that it sent before, and then the connection ends in
+time that a reader may leave an answer unread, and how a connection ends. A client that breaks a limit gets an
+answer in its turn, after those to the requests that it sent before, and then the connection ends in
 order: a close over unread bytes would reset it and could destroy the answer on its way.
 
 Leaves parsing to httptools, requests to uvicorn's cycle, and the body to `api/body.py`.
@@ -11,13 +11,18 @@ Leaves parsing to httptools, requests to uvicorn's cycle, and the body to `api/b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
+
+from engines.api.reply import CLOSE, Reply, problem_reply
+from engines.clock import SystemClock
+from engines.errors import EnginesError, HeadersTooLarge, RequestTimeout
+from engines.ids import Ids
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 HEADERS_TIMEOUT_S: Final = 10.0
@@ -28,6 +33,14 @@ LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 # A field costs its name, its value, ": " and the end of its line.
 _FIELD_OVERHEAD_BYTES: Final = 4
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
+_ERRORS: Final[Mapping[HTTPStatus, EnginesError]] = {
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: HeadersTooLarge(
+        f"a header section has at most {HEADER_BYTES_MAX:,} bytes"
+    ),
+    HTTPStatus.REQUEST_TIMEOUT: RequestTimeout(f"a header section comes within {HEADERS_TIMEOUT_S:g} s"),
+}
+REQUEST_ID_BYTES: Final = 16
+_ids: Final = Ids(SystemClock())
 
 ON_SHUTDOWN: Final = "engines.on_shutdown"
 """Key in a scope: a callable that the protocol calls when the server begins to stop. For endless answers."""
@@ -234,13 +247,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _send_refusal(self) -> None:
         if self.ending or self._refusal is None:
             return
-        body = self._refusal.phrase.encode()
-        head = (
-            f"HTTP/1.1 {self._refusal.value} {self._refusal.phrase}\r\n"
-            f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\n"
-            "connection: close\r\n\r\n"
-        )
-        self._raw.write(head.encode() + body)
+        self._raw.write(_refusal_answer(self._refusal))
         self.end()
 
     # --- ending ---
@@ -284,3 +291,17 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+def _refusal_answer(status: HTTPStatus) -> bytes:
+    """What is HTTP and breaks a limit gets a problem document like any other, garbage one line."""
+    error = _ERRORS.get(status)
+    if error is None:
+        reply = Reply(status, status.phrase.encode(), ((b"content-type", b"text/plain; charset=utf-8"),))
+    else:
+        request_id = _ids.token(REQUEST_ID_BYTES).hex()
+        reply = problem_reply(error, request_id)
+        reply = Reply(status, reply.body, (*reply.fields, (b"x-request-id", request_id.encode())))
+    fields = (*reply.fields, (b"content-length", b"%d" % len(reply.body)), CLOSE)
+    lines = (b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), *(b"%s: %s" % field for field in fields))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + reply.body
