@@ -9,8 +9,9 @@ from engines.clock import SystemClock
 from engines.control.directory import AGE_MAX_S
 from engines.control.records import Backend
 from engines.core.records import Condition
-from engines.errors import ForbiddenBackendClass, MissingRoute, Unavailable
+from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute, Unavailable
 from engines.ports.documents import ABSENT, Put
+from engines.routing.backends import PROBE_TIMEOUT_S
 from engines.routing.router import Where, where
 from engines.scope import RouteScope
 from engines.testing.clock import ManualClock
@@ -202,3 +203,32 @@ async def test_resolving_what_was_seen_before_reads_nothing(new_process: NewProc
     first = await process.router.place_for_change("notes_store", context())
     await process.control.documents.close()
     assert await process.router.place_for_change("notes_store", context()) is first
+
+
+async def test_a_backend_that_hangs_costs_its_callers_one_time_limit_and_others_nothing(
+    new_process: NewProcess, tmp_path: Path
+) -> None:
+    process = await new_process()
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    config = {"host": "127.0.0.1", "port": port, "database": "d", "user": "u"}
+    hanging = Backend(
+        backend_id="hanging", driver="postgres", backend_class="server", config=config, offered_to="*"
+    )
+    await add_backend(process, hanging)
+    await add_backend(process, sqlite_backend("other", tmp_path))
+    await route(process, context(), "hanging")
+    await route(process, context("t_b"), "other")
+    began = asyncio.get_running_loop().time()
+    stuck = [asyncio.create_task(process.router.place("notes_store", context())) for _ in range(20)]
+    while not accepted:  # noqa: ASYNC110 (the listener has no event to wait for)
+        await asyncio.sleep(0.01)
+    assert (await process.router.place("notes_store", context("t_b"))).backend_id == "other"
+    assert not any(task.done() for task in stuck)
+    outcomes = await asyncio.gather(*stuck, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {Unavailable, BackendRefused}
+    assert asyncio.get_running_loop().time() - began < 2 * PROBE_TIMEOUT_S
+    for writer in accepted:
+        writer.close()
+    silent.close()

@@ -8,6 +8,7 @@ have had time to end. Leaves which backend to use to `routing/router.py` and sec
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping
 from typing import Final
 
@@ -40,6 +41,13 @@ class OpenBackend(msgspec.Struct, frozen=True):
     layouts: Layouts
 
 
+class _Attempt(msgspec.Struct, frozen=True):
+    """A backend that is being opened, for all who wait for it."""
+
+    record: Backend
+    task: asyncio.Task[OpenBackend]
+
+
 class Backends:
     """Opens backends on first use and keeps them. `control` is the control plane's own documents."""
 
@@ -50,23 +58,27 @@ class Backends:
         self._ids = ids
         self.clock = clock
         self._open: dict[str, OpenBackend] = {}
-        self._opening = asyncio.Lock()
+        self._attempts: dict[str, _Attempt] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def open(self, record: Backend) -> OpenBackend:
-        """The backend that `record` describes, provisioned. Raises BackendRefused, Unavailable, Invalid."""
+        """The backend that `record` describes, provisioned. Raises BackendRefused, Unavailable, Invalid.
+
+        Whoever asks while it is being opened gets the outcome of that one attempt, so that a backend which
+        hangs costs its callers one time limit, and callers of other backends nothing.
+        """
         present = self._open.get(record.backend_id)
         if present is not None and present.record == record:
             return present
-        async with self._opening:
-            present = self._open.get(record.backend_id)
-            if present is not None and present.record == record:
-                return present
-            opened = await self._open_new(record)
-            self._open[record.backend_id] = opened
-            if present is not None:
-                self._retire(present)
-            return opened
+        attempt = self._attempts.get(record.backend_id)
+        if attempt is None or attempt.record != record:
+            attempt = _Attempt(record, asyncio.create_task(self._replace(record, present)))
+            self._attempts[record.backend_id] = attempt
+            attempt.task.add_done_callback(lambda _: self._forget(attempt))
+        try:
+            return await asyncio.shield(attempt.task)
+        except EnginesError as error:
+            raise copy.copy(error) from error
 
     async def connect(self, record: Backend) -> Documents:
         """A driver of the caller's own for a record that may not be stored yet; the caller closes it."""
@@ -98,12 +110,25 @@ class Backends:
 
     async def close(self) -> None:
         """Close every driver but the control plane's, which belongs to who opened it."""
-        for task in self._retiring:
+        for task in (*self._retiring, *(attempt.task for attempt in self._attempts.values())):
             task.cancel()
         for opened in self._open.values():
             if opened.documents is not self._control:
                 await opened.documents.close()
         self._open.clear()
+
+    async def _replace(self, record: Backend, present: OpenBackend | None) -> OpenBackend:
+        opened = await self._open_new(record)
+        self._open[record.backend_id] = opened
+        if present is not None:
+            self._retire(present)
+        return opened
+
+    def _forget(self, attempt: _Attempt) -> None:
+        if not attempt.task.cancelled():
+            attempt.task.exception()  # Seen, even where everybody who waited was cancelled.
+        if self._attempts.get(attempt.record.backend_id) is attempt:
+            del self._attempts[attempt.record.backend_id]
 
     async def _open_new(self, record: Backend) -> OpenBackend:
         if record.backend_id == CONTROL_BACKEND:
