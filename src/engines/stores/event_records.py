@@ -19,14 +19,13 @@ from engines.core.cursor import Cursors
 from engines.core.log import Entry, StoredEvent
 from engines.errors import Forbidden, Invalid
 from engines.scope import RequestContext, check_id
-from engines.stores.scoped import IdentityFields, check_body, validated
+from engines.stores.scoped import AGENT_ROLE, IdentityFields, check_body, validated
 
 RESERVED_TYPES: Final = frozenset(("audit", "safety", "budget", "strategy_lock"))
 TRACE_ID_CHARS_MAX: Final = 128
 INSTANT_CHARS_MAX: Final = 64
 # The type under which an event shows whose text was removed for ever.
 REDACTED: Final = "redacted"
-AGENT_ROLE: Final = "agent"
 
 ClientSource = Literal["ui", "agent", "connector", "tool"]
 Source = Literal["ui", "agent", "connector", "tool", "system"]

@@ -26,6 +26,7 @@ from engines.ids import Ids
 from engines.ports.documents import Doc
 from engines.scope import RequestContext, check_id, normalise_surface
 from engines.stores.scoped import (
+    AGENT_ROLE,
     Change,
     Deletion,
     IdentityFields,
@@ -40,7 +41,6 @@ TITLE_CHARS_MAX: Final = 500
 TAGS_MAX: Final = 50
 TAG_CHARS_MAX: Final = 100
 ID_CHARS_MAX: Final = 128
-AGENT_ROLE: Final = "agent"
 
 ContentType = Literal["markdown", "text", "json"]
 Author = Literal["user", "agent"]

@@ -15,6 +15,9 @@ import msgspec
 from engines.errors import ContextMismatch, Invalid
 from engines.scope import RequestContext, check_env, check_id, check_tenant_id, normalise_surface
 
+# Whoever has this role is no person: what it writes is an agent's.
+AGENT_ROLE: Final = "agent"
+
 B = TypeVar("B", bound=msgspec.Struct)
 R = TypeVar("R", bound="Stamped")
 
