@@ -304,6 +304,21 @@ def test_another_users_import_of_the_same_records_is_refused(
     assert mine.code == 0, mine.out
 
 
+def test_a_blackboard_that_holds_something_else_is_not_overwritten(
+    engines: Engines, lab: LabProcess, dataset: str, plans: list[Plan]
+) -> None:
+    plan = plans[0]
+    with client_of(lab) as client:
+        other = client.blackboard.put(plan.run_id, plan.results[0].key, "theirs", if_absent=True)
+        done = engines(*options(lab, dataset))
+        assert done.code == 1
+        assert done.json["runs"] == {"failed": 1, "imported": 3}
+        assert done.json["failures"][0]["code"] == "Conflict"
+        # Started again it finds its own half, and still leaves what is not its own.
+        assert engines(*options(lab, dataset)).json["runs"] == {"failed": 1, "already there": 3}
+        assert client.blackboard.get(plan.run_id, plan.results[0].key).etag == other.etag
+
+
 def test_a_role_that_may_not_write_is_told_once(engines: Engines, lab: LabProcess, dataset: str) -> None:
     viewer = ("--dataset", dataset, "--lab", lab.directory, "--as", "viewer")
     done = engines("import", "agent-runs", SAMPLE, *viewer)
@@ -328,7 +343,7 @@ def test_an_event_past_the_servers_limit_fails_its_run_alone(
 def test_a_run_of_more_events_than_one_append_takes_is_whole(
     engines: Engines, lab: LabProcess, dataset: str, tmp_path: Path
 ) -> None:
-    said = [{"role": "user", "content": f'{n} "☃" ' * 60} for n in range(3 * BATCH_EVENTS_MAX + 1)]
+    said = [{"role": "user", "content": f"{n} ☃"} for n in range(3 * BATCH_EVENTS_MAX + 1)]
     long = tmp_path / "long.json"
     long.write_text(json.dumps([{"task_id": "t", "trial": 0, "reward": 1, "traj": said}]))
     at = ("--dataset", dataset, "--lab", lab.directory, "--as", "member", "--json", "--verify")

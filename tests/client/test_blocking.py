@@ -201,7 +201,12 @@ def test_an_iterator_is_ended_where_its_loop_was_left() -> None:
     ended: list[str] = []
 
     class Numbers:
-        async def count(self) -> AsyncGenerator[int, None]:
+        def count(self) -> AsyncGenerator[int, None]:
+            # Kept, so that it is not ended merely because nobody holds it any more.
+            self.counting = self._count()
+            return self.counting
+
+        async def _count(self) -> AsyncGenerator[int, None]:
             try:
                 for number in range(100):
                     yield number
@@ -211,7 +216,8 @@ def test_an_iterator_is_ended_where_its_loop_was_left() -> None:
     class NumbersTwin(facade.Group[Numbers]):
         count = facade.iterating(Numbers.count)
 
-    for number in NumbersTwin(Numbers(), loop).count():
+    numbers = Numbers()
+    for number in NumbersTwin(numbers, loop).count():
         if number == 3:
             break
     assert ended == ["ended"]

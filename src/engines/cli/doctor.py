@@ -111,12 +111,14 @@ async def _examine_stopped_lab(connection: Connection, directory: Path) -> Repor
         async with _client(connection) as client:
             me, kinds, mark = await _begin(client)
             await _write_and_read(client, kinds, mark)
+        first = server.process_id
         await _restart(server)
         async with _client(connection) as client:
             await client.diagnostics.ready()
             await _each(client, kinds, mark, "restart", _read)
             await _each(client, kinds, mark, "delete", _delete)
-    return _report(client.url, me, kinds, restarted=True)
+        restarted = server.process_id != first
+    return _report(client.url, me, kinds, restarted=restarted)
 
 
 async def _restart(server: LabServer) -> None:

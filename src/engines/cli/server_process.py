@@ -29,6 +29,11 @@ class LabServer:
         self._process: asyncio.subprocess.Process | None = None
         self._rest: list[asyncio.Task[None]] = []
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the child that runs now."""
+        return None if self._process is None else self._process.pid
+
     async def start(self) -> None:
         """Returns once the server has said where it listens. Raises Unavailable where it does not."""
         assert self._process is None

@@ -145,7 +145,6 @@ class _Place:
         if event.position <= self._position:
             return None
         self._position = event.position
-        self._last_id = event.cursor
         return event
 
     async def wait(self, transport: Transport, error: EnginesError) -> None:
