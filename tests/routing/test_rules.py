@@ -163,6 +163,13 @@ async def test_a_backend_record_holds_no_secret_and_only_what_its_driver_reads(
             secrets={"password": "env:A"},
         ),
         Backend(backend_id="b", driver="postgres", backend_class="server", config={"password": "open"}),
+        Backend(
+            backend_id="b",
+            driver="postgres",
+            backend_class="server",
+            config={"host": "h", "database": "d", "user": "u"},
+            secrets={"password": "the password itself"},
+        ),
     ]
     for backend in wrong:
         with pytest.raises(Invalid):

@@ -11,7 +11,9 @@ from engines.api.endpoint import Router, Sendable
 from engines.api.reply import deleted_reply, record_reply
 from engines.api.views import ControlList, ListQuery, Page, repeats_path, shown, stored_reply, view_of
 from engines.control.records import ApiKey, Id, Issuer, Name, TenantId, Text
-from engines.errors import ContextMismatch
+from engines.errors import ContextMismatch, Invalid
+from engines.identity.jwks import KeysRefused
+from engines.identity.key_sources import check_jwks_url
 from engines.identity.keys import mint_key
 
 router = Router("keys and issuers")
@@ -100,6 +102,8 @@ async def put_issuer(call: Call) -> Sendable:
     body = await call.body(IssuerInput)
     repeats_path(call, "issuer_id", body.issuer_id)
     issuer = Issuer(**{**msgspec.structs.asdict(body), "issuer_id": call.id("issuer_id")})
+    if issuer.jwks_url is not None:
+        _check_address(issuer.jwks_url)
     stored = await call.engines.issuers.put(
         context, issuer, condition=call.condition(), request=call.request(context)
     )
@@ -122,3 +126,11 @@ async def delete_issuer(call: Call) -> Sendable:
         context, call.id("issuer_id"), condition=call.condition(), request=call.request(context)
     )
     return deleted_reply(replayed=stored.replayed)
+
+
+def _check_address(url: str) -> None:
+    """Raises Invalid for an address that would be refused each time its keys are wanted."""
+    try:
+        check_jwks_url(url)
+    except KeysRefused as refused:
+        raise Invalid(str(refused), field="jwks_url") from refused

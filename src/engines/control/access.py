@@ -13,6 +13,7 @@ from engines.control.tables import ISSUERS, KEYS, MEMBERSHIPS
 from engines.control.tenants import require_may_grant
 from engines.core.idempotency import Request
 from engines.core.records import ANYTHING, Condition
+from engines.core.secrets import parse_handle
 from engines.errors import Conflict, Invalid, NotFound
 from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RequestContext
@@ -120,6 +121,8 @@ class Issuers:
         sources = [issuer.jwks_file, issuer.jwks_url, issuer.hs256_secret]
         if sum(source is not None for source in sources) != 1:
             raise Invalid("give exactly one of jwks_file, jwks_url and hs256_secret", field="jwks_url")
+        if issuer.hs256_secret is not None:
+            parse_handle(issuer.hs256_secret)
 
         async def build(_: Issuer | None) -> Issuer:
             return issuer

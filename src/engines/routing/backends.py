@@ -19,6 +19,7 @@ from engines.clock import Clock
 from engines.control.records import Backend
 from engines.core.documents import TIMEOUT_S, Documents
 from engines.core.place import Layouts
+from engines.core.secrets import parse_handle
 from engines.drivers.registry import document_driver
 from engines.errors import BackendRefused, EnginesError, Invalid
 from engines.ids import Ids
@@ -161,6 +162,8 @@ def check_config(record: Backend) -> msgspec.Struct:
     unknown = sorted(record.secrets.keys() - module.DESCRIPTION.secrets.keys())
     if unknown:
         raise Invalid(f"{record.driver} takes no secret of this name", field=f"secrets.{unknown[0]}")
+    for handle in record.secrets.values():
+        parse_handle(handle)
     try:
         return msgspec.convert(record.config, module.Config)
     except msgspec.ValidationError as error:
