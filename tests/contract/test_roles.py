@@ -1,0 +1,196 @@
+"""What each role may do: the contract's sentence, call by call."""
+
+from typing import Any
+
+import pytest
+
+from tests.contract.cast import ROLES, Cast, Tenant, fresh, made, until
+from tests.contract.wire import Reply, problem
+
+WRITERS = {"member", "agent", "admin", "owner"}
+ADMINS = {"admin", "owner"}
+OWNERS = {"owner"}
+NOBODY: set[str] = set()
+EVENT = {"event_type": "analytics", "payload": {}}
+
+READS = [
+    "/me", "/events", "/streams/s/events", "/tables/t/p", "/memory/s", "/blackboard/r", "/notes", "/bootstrap",
+    "/projects", "/oses", "/surfaces", "/apps", "/tenants", "/surfaces/chat", "/oses/engines", "/modes/lab",
+]  # fmt: skip
+
+WRITES: list[tuple[str, str, Any, set[str]]] = [
+    ("POST", "/events", EVENT, WRITERS),
+    ("POST", "/streams/s/events", EVENT, WRITERS),
+    ("PUT", "/tables/roles/p/{}", {"value": 1}, WRITERS),
+    ("DELETE", "/tables/roles/p/{}", None, WRITERS),
+    ("PUT", "/memory/roles/{}", {"value": 1}, WRITERS),
+    ("DELETE", "/memory/roles/{}", None, WRITERS),
+    ("PUT", "/blackboard/roles/{}", {"value": 1}, WRITERS),
+    ("POST", "/notes", {"content": "x"}, WRITERS),
+    ("PUT", "/notes/{}", {"content": "x"}, WRITERS),
+    ("DELETE", "/notes/{}", None, WRITERS),
+    ("GET", "/events/verify", None, ADMINS),
+    ("POST", "/projects", {"project_id": "{}", "name": "P"}, ADMINS),
+    ("PATCH", "/projects/{}", {"name": "P"}, ADMINS),
+    ("PUT", "{tenant}/members/{user}", {"role": "viewer"}, ADMINS),
+    ("DELETE", "{tenant}/members/{user}", None, ADMINS),
+    ("POST", "/keys", {"user_id": "{viewer}", "role": "viewer"}, ADMINS),
+    ("DELETE", "/keys/{}", None, ADMINS),
+    ("PATCH", "{tenant}", {"name": "T"}, OWNERS),
+    ("PUT", "/routes/notes_store", {"backend_id": "lab"}, OWNERS),
+    ("DELETE", "/routes/notes_store", None, OWNERS),
+    ("POST", "/tenants", {"tenant_id": "t_{}", "name": "T", "mode": "lab", "default_surface_id": "chat"}, NOBODY),
+    ("POST", "/users", {"user_id": "{}", "identities": []}, NOBODY),
+    ("PUT", "/issuers/{}", {"issuer": "https://{}.example", "audience": "a", "jwks_file": "/x"}, NOBODY),
+    ("DELETE", "/issuers/{}", None, NOBODY),
+    ("GET", "/issuers/people", None, NOBODY),
+    ("PUT", "/modes/{}", {"allowed_classes": []}, NOBODY),
+    ("POST", "/oses", {"os_id": "{}", "name": "O"}, NOBODY),
+    ("PATCH", "/oses/engines", {"name": "O"}, NOBODY),
+    ("POST", "/surfaces", {"surface_id": "{}", "os_id": "engines", "name": "S"}, NOBODY),
+    ("PATCH", "/surfaces/chat", {"name": "S"}, NOBODY),
+    ("POST", "/apps", {"app_id": "{}", "surface_id": "chat", "name": "A"}, NOBODY),
+    ("PATCH", "/apps/airline", {"name": "A"}, NOBODY),
+    ("PUT", "/backends/{}", {"driver": "sqlite", "class": "host_local", "config": {"path": "/x"}}, NOBODY),
+    ("DELETE", "/backends/{}", None, NOBODY),
+    ("GET", "/backends", None, NOBODY),
+    ("GET", "/backends/lab", None, NOBODY),
+    ("POST", "/backends/lab/probe", None, NOBODY),
+    ("GET", "/metrics", None, NOBODY),
+]
+
+
+def filled(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: filled(member, names) for key, member in value.items()}
+    if isinstance(value, str):
+        for mark, name in names.items():
+            value = value.replace(mark, name)
+    return value
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("path", READS)
+def test_every_role_reads(tenant: Tenant, path: str, role: str) -> None:
+    assert tenant[role].get(path).status == 200
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(("method", "path", "body", "allowed"), WRITES)
+def test_a_role_may_do_what_the_contract_says_and_nothing_else(
+    cast: Cast, tenant: Tenant, role: str, method: str, path: str, body: Any, allowed: set[str]
+) -> None:
+    user = cast.user() if "{user}" in path else ""
+    names = {"{tenant}": tenant.path(), "{user}": user, "{viewer}": tenant.users["viewer"], "{}": fresh("n")}
+    reply: Reply = tenant[role].call(method, filled(path, names), filled(body, names), if_match='"x"')
+    if role in allowed:
+        # The condition holds nowhere, and some of these records do not exist: past the permission all the same.
+        assert reply.status in (200, 201, 204, 404, 412), reply
+    else:
+        problem(reply, 403, "Forbidden")
+
+
+def test_a_role_is_data_and_an_unknown_one_is_refused(cast: Cast, tenant: Tenant) -> None:
+    reply = tenant["owner"].put(tenant.path(f"/members/{cast.user()}"), {"role": "emperor"})
+    assert reply.status in (400, 404), reply
+
+
+def test_t_systems_admin_writes_what_the_others_may_not(cast: Cast) -> None:
+    admin = cast.system_admin
+    made(admin.post("/oses", {"os_id": fresh("os"), "name": "O"}))
+    made(admin.put(f"/modes/{fresh('m')}", {"allowed_classes": []}))
+    assert admin.get("/metrics").status == 200
+    assert admin.get("/backends/lab").status == 200
+
+
+def test_a_member_of_t_system_is_no_system_admin(cast: Cast) -> None:
+    user = cast.user()
+    made(cast.system_admin.put(f"/tenants/t_system/members/{user}", {"role": "member"}))
+    member = cast.as_user(user)
+    assert member.post(f"/tenants/t_system/members/{user}/accept").status == 200
+    problem(member.post("/oses", {"os_id": fresh("os"), "name": "O"}), 403, "Forbidden")
+    problem(member.get("/me", x_tenant_id="t_demo"), 403, "ContextMismatch")
+    problem(member.get("/metrics"), 403, "Forbidden")
+    problem(member.get("/backends"), 403, "Forbidden")
+
+
+def test_an_owner_in_t_system_is_a_system_admin(cast: Cast) -> None:
+    user = cast.user()
+    made(cast.system_admin.put(f"/tenants/t_system/members/{user}", {"role": "owner"}))
+    owner = cast.as_user(user)
+    assert owner.post(f"/tenants/t_system/members/{user}/accept").status == 200
+    made(owner.post("/oses", {"os_id": fresh("os"), "name": "O"}))
+
+
+def test_owners_of_other_tenants_are_no_system_admins_and_list_themselves_alone(cast: Cast, tenant: Tenant) -> None:
+    listed = tenant["owner"].items("/tenants")
+    assert [item["tenant_id"] for item in listed] == [tenant.tenant_id]
+
+
+def test_metrics_without_a_token_are_401(cast: Cast) -> None:
+    problem(cast.nobody.get("/metrics"), 401, "Unauthenticated")
+
+
+def test_a_last_owner_or_not_an_owner_is_refused_as_themselves_at_once_when_demoted(cast: Cast) -> None:
+    house = cast.tenant("owner", "member")
+    user = house.users["member"]
+    assert house["owner"].put(house.path(f"/members/{user}"), {"role": "admin"}).status == 200
+    until(lambda: house["member"].get("/events/verify").status == 200)
+
+
+# --- notes and memory belong to their user ---
+
+
+@pytest.mark.parametrize("role", ["owner", "admin", "agent", "viewer"])
+def test_a_note_is_404_for_everyone_else_whatever_their_role(tenant: Tenant, role: str) -> None:
+    note = made(tenant["member"].post("/notes", {"content": "mine"})).body["note_id"]
+    path = f"/notes/{note}"
+    problem(tenant[role].get(path), 404, "NotFound")
+    if role != "viewer":
+        problem(tenant[role].put(path, {"content": "theirs"}), 404, "NotFound")
+        problem(tenant[role].delete(path), 404, "NotFound")
+    assert note not in {item["note_id"] for item in tenant[role].items("/notes")}
+    assert tenant["member"].get(path).body["content"] == "mine"
+
+
+@pytest.mark.parametrize("role", ["owner", "admin", "agent"])
+def test_memory_is_each_users_own(tenant: Tenant, role: str) -> None:
+    key = fresh("k")
+    path = f"/memory/shared/{key}"
+    made(tenant["member"].put(path, {"value": "mine"}))
+    problem(tenant[role].get(path), 404, "NotFound")
+    assert key not in {item["key"] for item in tenant[role].items("/memory/shared")}
+    made(tenant[role].put(path, {"value": "theirs"}))
+    assert tenant["member"].get(path).body["value"] == "mine"
+
+
+def test_another_user_in_the_query_is_403_whether_they_exist_or_not(tenant: Tenant) -> None:
+    for role in ("member", "owner"):
+        for other in (tenant.users["admin"], "u_nobody_made_this"):
+            problem(tenant[role].get(f"/notes?user_id={other}"), 403, "ContextMismatch")
+        assert tenant[role].get(f"/notes?user_id={tenant.users[role]}").status == 200
+
+
+def test_a_users_notes_are_theirs_whichever_credential_they_use(tenant: Tenant) -> None:
+    note = made(tenant["member"].post("/notes", {"content": "mine"})).body["note_id"]
+    key = tenant.key(tenant.users["member"], "member")
+    assert key.get(f"/notes/{note}").status == 200
+
+
+def test_nothing_of_one_tenant_shows_in_another(cast: Cast, tenant: Tenant) -> None:
+    other = cast.tenant("member")
+    user = other.users["member"]
+    tenant.join(user, "member")
+    here = cast.as_user(user).having(x_tenant_id=tenant.tenant_id)
+    there = cast.as_user(user).having(x_tenant_id=other.tenant_id)
+    note = made(here.post("/notes", {"content": "here"})).body["note_id"]
+    made(here.put("/memory/iso/k", {"value": 1}))
+    made(here.put("/tables/iso/p/s", {"value": 1}))
+    made(here.put("/blackboard/iso/k", {"value": 1}, if_none_match="*"))
+    event = made(here.post("/events", EVENT)).body["events"][0]["event_id"]
+    made(here.post("/streams/iso/events", EVENT))
+    for path in (f"/notes/{note}", "/memory/iso/k", "/tables/iso/p/s", "/blackboard/iso/k", f"/events/{event}"):
+        problem(there.get(path), 404, "NotFound")
+    assert there.items("/notes") == []
+    assert there.items("/streams/iso/events") == []
+    assert event not in {item["event_id"] for item in there.items("/events")}
