@@ -14,8 +14,10 @@ from engines.drivers.registry import document_driver
 from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.stores.events import EventSpine, EventStreams
+from engines.stores.notes import Notes
 from tests.servers.postgres import PostgresServer
-from tests.stores.home import Home
+from tests.stores.home import Home, context
+from tests.stores.samples import COUNT, numbered
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,26 @@ async def streams(home: Home) -> AsyncIterator[EventStreams]:
     streams = EventStreams(home, home.ids, home.clock)
     yield streams
     await streams.close()
+
+
+@pytest.fixture(params=[7, 50_000])
+async def filled(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[EventSpine]:
+    """A spine of COUNT events, a second apart, in commits of 1, 2 and 3, in small segments or one."""
+    spine = EventSpine(home, home.ids, home.clock, segment_size_default=request.param)
+    number = 0
+    while number < COUNT:
+        batch = [
+            numbered(index, event_type=("rl", "tuning")[index % 2], run_id=f"run-{index % 3}")
+            for index in range(number, min(number + number % 3 + 1, COUNT))
+        ]
+        who = context(user_id=("ada", "bob")[number % 2], project_id=("p1", None)[number % 5 == 0])
+        await spine.append(who, batch)
+        home.clock.advance(1)
+        number += len(batch)
+    yield spine
+    await spine.close()
+
+
+@pytest.fixture
+def notes(home: Home) -> Notes:
+    return Notes(home, home.ids, home.clock)

@@ -1,30 +1,18 @@
-"""Rules of reading a log: pages, filters, time, cursors, followers, and a route that changes."""
+"""Rules of reading a log: pages, filters, time, cursors."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from engines.clock import timestamp
 from engines.core.cursor import list_scope
 from engines.core.listing import LOOKED_AT_MAX, Window
-from engines.errors import Gone, Invalid, MissingRoute, Unavailable
+from engines.errors import Invalid
 from engines.stores.events import Event, EventFilter, EventSpine, EventStreams, NewEvent
 from tests.stores.home import Home, context
-
-COUNT = 23
-
-
-def event(number: int, **fields: Any) -> NewEvent:
-    return NewEvent(**{"event_type": "rl", "payload": {"n": number}} | fields)
-
-
-def numbers(events: tuple[Event, ...] | list[Event]) -> list[int]:
-    return [shown.payload["n"] for shown in events if shown.payload is not None]
+from tests.stores.samples import COUNT, numbered, numbers
 
 
 async def collect(
@@ -42,29 +30,6 @@ async def collect(
         if after is None:
             return found
     raise AssertionError("a list ends")
-
-
-@pytest.fixture(params=[7, 50_000])
-async def filled(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[EventSpine]:
-    """A spine of COUNT events, a second apart, in commits of 1, 2 and 3, in small segments or one."""
-    spine = EventSpine(home, home.ids, home.clock, segment_size_default=request.param)
-    number = 0
-    while number < COUNT:
-        size = min(number % 3 + 1, COUNT - number)
-        batch = [
-            event(
-                index,
-                event_type=("rl", "tuning")[index % 2],
-                run_id=f"run-{index % 3}",
-            )
-            for index in range(number, number + size)
-        ]
-        who = context(user_id=("ada", "bob")[number % 2], project_id=("p1", None)[number % 5 == 0])
-        await spine.append(who, batch)
-        home.clock.advance(1)
-        number += size
-    yield spine
-    await spine.close()
 
 
 class TestPages:
@@ -95,7 +60,7 @@ class TestPages:
 
     async def test_a_page_stops_at_about_one_mebibyte(self, spine: EventSpine) -> None:
         for number in range(6):
-            await spine.append(context(), [event(number, payload={"n": number, "text": "x" * 240_000})])
+            await spine.append(context(), [numbered(number, payload={"n": number, "text": "x" * 240_000})])
         for descending in (False, True):
             page = await spine.list(context(), window=Window(descending=descending))
             assert 4 <= len(page.items) <= 5
@@ -191,7 +156,7 @@ class TestFilters:
         empty = NewEvent(event_type="rl", payload={})
         for _ in range(LOOKED_AT_MAX // 500):
             await spine.append(context(), [empty] * 500)
-        await spine.append(context(), [event(1, event_type="tuning")] * 2)
+        await spine.append(context(), [numbered(1, event_type="tuning")] * 2)
         where = EventFilter(event_type="tuning")
         page = await spine.list(context(), where)
         assert page.items == ()
@@ -206,8 +171,8 @@ class TestCursors:
     async def test_a_cursor_of_another_spine_is_invalid(
         self, spine: EventSpine, stranger: dict[str, str]
     ) -> None:
-        cursor = (await spine.append(context(), [event(1)])).events[0].cursor
-        await spine.append(context(**stranger), [event(1)])
+        cursor = (await spine.append(context(), [numbered(1)])).events[0].cursor
+        await spine.append(context(**stranger), [numbered(1)])
         for call in (
             spine.list(context(**stranger), window=Window(after=cursor)),
             spine.follow(context(**stranger), after=cursor),
@@ -219,8 +184,8 @@ class TestCursors:
     async def test_a_cursor_of_a_stream_fits_no_other_log(
         self, spine: EventSpine, streams: EventStreams
     ) -> None:
-        await spine.append(context(), [event(1)])
-        cursor = (await streams.append(context(), "a", [event(1)])).events[0].cursor
+        await spine.append(context(), [numbered(1)])
+        cursor = (await streams.append(context(), "a", [numbered(1)])).events[0].cursor
         for call in (
             spine.list(context(), window=Window(after=cursor)),
             streams.list(context(), "b", window=Window(after=cursor)),
@@ -231,7 +196,7 @@ class TestCursors:
 
     async def test_a_cursor_past_the_end_is_invalid(self, spine: EventSpine) -> None:
         """As after a restore from a backup: what is behind it now was never seen."""
-        await spine.append(context(), [event(1)])
+        await spine.append(context(), [numbered(1)])
         beyond = list_scope("event_spine", "t_one", "prod", "spine").of_position(7)
         for call in (
             spine.list(context(), window=Window(after=beyond)),
@@ -251,117 +216,11 @@ class TestCursors:
         await reopened.close()
 
 
-class TestFollow:
-    async def test_a_follower_gets_what_was_and_what_comes(self, filled: EventSpine) -> None:
-        found: list[int] = []
-        async with aclosing(await filled.follow(context())) as batches:
-            async for batch in batches:
-                found += numbers(batch)
-                if len(found) == COUNT:
-                    await filled.append(context(), [event(COUNT), event(COUNT + 1)])
-                if len(found) == COUNT + 2:
-                    break
-        assert found == list(range(COUNT + 2))
-
-    async def test_a_follower_goes_on_after_a_cursor_or_an_event_id(self, filled: EventSpine) -> None:
-        own = "0b3a9d0e-7a5f-4b6e-9d1c-2f3a4b5c6d7e"
-        await filled.append(context(), [event(COUNT, event_id=own), event(COUNT + 1)])
-        items = (await filled.list(context())).items
-        for after in (items[COUNT].cursor, items[COUNT].event_id, own.upper(), items[COUNT - 1].event_id):
-            async with aclosing(await filled.follow(context(), after=after)) as batches:
-                found = numbers(await anext(batches))
-            assert found[-1] == COUNT + 1
-            assert len(found) == (2 if after == items[COUNT - 1].event_id else 1)
-
-    @pytest.mark.parametrize("after", ["", "nonsense", "0b3a9d0e-7a5f-4b6e-9d1c-2f3a4b5c6d7e", "a" * 5_000])
-    async def test_a_place_that_is_none_is_refused_before_following(
-        self, filled: EventSpine, after: str
-    ) -> None:
-        with pytest.raises(Invalid) as refusal:
-            await filled.follow(context(), after=after)
-        assert refusal.value.field == "after"
-
-    async def test_followers_of_one_log_all_get_everything(self, spine: EventSpine) -> None:
-        async def follow() -> list[int]:
-            found: list[int] = []
-            async with aclosing(await spine.follow(context())) as batches:
-                async for batch in batches:
-                    found += numbers(batch)
-                    if len(found) == 40:
-                        return found
-            return found
-
-        followers = [asyncio.create_task(follow()) for _ in range(5)]
-        await asyncio.gather(*(spine.append(context(), [event(number)]) for number in range(40)))
-        found = await asyncio.gather(*followers)
-        assert all(one == found[0] for one in found)
-        assert sorted(found[0]) == list(range(40))
-
-    async def test_a_follower_ends_when_the_store_closes(self, spine: EventSpine) -> None:
-        await spine.append(context(), [event(1)])
-        async with aclosing(await spine.follow(context())) as batches:
-            assert numbers(await anext(batches)) == [1]
-            closing = asyncio.create_task(spine.close())
-            assert [batch async for batch in batches] == []
-            await closing
-
-    async def test_a_follower_that_is_cancelled_leaves_nothing_running(self, spine: EventSpine) -> None:
-        await spine.append(context(), [event(1)])
-        before = asyncio.all_tasks()
-        seen = asyncio.Event()
-
-        async def follow() -> None:
-            async with aclosing(await spine.follow(context())) as batches:
-                async for _ in batches:
-                    seen.set()
-
-        task = asyncio.create_task(follow())
-        await seen.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert asyncio.all_tasks() <= before
-
-    async def test_a_follower_notices_that_its_route_leads_elsewhere(
-        self, home: Home, spine: EventSpine
-    ) -> None:
-        await spine.append(context(), [event(1)])
-        async with aclosing(await spine.follow(context())) as batches:
-            await anext(batches)
-            home.generation = 1
-            with pytest.raises(Unavailable):
-                await anext(batches)
-        async with aclosing(await spine.follow(context())) as batches:
-            waiting = asyncio.create_task(anext(batches))
-            home.missing.add("event_spine")
-            with pytest.raises(MissingRoute):
-                await waiting
-
-    async def test_a_follower_below_what_is_kept_is_told_at_once(
-        self, home: Home, streams: EventStreams
-    ) -> None:
-        cursors = [
-            (await streams.append(context(), "s", [event(number)] * 2)).events[0].cursor
-            for number in range(4)
-        ]
-        home.clock.advance(25 * 3600)
-        async with streams._logs._using(await home.place("event_stream", context()), "s") as log:
-            assert await log.trim(5) == 4
-        with pytest.raises(Gone):
-            await streams.follow(context(), "s", after=cursors[0])
-        with pytest.raises(Gone):
-            await streams.list(context(), "s", window=Window(after=cursors[1]))
-        assert [shown.position for shown in (await streams.list(context(), "s")).items] == [5, 6, 7, 8]
-        backwards = await streams.list(context(), "s", window=Window(descending=True))
-        assert [shown.position for shown in backwards.items] == [8, 7, 6, 5]
-        assert backwards.after is None
-
-
 class TestRedaction:
     async def test_a_redacted_event_keeps_its_place_and_tells_nothing(
         self, home: Home, spine: EventSpine
     ) -> None:
-        await spine.append(context(), [event(0), event(1, run_id="secret"), event(2)])
+        await spine.append(context(), [numbered(0), numbered(1, run_id="secret"), numbered(2)])
         async with spine._logs._using(await home.place("event_spine", context()), "spine") as log:
             await log.redact(2)
         items = (await spine.list(context())).items
@@ -376,33 +235,3 @@ class TestRedaction:
         found = await spine.verify(context())
         assert found.ok
         assert found.redacted_count == 1
-
-
-class TestRoutes:
-    async def test_a_log_whose_route_leads_elsewhere_is_another_log(
-        self, home: Home, spine: EventSpine
-    ) -> None:
-        await spine.append(context(), [event(1)])
-        home.generation = 1
-        assert (await spine.list(context())).items == ()
-        assert (await spine.append(context(), [event(2)])).events[0].position == 1
-        home.generation = 0
-        assert numbers((await spine.list(context())).items) == [1]
-
-    async def test_a_backend_that_was_opened_anew_is_used(self, home: Home, spine: EventSpine) -> None:
-        await spine.append(context(), [event(1)])
-        await home.reopen()
-        assert (await spine.append(context(), [event(2)])).events[0].position == 2
-        assert numbers((await spine.list(context())).items) == [1, 2]
-
-    async def test_a_sealed_log_is_opened_anew_once_its_route_leads_on(
-        self, home: Home, spine: EventSpine
-    ) -> None:
-        await spine.append(context(), [event(1)])
-        async with spine._logs._using(await home.place("event_spine", context()), "spine") as log:
-            await log.seal()
-        with pytest.raises(Unavailable):
-            await spine.append(context(), [event(2)])
-        assert len(spine._logs._logs) == 0
-        home.generation = 1
-        assert (await spine.append(context(), [event(2)])).events[0].position == 1
