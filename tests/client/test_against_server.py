@@ -66,11 +66,8 @@ def fresh(prefix: str) -> str:
 # --- every group ---
 
 
-async def test_me_says_who_and_where_from(lab: LabProcess) -> None:
-    async with client_as(
-        lab, "member", project_id="p_demo", run_id="run-7", surface_id="Squared 2"
-    ) as client:
-        me = await client.me()
+async def test_me_says_who_and_where_from(member: AsyncEngines) -> None:
+    me = await member.bound(project_id="p_demo", run_id="run-7", surface_id="Squared 2").me()
     assert (me.tenant_id, me.user_id, me.roles, me.lab) == ("t_demo", "u_member", ("member",), True)
     assert (me.project_id, me.run_id, me.surface_id) == ("p_demo", "run-7", "squared2")
     assert me.sources["tenant_id"]
