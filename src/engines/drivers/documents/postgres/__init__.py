@@ -6,7 +6,7 @@ between calls. Row locks are taken in key order, so batches do not deadlock. Lea
 connections and the translation of errors to `sessions.py`.
 
 Connect directly, not through PgBouncer: settings come with the session, and statements stay prepared in it.
-Tested with PostgreSQL 18; everything used exists since 14.
+Tested with PostgreSQL 15 and 18; everything used exists since 14.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ipaddress
 import math
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -144,7 +144,7 @@ class PostgresDocuments:
         self._clock = clock
         self._schema = config.schema
         self._sql = {name: text.format(schema=config.schema) for name, text in STATEMENTS.items()}
-        self._sessions = Sessions(lambda: _connect(config, password), config.pool_size)
+        self._sessions = Sessions(_connector(config, password), config.pool_size)
 
     async def get(self, partition: str, keys: Sequence[str]) -> dict[str, Doc]:
         if len(keys) == 1:
@@ -243,22 +243,34 @@ def _is_version(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-async def _connect(config: Config, password: Secret | None) -> Any:
-    return await connect(
-        host=config.host,
-        port=config.port,
-        database=config.database,
-        user=config.user,
-        password=password.reveal() if password else "",
-        tls=_tls(config),
-    )
+def _connector(config: Config, password: Secret | None) -> Callable[[], Awaitable[Any]]:
+    """Connects by `config`. The trusted certificates are read once, by the first connection."""
+    tls: ssl.SSLContext | Literal[False] | None = None
+
+    async def connect_by_config() -> Any:
+        nonlocal tls
+        if tls is None:
+            tls = _tls(config)
+        return await connect(
+            host=config.host,
+            port=config.port,
+            database=config.database,
+            user=config.user,
+            password=password.reveal() if password else "",
+            tls=tls,
+        )
+
+    return connect_by_config
 
 
 def _tls(config: Config) -> ssl.SSLContext | Literal[False]:
     mode = config.tls_mode()
     if mode == "disable":
         return False
-    context = ssl.create_default_context(cafile=config.tls_ca_file)
+    try:
+        context = ssl.create_default_context(cafile=config.tls_ca_file)
+    except OSError as error:
+        raise BackendRefused("the certificates of tls_ca_file cannot be read") from error
     if mode == "require":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
