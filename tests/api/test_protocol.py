@@ -40,6 +40,8 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
         ).encode()
     fields = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": fields})
+    if scope["path"] == "/head-first":
+        await release.wait()
     await send({"type": "http.response.body", "body": body})
 
 
@@ -270,6 +272,36 @@ async def test_a_reader_that_never_reads_is_cut_off(port: int) -> None:
         line.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await line.answer()
+
+
+async def test_the_head_of_an_answer_does_not_wait_for_a_body_that_is_not_ready(port: int) -> None:
+    async with wire(port) as line:
+        await line.send(request("/head-first"))
+        async with asyncio.timeout(2):
+            head = await line.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        release.set()
+        async with asyncio.timeout(2):
+            assert json.loads(await line.reader.readuntil(b"}"))["path"] == "/head-first"
+
+
+async def test_an_answer_that_is_all_head_is_sent_and_the_connection_goes_on(port: int) -> None:
+    async with wire(port) as line:
+        for _ in range(3):
+            await line.send(b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n")
+            async with asyncio.timeout(2):
+                head = await line.reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_a_client_that_waits_to_be_told_to_continue_is_told(port: int) -> None:
+    async with wire(port) as line:
+        await line.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n")
+        async with asyncio.timeout(2):
+            assert await line.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await line.send(b"{}")
+        status, _, body = await line.answer()
+        assert (status, json.loads(body)["size"]) == (200, 2)
 
 
 async def test_a_stop_ends_an_endless_answer_in_order() -> None:

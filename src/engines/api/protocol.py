@@ -32,6 +32,7 @@ LINGER_TIMEOUT_S: Final = 2.0
 LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 # A field costs its name, its value, ": " and the end of its line.
 _FIELD_OVERHEAD_BYTES: Final = 4
+_HEAD_BEGINS: Final = b"HTTP/1.1 "
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _ERRORS: Final[Mapping[HTTPStatus, EnginesError]] = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: HeadersTooLarge(
@@ -51,17 +52,36 @@ class _Refused(Exception):
 
 
 class _Transport:
-    """The transport as uvicorn sees it: `close` ends the connection in order."""
+    """The transport as uvicorn sees it: `close` ends the connection in order.
 
-    __slots__ = ("_protocol", "_raw", "get_extra_info", "pause_reading", "resume_reading", "write")
+    An answer's head waits for the body, until the loop's next turn at most: uvicorn writes the two apart, and
+    a system call for each is an eighth of what a small answer costs.
+    """
+
+    __slots__ = ("_head", "_protocol", "_raw", "get_extra_info", "pause_reading", "resume_reading")
 
     def __init__(self, raw: asyncio.Transport, protocol: BoundedProtocol) -> None:
         self._raw = raw
         self._protocol = protocol
-        self.write = raw.write
+        self._head = b""
         self.pause_reading = raw.pause_reading
         self.resume_reading = raw.resume_reading
         self.get_extra_info = raw.get_extra_info
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(_HEAD_BEGINS):
+            self._head = data
+            self._protocol.loop.call_soon(self.flush)
+            return
+        self._raw.write(data)
+
+    def flush(self) -> None:
+        """Send what waits, if anything does."""
+        if self._head and not self._raw.is_closing():
+            self._raw.write(self._head)
+        self._head = b""
 
     def close(self) -> None:
         self._protocol.end()
@@ -91,6 +111,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.ending = False
         """Whether the last byte that this connection will send has been given to the transport."""
         self._raw: asyncio.Transport
+        self._guarded: _Transport
         self._current: RequestResponseCycle | None = None  # being answered; pipelined ones wait in `pipeline`
         # Between requests and until a request's header section is complete.
         self._in_headers = True
@@ -109,7 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._raw = transport
-        super().connection_made(cast("asyncio.Transport", _Transport(transport, self)))
+        self._guarded = _Transport(transport, self)
+        super().connection_made(cast("asyncio.Transport", self._guarded))
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -247,6 +269,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _send_refusal(self) -> None:
         if self.ending or self._refusal is None:
             return
+        self._guarded.flush()
         self._raw.write(_refusal_answer(self._refusal))
         self.end()
 
@@ -257,6 +280,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.ending:
             return
         self.ending = True
+        self._guarded.flush()
         if self._idle or self._raw.is_closing() or not self._raw.can_write_eof():
             self._raw.close()
             return

@@ -131,6 +131,7 @@ async def _serve(what: Served, listener: socket.socket, announce: Announce, pare
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
