@@ -42,7 +42,7 @@ async def put(
     class_: BackendClass,
     config: str = "{}",
     secret: dict[str, str] | None = None,
-    offered_to: tuple[str, ...] = (),
+    offered_to: tuple[str, ...] | None = None,
     connection: Connection = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +69,7 @@ async def put(
             backend_class=class_,
             config=_object(config),
             secrets=secret,
-            offered_to="*" if "*" in offered_to else offered_to,
+            offered_to="*" if "*" in (offered_to or ()) else offered_to or (),
             if_match=None if existing is None else existing.etag,
             if_absent=existing is None,
         )

@@ -27,9 +27,9 @@ async def tail(
     *,
     since: str | None = None,
     after: str | None = None,
-    type_: Annotated[tuple[str, ...], Parameter(name="--type")] = (),
+    type_: Annotated[tuple[str, ...] | None, Parameter(name="--type")] = None,
     count: int | None = None,
-    follow: bool = True,
+    follow: Annotated[bool, Parameter(negative="--no-follow")] = True,
     connection: Connection = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +54,7 @@ async def tail(
         raise Invalid("at least one", field="count")
     async with connection.client() as client:
         with contextlib.suppress(asyncio.CancelledError):
-            events = _events(client, since, after, frozenset(type_), follow=follow)
+            events = _events(client, since, after, frozenset(type_ or ()), follow=follow)
             await _print_events(events, count, as_json=as_json)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from cyclopts import App, Group
+from cyclopts import App, Group, Parameter
 
 # The shell's convention for a process that SIGINT ended (128 + 2).
 INTERRUPTED: Final = 130
@@ -29,6 +29,8 @@ app = App(
     help="Durable, multi-tenant state for agent applications.",
     version=lambda: importlib.metadata.version("engines"),
     suppress_keyboard_interrupt=False,
+    # No option has a second, negated form unless it says so.
+    default_parameter=Parameter(negative=()),
 )
 
 _COMMANDS: Final = (

@@ -25,7 +25,9 @@ from engines.errors import EnginesError
 OK: Final = 0
 FAILED: Final = 1
 
-AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+AsJson = Annotated[
+    bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, for programs.")
+]
 
 # Where standard output is no terminal, nothing is cut to a width.
 _PLAIN_WIDTH: Final = 500

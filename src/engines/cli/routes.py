@@ -68,7 +68,7 @@ async def put(
     /,
     *,
     scope: Scope = EVERYWHERE,
-    option: tuple[str, ...] = (),
+    option: tuple[str, ...] | None = None,
     connection: Connection = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +89,7 @@ async def put(
             kind,
             backend_id,
             scope=scope.route_scope(),
-            options=_options(option),
+            options=_options(option or ()),
             if_match=None if existing is None else existing.etag,
             if_absent=existing is None,
         )

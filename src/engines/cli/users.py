@@ -25,7 +25,7 @@ async def create(
     /,
     *,
     name: str | None = None,
-    identity: tuple[tuple[str, str], ...] = (),
+    identity: tuple[tuple[str, str], ...] | None = None,
     connection: Connection = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +40,7 @@ async def create(
     identity
         ISSUER SUBJECT: who a trusted issuer's tokens say they are; repeat it for more.
     """
-    identities = [UserIdentity(iss, sub) for iss, sub in identity]
+    identities = [UserIdentity(iss, sub) for iss, sub in identity or ()]
     async with connection.client(lab_user=SYSTEM_ADMIN) as client:
         user = await client.users.create(user_id, name=name, identities=identities)
     print_record(user, as_json=as_json)
