@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -366,6 +368,17 @@ def test_a_file_that_is_none_is_refused_before_anything_is_sent(engines: Engines
     done = engines("import", "agent-runs", tmp_path / "x.json", "--url", "http://127.0.0.1:1", "--token", "x")
     assert done.code == 1
     assert "no list of agent runs" in done.err
+
+
+def test_the_example_that_a_reader_follows_runs(lab: LabProcess) -> None:
+    example = [sys.executable, str(SAMPLE.with_name("agent_runs.py")), "--lab", str(lab.directory)]
+    for state in ("imported", "already there"):
+        done = subprocess.run(example, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"'{state}': 4" in done.stdout
+        assert "differences: 0" in done.stdout
+        assert "change_seat" in done.stdout
+        assert "example: task 0, trial 0 succeeded" in done.stdout
 
 
 @pytest.mark.slow
