@@ -6,6 +6,7 @@ partition name that `partition` built. Leaves what a key means to the store that
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Final
 
@@ -21,7 +22,8 @@ RECORD_KEY_BYTES_MAX: Final = 440
 SHARD_COUNT_DEFAULT: Final = 16
 NO_PROJECT: Final = "-"
 
-_FORBIDDEN = frozenset("/\\?#")
+# A letter, then printable ASCII without the space and `/ \\ ? #`.
+_ADMISSIBLE: Final = re.compile(r"[A-Za-z][!\"$-.0->@-\[\]-~]*")
 
 
 def join(*parts: str) -> str:
@@ -65,11 +67,4 @@ def check_partition(name: str) -> bool:
 
 
 def _admissible(text: str, bytes_max: int) -> bool:
-    return (
-        0 < len(text) <= bytes_max
-        and text[0].isalpha()
-        and text.isascii()
-        and text.isprintable()
-        and " " not in text
-        and _FORBIDDEN.isdisjoint(text)
-    )
+    return len(text) <= bytes_max and _ADMISSIBLE.fullmatch(text) is not None
