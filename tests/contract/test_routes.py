@@ -122,6 +122,8 @@ def test_a_route_never_carries_config_or_handles(cast: Cast) -> None:
         {"mode": "lab", "surface_id": "chat"},
         {"nonesuch": "x"},
         {"env": "NOT"},
+        {"app_id": "a!b"},
+        {"project_id": "a/b"},
         {"surface_id": 7},
         {"tenant_id": "t_demo"},
         "chat",
@@ -193,9 +195,16 @@ def record_of_resolution(reply: Reply) -> Any:
     return reply.body
 
 
-@pytest.mark.parametrize("query", ["surface_id=chat&app_id=airline", "mode=lab", "nonesuch=1", "env=NOT", "surface_id=a%2Fb"])
-def test_a_delete_with_a_scope_that_breaks_a_rule_is_400(tenant: Tenant, query: str) -> None:
+BAD_SCOPES = [
+    "surface_id=chat&app_id=airline", "mode=lab", "nonesuch=1", "env=NOT", "surface_id=a%2Fb", "app_id=a!b",
+    "project_id=-", "env=", "app_id=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", BAD_SCOPES)
+def test_a_scope_in_a_query_that_breaks_a_rule_is_400(tenant: Tenant, query: str) -> None:
     problem(tenant["owner"].delete(f"/routes/notes_store?{query}", if_match="*"), 400, "Invalid")
+    problem(tenant["owner"].get(f"/routes/notes_store/history?{query}"), 400, "Invalid")
 
 
 def test_resolve_shows_every_scope_looked_at_up_to_the_winner(tenant: Tenant) -> None:

@@ -38,7 +38,14 @@ from engines.errors import (
 from engines.routing.backends import CONTROL_BACKEND, Backends, check_config
 from engines.routing.diagnostics import Probe, probe
 from engines.routing.router import Resolution, Router, Where, is_offered, where
-from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope, normalise_surface
+from engines.scope import (
+    SYSTEM_TENANT,
+    RequestContext,
+    RouteScope,
+    check_env,
+    check_id,
+    normalise_surface,
+)
 
 _CONTROL_KINDS = frozenset({CONTROL_PLANE, ROUTING_REGISTRY})
 
@@ -212,8 +219,9 @@ class Routes:
         limit: int = 100,
         descending: bool = False,
     ) -> Listing[Route]:
-        """Every version of one route, deletions included. Raises Forbidden."""
+        """Every version of one route, deletions included. Raises Forbidden, Invalid."""
         require_in_tenant(context, "routes.read")
+        _check_scope(self._owner(context), scope)
         ids = route_ids(self._owner(context), kind_named(kind).name, _folded(scope))
         return await self._store.versions(ROUTES, *ids, after=after, limit=limit, descending=descending)
 
@@ -283,6 +291,11 @@ class Routes:
 
 
 def _check_scope(owner: str, scope: RouteScope) -> None:
+    for name in ("app_id", "project_id", "mode"):
+        if (value := getattr(scope, name)) is not None:
+            check_id(value, f"scope.{name}")
+    if scope.env is not None:
+        check_env(scope.env, "scope.env")
     named = [
         name for name in ("surface_id", "app_id", "project_id", "mode") if getattr(scope, name) is not None
     ]
