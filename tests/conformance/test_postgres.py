@@ -16,6 +16,7 @@ from engines.drivers.documents.postgres import sessions as sessions_module
 from engines.drivers.documents.postgres.sessions import (
     COMMAND_TIMEOUT_S,
     STATEMENT_TIMEOUT_S,
+    WAIT_TIMEOUT_S,
     Call,
 )
 from engines.drivers.documents.postgres.statements import INSPECT, STATEMENTS
@@ -372,6 +373,26 @@ class TestPool:
         assert second.cancelled()
         async with asyncio.timeout(5):
             await write(client, put("k3"))
+        await client.close()
+
+    async def test_a_call_that_waits_too_long_for_a_connection_is_unavailable_and_keeps_no_place(
+        self, postgres_database: str, admin: asyncpg.Connection
+    ) -> None:
+        client = open_at(postgres_database, pool_size=1)
+        await client.provision()
+        await write(client, put("k1", "1"))
+        statement = "UPDATE engines.documents SET body = '9' WHERE partition = $1 AND key = 'k1'"
+        async with held(admin, statement, PARTITION, commit=False):
+            # The server ends the first after STATEMENT_TIMEOUT_S; the second then waits for the lock as long.
+            writing = [asyncio.create_task(write(client, put("k1", "2"))) for _ in range(2)]
+            await until_waiting(admin)
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(Unavailable, match="no connection"):
+                await write(client, put("k2"))
+            waited_s = asyncio.get_running_loop().time() - began
+        assert WAIT_TIMEOUT_S - 0.5 < waited_s < WAIT_TIMEOUT_S + 2.0
+        await asyncio.wait(writing)
+        assert await bodies(client, "k1", "k2") == {"k1": "2"}
         await client.close()
 
     async def test_close_waits_for_the_calls_under_way(
