@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from engines.settings import Settings, read_settings
 from engines.wiring import Engines, open_engines
 
 BACKLOG: Final = 2048
+GC_THRESHOLDS: Final = (10_000, 20, 20)
 KEEP_ALIVE_S: Final = 75
 # Streams end themselves when the server stops; this bounds a client that does not read.
 SHUTDOWN_S: Final = 5
@@ -119,6 +121,16 @@ def run(
         runner.run(_serve(what, listener, announce or _say_where, parent))
 
 
+def _spare_the_collector() -> None:
+    """What stands now stands until the end, and a request leaves no cycles: the collector looks less often.
+
+    With Python's own thresholds it takes a tenth of the time of a small request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 async def _serve(what: Served, listener: socket.socket, announce: Announce, parent: int | None) -> None:
     lines = Lines(sys.stderr.buffer, SystemClock())
     lines.configure_structlog()
@@ -136,6 +148,7 @@ async def _serve(what: Served, listener: socket.socket, announce: Announce, pare
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
+        _spare_the_collector()
         server = _Server(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
