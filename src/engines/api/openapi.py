@@ -62,11 +62,11 @@ _STATUSES: Final[Mapping[int, str]] = {
     428: "say with If-Match or If-None-Match what is to be replaced",
     429: "a limit was met: wait and repeat",
     431: "the header section is past 32 KiB",
-    500: "a bug of the server's; nothing a client did",
     501: "the kind is reserved",
     503: "a missing route, an unavailable or refusing backend, or `outcome: unknown`",
 }
-_ALWAYS: Final = (400, 429, 431, 500, 503)
+# A 500 is a bug of the server's or corrupt data: nothing that a call may answer, so none is described.
+_ALWAYS: Final = (400, 429, 431, 503)
 _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
 _SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {200: "done", 201: "created", 204: "gone"}
 
