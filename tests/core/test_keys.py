@@ -36,7 +36,7 @@ def test_the_longest_names_that_users_can_choose_make_a_partition() -> None:
 
 
 def test_joined_keys_sort_as_their_ids_do_and_lie_within_their_prefix_alone() -> None:
-    ids = sorted("".join(pair) for pair in product("Aa0", ID_CHARACTERS)) + ["a", "A"]
+    ids = [*("".join(pair) for pair in product("Aa0", ID_CHARACTERS)), "a", "A"]
     keys = sorted(join("n", one, "x") for one in ids)
     assert keys == [join("n", one, "x") for one in sorted(ids)]
     for one in ids:

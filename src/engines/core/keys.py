@@ -22,7 +22,7 @@ RECORD_KEY_BYTES_MAX: Final = 440
 SHARD_COUNT_DEFAULT: Final = 16
 NO_PROJECT: Final = "-"
 
-# A letter, then printable ASCII without the space and `/ \\ ? #`.
+# A letter, then printable ASCII without the space and `/ \ ? #`.
 _ADMISSIBLE: Final = re.compile(r"[A-Za-z][!\"$-.0->@-\[\]-~]*")
 
 
