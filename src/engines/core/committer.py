@@ -219,7 +219,8 @@ class Committer:
         if segment > 1:
             if self._overrun[0] != segment:
                 last = await self._chain.last_in(segment - 2)
-                self._overrun = (segment, 0 if last is None else last.last)
+                # Trimmed commits leave their markers for this long, so one that is gone may be asked for.
+                self._overrun = (segment, tail.position if last is None else last.last)
             if self._overrun[1] > tail.position - self._chain.segment_size:
                 segments.append(segment - 2)
         for closed in segments:
@@ -227,14 +228,16 @@ class Committer:
         for repeats in asking:
             repeats.looked_before = segment
 
-    async def _look_in(self, segment: int) -> None:
-        """Read the markers of the requests in hand in `segment`, and settle what they answer."""
+    async def _look_in(self, segment: int) -> bool:
+        """Read the markers of the requests in hand in `segment`, settle what they answer; False for none."""
         marked = self._marked()
         keys = [key for _, repeats in marked for key in repeats.marker_keys()]
-        if keys:
-            docs = await self._documents.get_many(self._chain.partition(segment), keys)
-            for append, _ in marked if docs else ():
-                append.recall(docs, self._event_ids)
+        if not keys:
+            return False
+        docs = await self._documents.get_many(self._chain.partition(segment), keys)
+        for append, _ in marked if docs else ():
+            append.recall(docs, self._event_ids)
+        return bool(docs)
 
     def _marked(self) -> list[tuple[Append, Repeats]]:
         """The requests in hand that leave markers and still wait."""
@@ -303,16 +306,23 @@ class Committer:
     async def _settle_conflict(self, write: Write) -> None:
         """The slot or a marker was taken: learn by whom, settle what that answers, pack the rest again."""
         tail = await self.view.refresh()
-        await self._look_in(write.segment)
+        found = await self._look_in(write.segment)
         if tail.position >= write.tail.first:
             pause_s = self._contention.lost()
             self._put_back()
             self._expire(Unavailable("other writers kept taking the next position of the log"))
             await asyncio.sleep(pause_s)
+        elif not found:
+            raise Unavailable("a condition of an append did not hold, and nothing shows why")
 
 
 def _of_its_own(error: EnginesError, append: Append) -> EnginesError:
-    """An exception for one caller alone; OutcomeUnknown where a write of its request lost its reply."""
-    own = OutcomeUnknown("the reply to an append was lost") if append.in_doubt else copy.copy(error)
+    """An exception for one caller alone: OutcomeUnknown only where a write of its request may yet land."""
+    if append.in_doubt:
+        own: EnginesError = OutcomeUnknown("the reply to an append was lost")
+    elif isinstance(error, OutcomeUnknown):
+        own = Unavailable("the log could not be written to")
+    else:
+        own = copy.copy(error)
     own.__cause__ = error
     return own

@@ -360,9 +360,9 @@ class Log:
         return None
 
     def _is_tail(self, position: int) -> bool:
-        """Whether a commit of ours is known to end there."""
-        tail = self._committer.view.known
-        return tail is not None and tail.position == position
+        """Whether a commit is known to end there, by a view that is no older than a writer's may be."""
+        view = self._committer.view
+        return view.known is not None and view.known.position == position and view.is_fresh()
 
     def _wake_followers(self) -> None:
         self._news += 1

@@ -10,6 +10,7 @@ digest of the last commit trimmed, on which the rest of the chain verifies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 import msgspec
@@ -30,7 +31,7 @@ from engines.core.commits import (
     floor_key,
 )
 from engines.core.repeats import ID_MARKER, marker_key
-from engines.errors import Conflict, NotFound, Unavailable
+from engines.errors import Conflict, Gone, NotFound, Unavailable
 from engines.ports.documents import ABSENT, ALWAYS, OPS_MAX, Delete, Match, Op, Put
 
 # A write that is under way, or a writer that was asleep, may still count on the tail it knew: nothing
@@ -75,9 +76,10 @@ async def trim(chain: Chain, before_position: int, *, now_ms: int) -> int:
     """Raise the floor to the last commit that may go, then remove what is below; returns the floor."""
     if not await chain.reload():
         return 0
-    last = await _last_to_go(chain, before_position, now_ms)
-    if last is not None:
-        await _raise_floor(chain, last)
+    with contextlib.suppress(Gone):  # Another trim went further meanwhile.
+        last = await _last_to_go(chain, before_position, now_ms)
+        if last is not None:
+            await _raise_floor(chain, last)
     await _sweep(chain)
     return chain.floor.position
 

@@ -11,14 +11,16 @@ from typing import Final
 import msgspec
 
 from engines.core.chain import Chain
-from engines.core.commits import COMMITS_BELOW, GENESIS, Commit, commit_key, decode_commit
-from engines.errors import Corrupt, EnginesError
+from engines.core.commits import COMMITS_BELOW, Commit, Floor, commit_key, decode_commit
+from engines.errors import Corrupt, Unavailable
 from engines.ports.documents import Doc
 
 # Commits a page; a page of the waist is about 1 MiB in any case.
 PAGE_COMMITS: Final = 64
 # Behind the end, segments at these doubling distances must be empty: 2**20 segments are 5e10 events.
 PROBES_BEYOND_END: Final = 20
+# Each time the floor was raised during a walk it begins anew.
+TRIMS_MAX: Final = 8
 
 
 class Verification(msgspec.Struct, frozen=True):
@@ -52,16 +54,17 @@ class _Broken(Exception):
 class _Walk:
     """What is carried from one commit to the next."""
 
-    def __init__(self, position: int, digest: str, at: int, expected: tuple[int, str] | None) -> None:
-        self.position = position
-        self.digest = digest
-        self.at = at
+    def __init__(self, floor: Floor, expected: tuple[int, str] | None) -> None:
+        self.position, self.digest, self.at = floor.position, floor.digest, floor.at
         self.expected = expected
         self.commits = self.events = self.redacted = 0
         self.sealed = False
-        if expected is not None and expected[0] < position:
-            raise _Broken(expected[0], "the expected head is below what is kept")
-        self._check_expected()
+
+    def start(self) -> None:
+        """Raises _Broken where the expected head cannot be compared any more."""
+        if self.expected is not None and self.expected[0] < self.position:
+            raise _Broken(self.expected[0], "the expected head is below what is kept")
+        self._compare()
 
     def take(self, doc: Doc) -> None:
         """Check one document and move on behind it. Raises _Broken."""
@@ -76,12 +79,14 @@ class _Walk:
         except Corrupt as error:
             raise _Broken(expected_first, error.detail) from error
         self._check(commit, computed)
+        if self.expected is not None and commit.last > self.expected[0]:
+            raise self.another_head()
         self.position, self.digest, self.at = commit.last, commit.digest, commit.at
         self.commits += 1
         self.events += len(commit.events)
         self.redacted += sum(item.salt is None for item in commit.events)
         self.sealed = commit.is_seal
-        self._check_expected()
+        self._compare()
 
     def _check(self, commit: Commit, computed: str) -> None:
         if commit.previous != self.digest:
@@ -91,14 +96,23 @@ class _Walk:
         if commit.at < self.at:
             raise _Broken(commit.first, "the commit is older than the one before it")
 
-    def _check_expected(self) -> None:
-        if self.expected is None or self.position < self.expected[0]:
-            return
-        if (self.position, self.digest) != self.expected:
-            raise _Broken(
-                self.expected[0], "the log was written anew: it has another digest at the expected head"
-            )
-        self.expected = None
+    def _compare(self) -> None:
+        """Tick the expected head off. A seal ends at the same position as the commit before it."""
+        if (self.position, self.digest) == self.expected:
+            self.expected = None
+
+    def end(self, reached: int) -> None:
+        """Raises _Broken where the log ends too early."""
+        if self.position < reached:
+            raise _Broken(self.position + 1, "the log ends before a position that was committed")
+        if self.expected is not None and self.position < self.expected[0]:
+            raise _Broken(self.position + 1, "the log ends before the expected head")
+        if self.expected is not None:
+            raise self.another_head()
+
+    def another_head(self) -> _Broken:
+        assert self.expected is not None
+        return _Broken(self.expected[0], "the log was written anew: it has no such head at this position")
 
     def result(self, broken: _Broken | None = None) -> Verification:
         return Verification(
@@ -118,20 +132,22 @@ async def verify(chain: Chain, *, expected: tuple[int, str] | None, reached: int
 
     Raises only what reading raises; a chain that does not hold is a result.
     """
-    exists = await chain.reload()
-    floor = chain.floor
-    walk = _Walk(floor.position, floor.digest, floor.at, None)
-    try:
-        walk = _Walk(floor.position, floor.digest, floor.at, expected)
-        if exists:
-            await _walk_segments(chain, walk)
-        if walk.position < reached:
-            raise _Broken(walk.position + 1, "the log ends before a position that was committed")
-        if walk.expected is not None:
-            raise _Broken(walk.position + 1, "the log ends before the expected head")
-    except _Broken as broken:
-        return walk.result(broken)
-    return walk.result()
+    for _ in range(TRIMS_MAX):
+        exists = await chain.reload()
+        floor = chain.floor
+        walk = _Walk(floor, expected)
+        try:
+            walk.start()
+            if exists:
+                await _walk_segments(chain, walk)
+            walk.end(reached)
+        except _Broken as broken:
+            await chain.reload()
+            if chain.floor == floor:
+                return walk.result(broken)
+        else:
+            return walk.result()
+    raise Unavailable("the log was trimmed again and again while it was verified")
 
 
 async def _walk_segments(chain: Chain, walk: _Walk) -> None:
@@ -162,6 +178,3 @@ async def _probe_beyond(chain: Chain, walk: _Walk, segment: int) -> None:
             raise _Broken(walk.position + 1, error.detail) from error
         if commit is not None:
             raise _Broken(walk.position + 1, "no commit begins here, and later ones exist")
-
-
-__all__ = ["GENESIS", "EnginesError", "Verification", "verify"]

@@ -83,6 +83,23 @@ class TestTrim:
         assert (await append(asleep, "b")).positions == (42,)
         assert (await logs.open().verify()).ok
 
+    async def test_a_reader_that_slept_while_the_log_was_trimmed_past_it_is_told(self, logs: Logs) -> None:
+        asleep, awake = logs.open(segment_size=SIZE), logs.open()
+        await append(asleep, "a")
+        for number in range(40):
+            await append(awake, f"{number}")
+        logs.wall.advance(DAY_S + 1)
+        await awake.trim(41)
+        with pytest.raises(Gone):
+            await asleep.list_after(1, limit=1)
+
+    async def test_trims_at_once_agree(self, logs: Logs) -> None:
+        _, head = await written(logs)
+        logs.wall.advance(DAY_S + 1)
+        trimming = (logs.open(logs.driver).trim(before) for before in (40, 9, 30, 20, 40))
+        assert max(await asyncio.gather(*trimming)) == await logs.open().trim(40)
+        assert (await logs.open().verify(head)).ok
+
     async def test_markers_outlive_their_events_for_as_long_as_they_are_promised(self, logs: Logs) -> None:
         log, own = logs.open(segment_size=SIZE), client_id()
         await log.append([entry("own", own)])
@@ -91,6 +108,17 @@ class TestTrim:
             logs.wall.advance(DAY_S + 1)
             await log.trim(SIZE)
             assert (await logs.open(logs.driver).append([entry("own", own)])).positions == (1,)
+
+    async def test_markers_of_a_trimmed_commit_that_ran_into_the_next_segment_are_still_looked_up(
+        self, logs: Logs
+    ) -> None:
+        log, own = logs.open(segment_size=4), client_id()
+        await append(log, *"ab")
+        await log.append([entry("c"), entry("d"), entry("e"), entry("own", own)])
+        await append(log, *"gh")
+        logs.wall.advance(DAY_S + 1)
+        assert await log.trim(8) == 6
+        assert (await logs.open().append([entry("own", own)])).positions == (6,)
 
     async def test_a_trim_that_was_interrupted_is_finished_by_the_next(self, logs: Logs) -> None:
         driver = logs.faulty()
@@ -142,6 +170,8 @@ class TestSeal:
                 await writer.list_after(sealed.position, limit=1)
         verification = await logs.open().verify(head)
         assert (verification.ok, verification.sealed) == (True, True)
+        for kept in (sealed, await logs.open().head()):
+            assert (await logs.open().verify(kept)).ok
 
     async def test_no_late_write_passes_a_seal(self, logs: Logs) -> None:
         driver = logs.faulty()

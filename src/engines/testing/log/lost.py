@@ -10,10 +10,10 @@ import pytest
 
 from engines.core.idempotency import identify
 from engines.core.log import Appended, Log
-from engines.errors import EnginesError, OutcomeUnknown, Unavailable
+from engines.errors import Conflict, EnginesError, OutcomeUnknown, Unavailable
 from engines.ports.documents import Doc, DocumentDriver, Op, Page
 from engines.testing.faults import Fault, FaultPlan
-from engines.testing.log.harness import Logs, append, client_id, entry, names
+from engines.testing.log.harness import Logs, Watched, append, client_id, entry, names
 
 SHORT_S = 1.0
 SOON_S = 10.0
@@ -215,6 +215,26 @@ class TestDeadline:
         driver.plan = FaultPlan()
         assert (await append(log, "last")).positions == (3,)
         assert await names(log) == ["first", "own", "last"]
+
+    async def test_a_stream_whose_own_record_could_not_be_written_holds_nothing(self, logs: Logs) -> None:
+        driver = logs.faulty(FaultPlan(write_lost_unapplied=1.0))
+        log = logs.open(driver, timeout_s=SHORT_S)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(append(log, "own"), SOON_S)
+        driver.plan = FaultPlan()
+        assert (await append(log, "last")).positions == (1,)
+
+    async def test_a_conflict_that_nothing_explains_ends_with_the_deadline(self, logs: Logs) -> None:
+        driver = Watched(logs.client())
+        log = logs.open(driver, timeout_s=SHORT_S)
+        await append(log, "first")
+        driver.calls.clear()
+        driver.fail_writes = [Conflict("without a reason")] * 1_000
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(append(log, "own"), SOON_S)
+        assert driver.calls["write"] < 100
+        driver.fail_writes = []
+        assert (await append(log, "last")).positions == (2,)
 
     async def test_a_slot_that_was_lost_to_another_is_no_longer_in_doubt(self, logs: Logs) -> None:
         """Its first write can never land, so what follows is Unavailable: nothing was applied."""
