@@ -391,7 +391,7 @@ class TestPool:
                 await write(client, put("k2"))
             waited_s = asyncio.get_running_loop().time() - began
         assert WAIT_TIMEOUT_S - 0.5 < waited_s < WAIT_TIMEOUT_S + 2.0
-        await asyncio.wait(writing)
+        await asyncio.gather(*writing, return_exceptions=True)
         assert await bodies(client, "k1", "k2") == {"k1": "2"}
         await client.close()
 
