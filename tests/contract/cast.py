@@ -50,7 +50,14 @@ class Cast:
 
     def _trust(self) -> None:
         public = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        jwk = {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "contract", "x": _b64(public)}
+        jwk = {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "alg": "EdDSA",
+            "use": "sig",
+            "kid": "contract",
+            "x": _b64(public),
+        }
         file = self.directory / "people.jwks"
         file.write_text(json.dumps({"keys": [jwk]}))
         body = {"issuer": ISSUER, "audience": AUDIENCE, "jwks_file": str(file)}
@@ -60,7 +67,14 @@ class Cast:
     def token(self, sub: str, claims: Mapping[str, Any] | None = None) -> str:
         """A token of the tests' issuer for this subject; a claim of None is left out."""
         now = int(time.time())
-        said = {"iss": ISSUER, "aud": AUDIENCE, "sub": sub, "iat": now, "exp": now + TOKEN_S, **(claims or {})}
+        said = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": sub,
+            "iat": now,
+            "exp": now + TOKEN_S,
+            **(claims or {}),
+        }
         return self.signed({name: value for name, value in said.items() if value is not None})
 
     def signed(self, claims: Mapping[str, Any]) -> str:
@@ -82,7 +96,13 @@ class Cast:
     def tenant(self, *roles: str, **fields: Any) -> "Tenant":
         """A new tenant, with a user in each of the roles."""
         tenant_id = f"t_{next(_numbers)}"
-        body = {"tenant_id": tenant_id, "name": "A tenant", "mode": "lab", "default_surface_id": "chat", **fields}
+        body = {
+            "tenant_id": tenant_id,
+            "name": "A tenant",
+            "mode": "lab",
+            "default_surface_id": "chat",
+            **fields,
+        }
         made(self.system_admin.post("/tenants", body))
         tenant = Tenant(self, tenant_id)
         for role in roles:
@@ -116,10 +136,30 @@ class Tenant:
         self.users.setdefault(role, user_id)
         return self.cast.as_user(user_id)
 
+    def settled(self, changes: int) -> "Tenant":
+        """Itself, once its spine was told of so many changes: none comes between a test's events then."""
+        reader = next(iter(self.users))
+        until(lambda: len(self[reader].items("/events?event_type=audit")) >= changes)
+        return self
+
     def key(self, user_id: str, role: str) -> Caller:
         """A new API key of this user in this role."""
         reply = made(self.operator.post("/keys", {"user_id": user_id, "role": role}))
         return Caller(self.cast.url, reply.body["key"], {})
+
+
+def sqlite_backend(cast: Cast, offered_to: Any = "*", **fields: Any) -> str:
+    """A second SQLite backend at a path of its own; its id."""
+    name = fresh("b")
+    body = {
+        "driver": "sqlite",
+        "class": "host_local",
+        "config": {"path": str(cast.directory / f"{name}.db")},
+        "offered_to": offered_to,
+        **fields,
+    }
+    made(cast.system_admin.put(f"/backends/{name}", body, if_none_match="*"))
+    return name
 
 
 def until(condition: Callable[[], _Found]) -> _Found:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cast import Cast, Tenant
+from tests.contract.cast import ROLES, Cast, Tenant
 from tests.servers.lab import LabServer
 
 
@@ -23,4 +23,4 @@ def cast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cast]:
 @pytest.fixture(scope="module")
 def tenant(cast: Cast) -> Tenant:
     """A tenant with a user in each role, the module's own."""
-    return cast.tenant("owner", "admin", "member", "viewer", "agent")
+    return cast.tenant(*ROLES).settled(1 + 2 * len(ROLES))

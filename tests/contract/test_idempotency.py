@@ -25,33 +25,71 @@ def call_named(cast: Cast, tenant: Tenant, name: str) -> tuple[Any, str, str, An
         "memory": (member, "PUT", f"/memory/s/{n}", {"value": 1}, {"value": 2}, {}),
         "blackboard": (member, "PUT", f"/blackboard/r/{n}", {"value": 1}, {"value": 2}, new),
         "note": (member, "POST", "/notes", {"content": n}, {"content": "other"}, {}),
-        "project": (admin, "POST", "/projects", {"project_id": n, "name": "P"}, {"project_id": n, "name": "Q"}, {}),
+        "project": (
+            admin,
+            "POST",
+            "/projects",
+            {"project_id": n, "name": "P"},
+            {"project_id": n, "name": "Q"},
+            {},
+        ),
         "tenant": (
-            system, "POST", "/tenants", {"tenant_id": f"t_{n}", "name": "T", "mode": "lab", "default_surface_id": "chat"},
-            {"tenant_id": f"t_{n}", "name": "U", "mode": "lab", "default_surface_id": "chat"}, {},
+            system,
+            "POST",
+            "/tenants",
+            {"tenant_id": f"t_{n}", "name": "T", "mode": "lab", "default_surface_id": "chat"},
+            {"tenant_id": f"t_{n}", "name": "U", "mode": "lab", "default_surface_id": "chat"},
+            {},
         ),
         "user": (system, "POST", "/users", {"user_id": n}, {"user_id": n, "name": "N"}, {}),
         "os": (system, "POST", "/oses", {"os_id": n, "name": "O"}, {"os_id": n, "name": "P"}, {}),
         "mode": (system, "PUT", f"/modes/{n}", {"allowed_classes": []}, {"allowed_classes": ["cloud"]}, {}),
         "backend": (system, "PUT", f"/backends/{n}", sqlite, {**sqlite, "offered_to": "*"}, new),
         "member": (
-            owner, "PUT", tenant.path(f"/members/{cast.user()}"), {"role": "member"}, {"role": "viewer"}, {},
+            owner,
+            "PUT",
+            tenant.path(f"/members/{cast.user()}"),
+            {"role": "member"},
+            {"role": "viewer"},
+            {},
         ),
         "key": (
-            admin, "POST", "/keys", {"user_id": tenant.users["member"], "role": "member"},
-            {"user_id": tenant.users["member"], "role": "viewer"}, {},
+            admin,
+            "POST",
+            "/keys",
+            {"user_id": tenant.users["member"], "role": "member"},
+            {"user_id": tenant.users["member"], "role": "viewer"},
+            {},
         ),
         "route": (
-            cast.tenant("owner")["owner"], "PUT", "/routes/notes_store", {"backend_id": "lab"},
-            {"backend_id": "lab", "scope": {"env": "prod"}}, new,
+            cast.tenant("owner")["owner"],
+            "PUT",
+            "/routes/notes_store",
+            {"backend_id": "lab"},
+            {"backend_id": "lab", "scope": {"env": "prod"}},
+            new,
         ),
-    }  # fmt: skip
+    }
     return calls[name]
 
 
-NAMES = (
-    "event stream table memory blackboard note project tenant user os mode backend member key route"
-).split()
+NAMES = [
+    "event",
+    "stream",
+    "table",
+    "memory",
+    "blackboard",
+    "note",
+    "project",
+    "tenant",
+    "user",
+    "os",
+    "mode",
+    "backend",
+    "member",
+    "key",
+    "route",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +103,9 @@ def test_a_repeat_gets_the_first_status_and_body_and_is_marked(cast: Cast, tenan
         assert (again.status, again.replayed) == (201, True), again
         if name == "key":
             expected = {key: value for key, value in first.body.items() if key != "key"}
-            assert {key: value for key, value in again.body.items() if value is not None or key != "key"} == expected
+            assert {
+                key: value for key, value in again.body.items() if value is not None or key != "key"
+            } == expected
             assert str(first.body["key"]) not in again.content.decode()
         else:
             assert again.body == first.body
@@ -125,7 +165,11 @@ def test_a_delete_of_a_note_a_key_and_a_member_is_repeated_as_204(cast: Cast, te
     key_id = made(owner.post("/keys", {"user_id": tenant.users["member"], "role": "viewer"})).body["key_id"]
     user = cast.user()
     made(tenant.invite(user, "viewer"))
-    for caller, path in ((member, f"/notes/{note}"), (owner, f"/keys/{key_id}"), (owner, tenant.path(f"/members/{user}"))):
+    for caller, path in (
+        (member, f"/notes/{note}"),
+        (owner, f"/keys/{key_id}"),
+        (owner, tenant.path(f"/members/{user}")),
+    ):
         key = fresh("key")
         assert caller.delete(path, idempotency_key=key).status == 204
         again = caller.delete(path, idempotency_key=key)
@@ -186,7 +230,9 @@ def test_a_key_counts_for_one_user_one_path_one_method_one_env_and_one_tenant(ca
 
 @pytest.mark.parametrize("bad", ["", "a" * 256, "é", "a\tb"])
 def test_a_key_that_is_not_1_to_255_printable_ascii_is_400(tenant: Tenant, bad: str) -> None:
-    problem(tenant["member"].put(f"/tables/t/p/{fresh('k')}", {"value": 1}, idempotency_key=bad), 400, "Invalid")
+    problem(
+        tenant["member"].put(f"/tables/t/p/{fresh('k')}", {"value": 1}, idempotency_key=bad), 400, "Invalid"
+    )
 
 
 @pytest.mark.parametrize("good", ["a", "a" * 255, "!#$%&'()*+,-./:;<=>?@[]^_`{|}~\\\"", "a b"])

@@ -1,7 +1,6 @@
 """Lists: their shape, their limits, their cursors and their order, alike everywhere."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +23,29 @@ class Listed:
     ordered_by: str  # "name", "creation" or "position"
 
 
-NAMES = (
-    "events streams tables memory blackboard versions notes tenants users oses surfaces apps projects keys backends "
-    "routes history"
-).split()
+NAMES = [
+    "events",
+    "streams",
+    "tables",
+    "memory",
+    "blackboard",
+    "versions",
+    "notes",
+    "tenants",
+    "users",
+    "oses",
+    "surfaces",
+    "apps",
+    "projects",
+    "keys",
+    "backends",
+    "routes",
+    "history",
+]
 
 
 @pytest.fixture(scope="module")
-def lists(cast: Cast) -> Iterator[dict[str, Listed]]:
+def lists(cast: Cast) -> dict[str, Listed]:
     house = cast.tenant("owner", "member")
     member, owner, system = house["member"], house["owner"], cast.system_admin
     etag: str | None = None
@@ -43,7 +57,9 @@ def lists(cast: Cast) -> Iterator[dict[str, Listed]]:
         made(member.put(f"/tables/l/p/k{number}", {"value": number}))
         made(member.put(f"/memory/l/k{number}", {"value": number}))
         made(member.put(f"/blackboard/l/k{number}", {"value": number}, if_none_match="*"))
-        version = member.put("/blackboard/lv/k", {"value": number}, **({"if_match": etag} if etag else {"if_none_match": "*"}))
+        version = member.put(
+            "/blackboard/lv/k", {"value": number}, **({"if_match": etag} if etag else {"if_none_match": "*"})
+        )
         etag = version.etag
         made(member.post("/notes", {"content": str(number)}))
         made(owner.post("/projects", {"project_id": f"p{number}", "name": "P"}))
@@ -51,18 +67,27 @@ def lists(cast: Cast) -> Iterator[dict[str, Listed]]:
         cast.user()
         cast.tenant()
         for field, path in (("os_id", "/oses"), ("surface_id", "/surfaces"), ("app_id", "/apps")):
-            extra = {"os_id": "engines"} if field == "surface_id" else {"surface_id": "chat"} if field == "app_id" else {}
+            extra = (
+                {"os_id": "engines"}
+                if field == "surface_id"
+                else {"surface_id": "chat"}
+                if field == "app_id"
+                else {}
+            )
             made(system.post(path, {field: fresh("list"), "name": "L", **extra}))
         file = str(cast.directory / f"{fresh('list')}.db")
         sqlite = {"driver": "sqlite", "class": "host_local", "config": {"path": file}}
         made(system.put(f"/backends/{fresh('list')}", sqlite, if_none_match="*"))
         body = {"backend_id": "lab", "options": {}}
-        changed = owner.put("/routes/notes_store", body, **({"if_match": route} if route else {"if_none_match": "*"}))
+        changed = owner.put(
+            "/routes/notes_store", body, **({"if_match": route} if route else {"if_none_match": "*"})
+        )
         assert changed.status in (200, 201), changed
         route = changed.etag
     for kind in ("memory_store", "event_stream", "tabular_store", "blackboard_store"):
         made(owner.put(f"/routes/{kind}", {"backend_id": "lab"}, if_none_match="*"))
-    yield {
+    house.settled(1 + 2 * 2 + 3 * COUNT + 4)
+    return {
         "events": Listed(member, "/events", "event_id", "position"),
         "streams": Listed(member, "/streams/l/events", "event_id", "position"),
         "tables": Listed(member, "/tables/l/p", "sk", "name"),
@@ -100,7 +125,9 @@ def test_a_list_is_items_and_after_and_null_means_the_end(lists: dict[str, Liste
 
 
 @every_list
-def test_a_limit_bounds_a_page_and_after_goes_on_without_gap_or_repeat(lists: dict[str, Listed], name: str) -> None:
+def test_a_limit_bounds_a_page_and_after_goes_on_without_gap_or_repeat(
+    lists: dict[str, Listed], name: str
+) -> None:
     listed = lists[name]
     whole = ids(listed, f"{listed.path}?limit=1000")
     assert ids(listed, f"{listed.path}?limit=2") == whole
@@ -137,12 +164,17 @@ def test_a_list_is_in_the_contracts_order(lists: dict[str, Listed], name: str) -
     elif listed.ordered_by == "position":
         assert [item["position"] for item in items] == list(range(1, len(items) + 1))
     else:
-        created = [item.get("updated_at") or item.get("created_at") or item["timestamps"]["created_at"] for item in items]
+        created = [
+            item.get("updated_at") or item.get("created_at") or item["timestamps"]["created_at"]
+            for item in items
+        ]
         assert created == sorted(created)
 
 
 @every_list
-@pytest.mark.parametrize("limit", ["0", "1001", "x", "-1", "1.5", "", "1e2", "%201", "99999999999999999999", "01"])
+@pytest.mark.parametrize(
+    "limit", ["0", "1001", "x", "-1", "1.5", "", "1e2", "%201", "99999999999999999999", "01"]
+)
 def test_a_limit_outside_1_to_1000_is_400(lists: dict[str, Listed], name: str, limit: str) -> None:
     listed = lists[name]
     assert problem(listed.caller.get(f"{listed.path}?limit={limit}"), 400, "Invalid")["field"] == "limit"
@@ -168,7 +200,20 @@ def test_order_asc_is_the_default(lists: dict[str, Listed], name: str) -> None:
     assert ids(listed, f"{listed.path}?order=asc") == ids(listed)
 
 
-INVENTED = ["x", "", "AAAA", "a" * 500, "....", "UUalck52cDE", "-", "~~~~", "7MCgj01lcDEy", "%21", "a%20b", "%C3%A9"]
+INVENTED = [
+    "x",
+    "",
+    "AAAA",
+    "a" * 500,
+    "....",
+    "UUalck52cDE",
+    "-",
+    "~~~~",
+    "7MCgj01lcDEy",
+    "%21",
+    "a%20b",
+    "%C3%A9",
+]
 
 
 @every_list
@@ -203,7 +248,18 @@ def test_a_cursor_of_another_list_is_400(lists: dict[str, Listed], name: str) ->
             problem(listed.caller.get(f"{listed.path}?after={after}"), 400, "Invalid")
 
 
-OWN_LISTS = ["events", "streams", "tables", "memory", "blackboard", "versions", "notes", "projects", "keys", "routes"]
+OWN_LISTS = [
+    "events",
+    "streams",
+    "tables",
+    "memory",
+    "blackboard",
+    "versions",
+    "notes",
+    "projects",
+    "keys",
+    "routes",
+]
 
 
 @pytest.mark.parametrize("name", OWN_LISTS)
@@ -215,7 +271,7 @@ def test_a_cursor_of_another_tenant_is_400(cast: Cast, lists: dict[str, Listed],
 
 
 @pytest.mark.parametrize("name", ["notes", "memory"])
-def test_a_cursor_of_another_user_is_400(lists: dict[str, Listed], cast: Cast, name: str) -> None:
+def test_a_cursor_of_another_user_is_400(lists: dict[str, Listed], name: str) -> None:
     listed = lists[name]
     after = listed.caller.get(f"{listed.path}?limit=1").body["after"]
     other = lists["projects"].caller
@@ -258,7 +314,8 @@ def test_an_unknown_parameter_is_400(lists: dict[str, Listed], name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "path", ["/notes", "/tables/none/none", "/memory/none", "/blackboard/none", "/streams/none/events", "/projects"]
+    "path",
+    ["/notes", "/tables/none/none", "/memory/none", "/blackboard/none", "/streams/none/events", "/projects"],
 )
 def test_an_empty_list_is_empty_and_not_404(cast: Cast, path: str) -> None:
     assert cast.tenant("member")["member"].get(path).body == {"items": [], "after": None}

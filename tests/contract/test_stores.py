@@ -9,10 +9,31 @@ from tests.contract.cast import Cast, Tenant, fresh, made, until
 from tests.contract.wire import problem, record
 
 NOTE_FIELDS = {
-    "note_id", "tenant_id", "mode", "user_id", "surface_id", "title", "content", "tags", "source", "timestamps", "etag",
+    "note_id",
+    "tenant_id",
+    "mode",
+    "user_id",
+    "surface_id",
+    "title",
+    "content",
+    "tags",
+    "source",
+    "timestamps",
+    "etag",
     "content_type",
-}  # fmt: skip
-VALUES: list[Any] = [None, True, 0, -1.5, "", "é\U0001f600", [], {}, {"a": [1, {"b": None}]}, {"value": {"value": 1}}]
+}
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1.5,
+    "",
+    "é\U0001f600",
+    [],
+    {},
+    {"a": [1, {"b": None}]},
+    {"value": {"value": 1}},
+]
 VALUED = ["/tables/t/p/{}", "/memory/s/{}", "/blackboard/r/{}"]
 
 
@@ -34,7 +55,9 @@ def test_a_body_without_a_value_is_400(tenant: Tenant, path: str, body: Any) -> 
 @pytest.mark.parametrize("path", VALUED)
 def test_a_record_is_stamped_with_its_identity_and_provenance(tenant: Tenant, path: str) -> None:
     headers = {"x_run_id": "run-7", "x_step_id": "2", "x_surface_id": "canvas"}
-    made_record = record(tenant["member"].put(path.format(fresh("v")), {"value": 1}, if_none_match="*", **headers), 201)
+    made_record = record(
+        tenant["member"].put(path.format(fresh("v")), {"value": 1}, if_none_match="*", **headers), 201
+    )
     assert made_record["tenant_id"] == tenant.tenant_id
     assert made_record["user_id"] == tenant.users["member"]
     assert (made_record["mode"], made_record["env"], made_record["surface_id"]) == ("lab", "prod", "canvas")
@@ -130,7 +153,7 @@ def test_a_put_without_ttl_clears_an_earlier_one(tenant: Tenant) -> None:
     assert member.get(path).body["value"] == 2
 
 
-def test_sessions_are_apart_and_keyed_by_the_project(cast: Cast, tenant: Tenant) -> None:
+def test_sessions_are_apart_and_keyed_by_the_project(tenant: Tenant) -> None:
     member, project = tenant["member"], fresh("p")
     made(tenant["admin"].post("/projects", {"project_id": project, "name": "P"}))
     made(member.put("/memory/one/k", {"value": 1}))
@@ -217,7 +240,12 @@ def test_the_routes_options_bound_a_keys_size_and_versions(cast: Cast) -> None:
 
 
 def test_a_note_has_the_contracts_model(tenant: Tenant) -> None:
-    body = {"title": "T", "content": "# c", "tags": ["a", "b"], "source": {"created_by": "agent", "agent_id": "a1", "run_id": "r"}}
+    body = {
+        "title": "T",
+        "content": "# c",
+        "tags": ["a", "b"],
+        "source": {"created_by": "agent", "agent_id": "a1", "run_id": "r"},
+    }
     note = record(tenant["member"].post("/notes", body), 201)
     assert set(note) >= NOTE_FIELDS
     assert {name: note[name] for name in body} == body
@@ -272,14 +300,18 @@ def test_a_put_replaces_a_note_whole_and_keeps_who_made_it_and_when(tenant: Tena
     assert second["timestamps"]["updated_at"] > first["timestamps"]["updated_at"]
 
 
-def test_notes_are_filtered_by_surface_project_and_tag_and_found_by_id_on_any_surface(tenant: Tenant, cast: Cast) -> None:
+def test_notes_are_filtered_by_surface_project_and_tag_and_found_by_id_on_any_surface(
+    cast: Cast,
+) -> None:
     house = cast.tenant("member", "admin")
     made(house["admin"].post("/projects", {"project_id": "p1", "name": "P"}))
     member = house["member"]
     bound = {
-        "chat": {}, "canvas": {"x_surface_id": "canvas"}, "squared": {"x_surface_id": "SQUARED²"},
+        "chat": {},
+        "canvas": {"x_surface_id": "canvas"},
+        "squared": {"x_surface_id": "SQUARED²"},
         "project": {"x_project_id": "p1"},
-    }  # fmt: skip
+    }
     made_ids = {
         name: made(member.post("/notes", {"content": name, "tags": [name, "all"]}, **headers)).body["note_id"]
         for name, headers in bound.items()
@@ -324,10 +356,14 @@ def test_a_note_id_is_a_uuid_of_the_servers(tenant: Tenant) -> None:
 # --- reserved ---
 
 
-@pytest.mark.parametrize("kind", ["pii_vault", "nexus", "tool_registry", "canvas_registry", "connector_execution", "other"])
+@pytest.mark.parametrize(
+    "kind", ["pii_vault", "nexus", "tool_registry", "canvas_registry", "connector_execution", "other"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
 def test_every_method_on_a_reserved_kind_is_501(tenant: Tenant, kind: str, method: str) -> None:
-    reply = tenant["member"].call(method, f"/reserved/{kind}", {} if method in ("POST", "PUT", "PATCH") else None)
+    reply = tenant["member"].call(
+        method, f"/reserved/{kind}", {} if method in ("POST", "PUT", "PATCH") else None
+    )
     problem(reply, 501, "Reserved")
 
 

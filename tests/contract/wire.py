@@ -1,4 +1,4 @@
-"""Requests as bytes on a socket and replies as they came: all that these tests know of the server is its HTTP.
+"""Requests as bytes on a socket and replies as they came: the server as its HTTP alone.
 
 Leaves to `cast.py` who calls, and to the tests what an answer must be.
 """

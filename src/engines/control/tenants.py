@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from engines.catalogue import kind_named
 from engines.control.records import Membership, Mode, Tenant, User
 from engines.control.service import (
     Service,
@@ -267,7 +268,12 @@ class Modes:
         async def build(_: Mode | None) -> Mode:
             if "host_local" in mode.allowed_classes and mode.mode != LAB_MODE:
                 raise ForbiddenBackendClass("host_local is allowed in mode lab only", field="allowed_classes")
-            return mode
+            # A start compares kinds by name: an alias or a slip of the pen here would mean nothing to it.
+            marked = {
+                field: tuple(kind_named(kind, field).name for kind in getattr(mode, field))
+                for field in ("optional_kinds", "per_tenant_kinds")
+            }
+            return msgspec.structs.replace(mode, **marked)
 
         return await self._store.put(
             MODES, [mode.mode], build, actor=actor(context), condition=condition, request=request

@@ -1,0 +1,94 @@
+"""Ids in paths: judged on the bytes as they came, and never made into another path."""
+
+import pytest
+
+from tests.contract.cast import Tenant
+from tests.contract.wire import problem
+
+LONGEST_ID = "a" * 128
+
+
+GOOD_IDS = ["a", "A9", "0", "a.b_c~d:e@f|g+h-i", LONGEST_ID]
+BAD_IDS = {
+    "dot": ".a",
+    "dots": "..",
+    "dash": "-a",
+    "space": "a%20b",
+    "slash": "a%2Fb",
+    "backslash": "a%5Cb",
+    "nul": "a%00b",
+    "newline_at_the_end": "a%0A",
+    "exclamation": "a!b",
+    "percent": "a%25b",
+    "comma": "a,b",
+    "quote": "a%22b",
+    "semicolon": "a;b",
+    "too_long": LONGEST_ID + "a",
+    "utf8": "a%C3%A9",
+    "not_utf8": "a%FF",
+    "overlong_slash": "a%C0%AFb",
+    "star": "a*",
+    "equals": "a=b",
+    "dollar": "$a",
+    "hash": "a%23b",
+    "question": "a%3Fb",
+    "delete": "a%7F",
+    "fullwidth": "%EF%BC%A1",
+    "doubly_encoded": "a%252Fb",
+    "bad_percent": "a%zz",
+    "cut_percent": "a%4",
+}
+
+
+@pytest.mark.parametrize("good", GOOD_IDS)
+def test_a_path_id_of_the_pattern_is_accepted_percent_encoded_or_not(tenant: Tenant, good: str) -> None:
+    encoded = "".join(f"%{byte:02X}" for byte in good.encode())
+    reply = tenant["member"].put(f"/tables/ids/p/{good}", {"value": 1})
+    assert reply.status in (200, 201), reply
+    again = tenant["member"].get(f"/tables/ids/p/{encoded}")
+    assert (again.status, again.body["sk"]) == (200, good)
+
+
+PATHS_WITH_IDS = [
+    ("GET", "/tables/{}/p/s"),
+    ("PUT", "/tables/t/{}/s"),
+    ("DELETE", "/tables/t/p/{}"),
+    ("GET", "/tables/{}/p"),
+    ("PUT", "/memory/{}/k"),
+    ("GET", "/memory/s/{}"),
+    ("GET", "/memory/{}"),
+    ("PUT", "/blackboard/{}/k"),
+    ("GET", "/blackboard/r/{}/versions"),
+    ("POST", "/streams/{}/events"),
+    ("GET", "/streams/{}/events"),
+    ("GET", "/streams/{}/stream"),
+    ("GET", "/notes/{}"),
+    ("PUT", "/notes/{}"),
+    ("GET", "/projects/{}"),
+    ("GET", "/events/{}"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+@pytest.mark.parametrize(("method", "template"), PATHS_WITH_IDS)
+def test_a_path_id_of_another_pattern_is_400(tenant: Tenant, method: str, template: str, bad: str) -> None:
+    body = {"value": 1} if method in ("PUT", "POST") else None
+    reply = tenant["owner"].call(method, template.format(BAD_IDS[bad]), body)
+    problem(reply, 400, "Invalid")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tables/t/../s",
+        "/tables/./p/s",
+        "/tables//p/s",
+        "//me",
+        "/me/",
+        "/tables/t/p/s/",
+        "/./me",
+        "/notes/../me",
+    ],
+)
+def test_a_path_is_never_normalised_into_another(tenant: Tenant, path: str) -> None:
+    assert tenant["member"].get(path).status in (400, 404)
