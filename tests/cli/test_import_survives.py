@@ -20,6 +20,9 @@ import pytest
 from tests.cli.conftest import SAMPLE, run_engines, start_engines
 from tests.cli.lab import LabProcess
 
+# Servers start many times over, and machines differ.
+pytestmark = pytest.mark.timeout(400)
+
 SEED = int(os.environ.get("ENGINES_TEST_SEED", "20260"))
 # The whole of one test's disturbances; each is followed by a restart, so this bounds its time.
 KILLS = 6
@@ -121,7 +124,6 @@ def test_nothing_is_lost_or_doubled_whoever_is_killed(own_lab: LabProcess, tmp_p
 
 @pytest.mark.crash
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_two_hundred_real_runs_survive_kills_of_server_and_client(
     own_lab: LabProcess, recorded_runs: Path
 ) -> None:

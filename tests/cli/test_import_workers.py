@@ -102,6 +102,7 @@ def deployment(postgres_database: str, engines: Engines, tmp_path: Path) -> Iter
 
 @pytest.mark.crash
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_import_survives_workers_that_are_killed(deployment: Deployment, tmp_path: Path) -> None:
     file = synthetic(tmp_path)
     at = ("--url", deployment.url, "--token", deployment.token, "--dataset", "workers", "--json")
