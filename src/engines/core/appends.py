@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from engines.codec import escaped_bytes
 from engines.core.commits import SALT_BYTES, EventIds, canonical_client_id, item_text, leaf_line
 from engines.core.idempotency import Request
 from engines.core.repeats import Repeats
@@ -61,6 +62,7 @@ class Append(msgspec.Struct, eq=False):
 
     items: list[str]
     lines: list[str]
+    # Bytes once escaped, or for a small request an upper bound of them that costs no count.
     size: int
     deadline_s: float
     future: asyncio.Future[Appended]
@@ -105,12 +107,11 @@ class Append(msgspec.Struct, eq=False):
 class Preparation:
     """Checks requests and makes everything of them that does not depend on their position."""
 
-    __slots__ = ("_ids", "_salts", "_used")
+    __slots__ = ("_ids", "_salts")
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
-        self._salts = b""
-        self._used = 0
+        self._salts: list[tuple[bytes, str]] = []
 
     def prepare(
         self,
@@ -133,24 +134,31 @@ class Preparation:
             body, event_id = entry.body, entry.event_id
             assert body[0] + body[-1] == "{}", "a JSON object's text, without space around it"
             data = body.encode()
-            size += len(data) + data.count(34) + data.count(92) + 2  # codec.escaped_bytes
-            if self._used == len(self._salts):
-                self._draw()
-            salt = self._salts[self._used : self._used + SALT_BYTES]
-            self._used += SALT_BYTES
-            items.append(item_text(body, salt.hex(), event_id))
+            size += 2 * len(data) + 2  # No byte takes more than two once it is escaped.
+            salt, salt_text = (self._salts or self._draw()).pop()
+            items.append(item_text(body, salt_text, event_id))
             lines.append(leaf_line(sha256(salt + data).hexdigest(), event_id))
         if size > EVENT_BYTES_MAX:
-            raise TooLarge(
-                f"one request appends at most {EVENT_BYTES_MAX} bytes, quotes and backslashes twice"
-            )
+            size = _exact_size(entries)
         future = asyncio.get_running_loop().create_future()
         return Append(items, lines, size, deadline_s, future, expected_position, repeats)
 
-    def _draw(self) -> None:
+    def _draw(self) -> list[tuple[bytes, str]]:
         """Salts are drawn many at a time: a system call for each costs as much as its digest."""
-        self._salts = self._ids.token(SALT_BYTES * _SALTS_A_DRAW)
-        self._used = 0
+        drawn = self._ids.token(SALT_BYTES * _SALTS_A_DRAW)
+        salts = [drawn[start : start + SALT_BYTES] for start in range(0, len(drawn), SALT_BYTES)]
+        self._salts = [(salt, salt.hex()) for salt in salts]
+        return self._salts
+
+
+def _exact_size(entries: Sequence[Entry]) -> int:
+    """Raises TooLarge."""
+    size = sum(escaped_bytes(entry.body) for entry in entries)
+    if size > EVENT_BYTES_MAX:
+        raise TooLarge(
+            f"one request appends at most {EVENT_BYTES_MAX} bytes, quotes and backslashes counted twice"
+        )
+    return size
 
 
 def _has_client_ids(entries: Sequence[Entry]) -> bool:
