@@ -25,6 +25,7 @@ from bench.serving import http_postgres, http_sqlite
 from bench.stage import FULL, QUICK, TINY, Sizes, Stage
 from engines.clock import SystemClock, timestamp
 
+TABLE_CHARS: Final = 170
 ROOT: Final = Path(__file__).resolve().parent.parent
 COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "append-postgres": append_postgres,
@@ -46,6 +47,8 @@ SIZES: Final[Mapping[str, Sizes]] = {sizes.name: sizes for sizes in (FULL, QUICK
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_CHARS)
     if options.markdown is not None:
         print(report.markdown(report.read_json(options.markdown)), end="")
         return 0

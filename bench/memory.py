@@ -28,7 +28,7 @@ MEMORY_KEYS = 50
 
 def memory_idle(stage: Stage) -> list[Result]:
     deployment = prepare(stage.new_database(), stage.new_directory())
-    with engines_server(deployment, stage.new_directory()) as server:
+    with engines_server(deployment, stage.new_log_directory()) as server:
         time.sleep(IDLE_S)
         resident = server.resident_bytes() / MIB
     return [
@@ -46,7 +46,7 @@ def memory_idle(stage: Stage) -> list[Result]:
 def memory_growth(stage: Stage) -> list[Result]:
     deployment = prepare(stage.new_database(), stage.new_directory())
     total, warm = stage.sizes.memory_requests, stage.sizes.memory_warm_requests
-    with engines_server(deployment, stage.new_directory()) as server, Load() as load:
+    with engines_server(deployment, stage.new_log_directory()) as server, Load() as load:
         requests = list(_mixed(create_notes(server.port, deployment.token, [note_body(0)])[0]))
 
         def send(count: int) -> None:

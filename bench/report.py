@@ -86,9 +86,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def print_table(results: Iterable[Result], console: Console) -> None:
-    table = Table(
-        title="ours beside the other, in rounds that alternate: medians, and the extremes of the ratios"
-    )
+    table = Table(title="medians of rounds that alternate, and the least and the most ratio of a round")
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
     for result in results:

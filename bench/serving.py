@@ -41,7 +41,7 @@ def http_sqlite(stage: Stage) -> list[Result]:
 def _http(stage: Stage, name: str, label: str, url: str) -> list[Result]:
     deployment = prepare(url, stage.new_directory())
     with (
-        engines_server(deployment, stage.new_directory()) as ours,
+        engines_server(deployment, stage.new_log_directory()) as ours,
         bare_server(url, stage) as bare,
         Load() as load,
     ):
@@ -69,7 +69,7 @@ def _http(stage: Stage, name: str, label: str, url: str) -> list[Result]:
 
 
 def bare_server(url: str, stage: Stage) -> ServerProcess:
-    return ServerProcess(["-m", "bench.bare_litestar"], directory=stage.new_directory(), first_input=url)
+    return ServerProcess(["-m", "bench.bare_litestar"], directory=stage.new_log_directory(), first_input=url)
 
 
 def note_body(number: int) -> str:

@@ -23,6 +23,7 @@ SEED: Final = 20_261_121
 # Checkpoints are seldom, so that one of them does not fall into the round of one side; fsync and all else
 # that makes a commit durable is as in production.
 POSTGRES_SETTINGS: Final = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}
+MEMORY_DIRECTORY: Final = Path("/dev/shm")
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +96,9 @@ class Stage:
         self._given = server
         self._own: PostgresServer | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="engines-bench-")
+        self._in_memory = tempfile.TemporaryDirectory(
+            prefix="engines-bench-", dir=MEMORY_DIRECTORY if MEMORY_DIRECTORY.is_dir() else None
+        )
         self._numbers = itertools.count(1)
         self._databases: list[str] = []
 
@@ -110,6 +114,7 @@ class Stage:
         if self._own is not None:
             self._own.close()
         self._directory.cleanup()
+        self._in_memory.cleanup()
 
     def new_database(self) -> str:
         """The URL of an empty PostgreSQL database."""
@@ -119,7 +124,18 @@ class Stage:
         return url
 
     def new_directory(self) -> Path:
-        path = Path(self._directory.name) / str(next(self._numbers))
+        return self._new_directory(self._directory.name)
+
+    def new_log_directory(self) -> Path:
+        """For the logs of servers: in memory where there is such a place.
+
+        What collects a service's log is a pipe as a rule; a file on the disk on which the other side waits
+        for fsync would hold up whoever writes to it.
+        """
+        return self._new_directory(self._in_memory.name)
+
+    def _new_directory(self, parent: str) -> Path:
+        path = Path(parent) / str(next(self._numbers))
         path.mkdir(mode=0o700)
         return path
 
