@@ -73,6 +73,14 @@ async def _edit_with_a_new_digest(logs: Logs, commits: list[Commit]) -> int:
     return commits[13].first
 
 
+async def _edit_with_the_next_link(logs: Logs, commits: list[Commit]) -> int:
+    """The commit is consistent and the one behind it names its digest, but has not got another itself."""
+    await _edit_with_a_new_digest(logs, commits)
+    forged = (await logs.commits())[12]
+    await put(logs, msgspec.structs.replace(commits[13], previous=forged.digest))
+    return commits[13].first
+
+
 async def _swap_events(logs: Logs, commits: list[Commit]) -> int:
     commit = commits[14]
     await put(logs, msgspec.structs.replace(commit, events=commit.events[::-1]))
@@ -123,6 +131,7 @@ TAMPERINGS = [
     _edit_id,
     _edit_time,
     _edit_with_a_new_digest,
+    _edit_with_the_next_link,
     _swap_events,
     _swap_commits,
     _move_a_document,
