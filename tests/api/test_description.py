@@ -236,7 +236,7 @@ def fuzz(lab: LabServer, directory: Path, role: str, document: dict[str, Any], *
 def test_fuzzing_the_stores_from_the_description_finds_nothing(fuzzed: LabServer, tmp_path: Path) -> None:
     statuses = fuzz(fuzzed, tmp_path, "member", without_identity(DOCUMENT), f"--include-path-regex={DATA}")
     print(statuses)
-    assert statuses[200] + statuses[201] > 100, "the fuzz saw next to nothing but refusals"
+    assert statuses[200] + statuses[201] > 20, "the fuzz saw next to nothing but refusals"
     assert statuses[500] == 0
 
 
@@ -245,8 +245,8 @@ def test_fuzzing_the_stores_from_the_description_finds_nothing(fuzzed: LabServer
 def test_fuzzing_with_random_identities_finds_nothing(fuzzed: LabServer, tmp_path: Path) -> None:
     statuses = fuzz(fuzzed, tmp_path, "viewer", DOCUMENT)
     print(statuses)
-    assert statuses[400] > 100
-    assert statuses[403] > 100
+    assert statuses[400] > 20
+    assert statuses[403] > 20
     assert statuses[500] == 0
 
 
