@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from engines.api.engines import Engines
     from engines.identity.context import Principal
 
-CALL: Final = "engines.call"
-"""Key in a scope: the request's `Call`."""
 STATUS_CLIENT_GONE: Final = 499
 """In the log alone: nobody was there to be answered."""
 
@@ -57,6 +55,7 @@ class Call:
         "engines",
         "fields",
         "metrics",
+        "parameters",
         "receive",
         "request_id",
         "runner",
@@ -77,6 +76,7 @@ class Call:
         self.request_id = ""
         self.endpoint: Endpoint | None = None
         self.runner: Runner
+        self.parameters: Mapping[str, str]
         self.abandons_body = False
         self.status = STATUS_CLIENT_GONE
         self._context: RequestContext | None = None
@@ -109,8 +109,7 @@ class Call:
 
     def id(self, name: str) -> str:
         """A parameter of the path; the shell has checked that it is an id."""
-        value: str = self.scope["path_params"][name]
-        return value
+        return self.parameters[name]
 
     async def body(self, type_: type[T]) -> T:
         """The body, of the type that the endpoint declares.
@@ -190,10 +189,11 @@ class Runner:
         )
         self._reads_all_input = endpoint.ignores_input or None not in (self.body_decoder, self.query_decoder)
 
-    async def run(self, call: Call) -> None:
-        """Answer the call."""
+    async def run(self, call: Call, parameters: Mapping[str, str]) -> None:
+        """Answer the call, whose path has these parameters."""
         call.endpoint = self.endpoint
         call.runner = self
+        call.parameters = parameters
         try:
             answer = await self._answer(call)
         except ClientGone:

@@ -2,19 +2,20 @@
 
 Owns the outermost ASGI layer: the request id, the header fields that every answer carries, and for each
 request one line of the log and its metrics. The log names the route's template, never the path, query, body
-or credential. Leaves routing to Litestar and running a call to `api/call.py`.
+or credential. Leaves routing to `api/dispatch.py` and running a call to `api/call.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 import msgspec
 import structlog
 
 from engines.api.body import Receive
-from engines.api.call import CALL, Call, Scope, problem_of
+from engines.api.call import Call, Scope, problem_of
+from engines.api.dispatch import Dispatch
 from engines.api.engines import Engines
 from engines.api.logs import Account
 from engines.api.metrics import Metrics
@@ -23,7 +24,6 @@ from engines.api.reply import Send
 from engines.errors import EnginesError
 from engines.scope import check_id
 
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Tell = Callable[[Account], None]
 
 UNROUTED: Final = "(none)"
@@ -37,16 +37,14 @@ log = structlog.get_logger("engines.access")
 class Shell:
     """The app that a server runs."""
 
-    def __init__(self, app: App, engines: Engines, metrics: Metrics, tell: Tell) -> None:
-        self._app = app
+    def __init__(self, dispatch: Dispatch, engines: Engines, metrics: Metrics, tell: Tell) -> None:
+        self._dispatch = dispatch
         self._engines = engines
         self._metrics = metrics
         self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        assert scope["type"] == "http", "lifespans and websockets are turned off where the server is set up"
         clock = self._engines.clock
         began = clock.monotonic()
 
@@ -57,7 +55,6 @@ class Shell:
             await send(message)
 
         call = Call(self._engines, self._metrics, scope, receive, send_whole)
-        scope[CALL] = call
         try:
             await self._answer(call)
         finally:
@@ -67,10 +64,11 @@ class Shell:
         try:
             self._name(call)
             check_path(call.scope["raw_path"])
+            runner, parameters = self._dispatch.find(call.scope["method"], call.scope["path"])
         except EnginesError as error:
             await (await problem_of(call, error)).send(call.send)
             return
-        await self._app(call.scope, call.receive, call.send)
+        await runner.run(call, parameters)
 
     def _name(self, call: Call) -> None:
         """The client's id for the request, or a new one. Raises Invalid for one that is none."""

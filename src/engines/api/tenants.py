@@ -82,9 +82,7 @@ async def list_tenants(call: Call) -> Sendable:
 @router.get("/tenants/{tenant_id}", reply=TenantView, has_etag=True)
 async def get_tenant(call: Call) -> Sendable:
     """One tenant."""
-    return stored_reply(
-        TenantView, await call.engines.tenants.get(await call.context(), _tenant_of(call))
-    )
+    return stored_reply(TenantView, await call.engines.tenants.get(await call.context(), _tenant_of(call)))
 
 
 @router.patch(
