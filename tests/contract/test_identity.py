@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.cast import AUDIENCE, Cast, Tenant, made, until
-from tests.contract.wire import Caller, problem
+from tests.contract.cast import AUDIENCE, Cast, Tenant, fresh, made, until
+from tests.contract.wire import Caller, problem, raw
 
 CONTEXT_FIELDS = [
     "tenant_id",
@@ -199,3 +199,36 @@ def test_a_token_with_its_signature_changed_is_401(cast: Cast, tenant: Tenant) -
     head, body, signature = token.split(".")
     for forged in (f"{head}.{body}.", f"{head}.{body}.{signature[::-1]}", f"eyJhbGciOiJub25lIn0.{body}."):
         problem(Caller(cast.url, forged, {}).get("/me"), 401, "Unauthenticated")
+
+
+# --- fields that come twice ---
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"X-Tenant-Id: t_demo\r\nX-Tenant-Id: t_demo",
+        b"Idempotency-Key: a\r\nIdempotency-Key: b",
+        b"Content-Type: text/plain",
+        b'If-Match: "a"\r\nIf-Match: *',
+        b"X-Run-Id: a\r\nX-Run-Id: b",
+    ],
+)
+def test_a_header_that_may_appear_once_and_comes_twice_is_400(tenant: Tenant, fields: bytes) -> None:
+    path = f"/tables/t/p/{fresh('twice')}"
+    said = raw(
+        tenant.cast.url,
+        b"PUT %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer %s\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 11\r\n%s\r\n\r\n"
+        b'{"value":1}' % (path.encode(), str(tenant["member"].credential).encode(), fields),
+    )
+    assert said.split(b" ")[1] == b"400", said[:300]
+    assert tenant["member"].get(path).status == 404
+
+
+def test_two_credentials_are_none(tenant: Tenant) -> None:
+    field = b"Authorization: Bearer %s\r\n" % str(tenant["member"].credential).encode()
+    said = raw(
+        tenant.cast.url, b"GET /me HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%s%s\r\n" % (field, field)
+    )
+    assert said.split(b" ")[1] in (b"400", b"401"), said[:300]

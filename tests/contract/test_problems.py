@@ -1,5 +1,6 @@
 """What bad requests get: problem documents with the contract's codes, and never a 422 or a 500."""
 
+import gzip
 import json
 import socket
 import time
@@ -55,6 +56,9 @@ def test_a_path_that_does_not_exist_is_404_with_and_without_a_credential(cast: C
         ("POST", "/tables/t/p", {"GET"}),
         ("PUT", "/keys/k", {"DELETE"}),
         ("POST", "/health/live", {"GET"}),
+        ("OPTIONS", "/notes", {"GET", "POST"}),
+        ("TRACE", "/notes", {"GET", "POST"}),
+        ("PROPFIND", "/notes", {"GET", "POST"}),
     ],
 )
 def test_a_wrong_method_is_405_with_allow(tenant: Tenant, method: str, path: str, allowed: set[str]) -> None:
@@ -357,3 +361,15 @@ def test_the_openapi_description_names_no_422(cast: Cast) -> None:
     for path, calls in described["paths"].items():
         for method, call in calls.items():
             assert "422" not in call.get("responses", {}), (method, path)
+
+
+@pytest.mark.parametrize("body", [b'{"value": 1, "value": 2}', b'\xef\xbb\xbf{"value": 1}'])
+def test_a_member_named_twice_and_a_byte_order_mark_are_400(tenant: Tenant, body: bytes) -> None:
+    path = row()
+    problem(tenant["member"].put(path, body), 400, "Invalid")
+    assert tenant["member"].get(path).status == 404
+
+
+def test_a_body_in_a_content_coding_is_refused(tenant: Tenant) -> None:
+    reply = tenant["member"].put(row(), gzip.compress(b'{"value": 1}'), content_encoding="gzip")
+    assert reply.status in (400, 415), reply
