@@ -167,7 +167,7 @@ def test_an_import_is_seen_however_it_is_written(text: str) -> None:
         ("from os import getenv", "os.getenv"),
         ("import asyncpg.pool", "asyncpg"),
         ("def f():\n    import sqlite3", "sqlite3"),
-        ("from litestar.di import Provide", "litestar"),
+        ("from uvicorn.config import Config", "uvicorn"),
     ],
 )
 def test_a_name_with_one_home_is_seen_however_it_is_written(text: str, name: str) -> None:

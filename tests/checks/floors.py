@@ -67,8 +67,8 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     # One SDK, one driver.
     "asyncpg": ("drivers/documents/postgres/",),
     "sqlite3": ("drivers/documents/sqlite.py",),
-    # The framework of the edge stays at the edge.
-    "litestar": ("api/", "wiring.py"),
+    # What belongs to the edges stays there.
+    "uvicorn": ("api/", "cli/"),
     "cyclopts": ("cli/",),
     # The environment.
     "os.environ": ("settings.py", "drivers/secrets/", "testing/"),

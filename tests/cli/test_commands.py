@@ -24,7 +24,7 @@ def test_help_is_told_without_importing_any_command() -> None:
         "import sys; from engines.cli.main import run\n"
         "try: run(['--help'])\n"
         "except SystemExit as e: assert not e.code\n"
-        "slow = ('aiohttp', 'litestar', 'engines.wiring', 'engines.client')\n"
+        "slow = ('aiohttp', 'uvicorn', 'engines.wiring', 'engines.client')\n"
         "loaded = [name for name in sys.modules if name.startswith(slow)]\n"
         "assert not loaded, loaded"
     )
