@@ -144,7 +144,7 @@ class Conflict(EnginesError):
 
 
 class PreconditionFailed(Conflict):
-    """`If-Match` or `If-None-Match` did not hold. On the wire it is a `Conflict`, told apart by its status."""
+    """`If-Match` or `If-None-Match` did not hold. On the wire a `Conflict`, told apart by its status."""
 
     status = 412
     code = Conflict.code
@@ -221,6 +221,6 @@ class OutcomeUnknown(EnginesError):
 
 
 class BackendRefused(EnginesError):
-    """The backend refused us: credential, permission or a missing table. An operator's work, never the user's."""
+    """The backend refused us: credential, permission, missing table. An operator's work, never the user's."""
 
     status = 503

@@ -1,8 +1,8 @@
 """Bootstrap settings: the little that must be known before the control plane can be read.
 
 Owns the environment variables that Engines reads and their defaults. No variable selects a backend for
-data: `ENGINES_CONTROL_PLANE` names the control plane and nothing else. A misspelt name fails at start. Secrets
-named by `env:` handles are read by `drivers/secrets/environment.py`, under the prefix `ENGINES_SECRET_`.
+data: `ENGINES_CONTROL_PLANE` names the control plane and nothing else. A misspelt name fails at start.
+Secrets named by `env:` handles are read by `drivers/secrets/environment.py`, under `ENGINES_SECRET_`.
 """
 
 from __future__ import annotations

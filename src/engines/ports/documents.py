@@ -84,14 +84,14 @@ class DocumentDriver(Protocol):
     """One document database.
 
     Core guarantees: 1 to `OPS_MAX` ops with distinct keys; a body of at most `BODY_BYTES_MAX` and a write of
-    at most `WRITE_BYTES_MAX`, both counted by `codec.escaped_bytes`; at most `GET_KEYS_MAX` distinct keys a get;
-    1 <= limit <= `SCAN_LIMIT_MAX`; keys of at most `KEY_BYTES_MAX` and partitions of at most
+    at most `WRITE_BYTES_MAX`, both counted by `codec.escaped_bytes`; at most `GET_KEYS_MAX` distinct keys a
+    get; 1 <= limit <= `SCAN_LIMIT_MAX`; keys of at most `KEY_BYTES_MAX` and partitions of at most
     `PARTITION_BYTES_MAX` bytes of printable ASCII (0x21 to 0x7E) without `/ \\ ? #`, starting with a letter;
     `write_id` fresh for each write. A body is JSON text.
 
     Every verb raises only `Conflict` (write), `Throttled`, `Unavailable`, `OutcomeUnknown` (write),
-    `BackendRefused` or `Corrupt`. `Unavailable` from a write says that nothing was applied and nothing will be:
-    it is raised only when nothing was sent or the server answered that it rolled back. Every other
+    `BackendRefused` or `Corrupt`. `Unavailable` from a write says that nothing was applied and nothing will
+    be: it is raised only when nothing was sent or the server answered that it rolled back. Every other
     break is `OutcomeUnknown`. The client library's own retries of writes are off.
 
     A cancelled call leaves the driver usable; a cancelled write may or may not have been applied.
@@ -120,7 +120,7 @@ class DocumentDriver(Protocol):
         ...
 
     async def reclaim(self, limit: int) -> int:
-        """Remove at most `limit` documents that have expired; returns how many. 0 where the service does it."""
+        """Remove at most `limit` expired documents; returns how many. 0 where the service does it."""
         ...
 
     async def close(self) -> None:

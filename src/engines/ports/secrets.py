@@ -1,8 +1,8 @@
 """The secret port: handles in, values out.
 
 Owns the shape of a handle and the `SecretSource` protocol. A handle is `scheme:name`, such as
-`env:ENGINES_SECRET_DB`, `json:db/password` or `file:/run/secrets/db`; records and routes hold handles, never values.
-Leaves each scheme to a driver under `drivers/secrets/` and choosing among them to `core/secrets.py`.
+`env:ENGINES_SECRET_DB`, `json:db/password` or `file:/run/secrets/db`; records and routes hold handles, never
+values. Leaves each scheme to a driver under `drivers/secrets/` and choosing among them to `core/secrets.py`.
 """
 
 from __future__ import annotations
