@@ -10,7 +10,7 @@ import pytest
 
 from engines.core.commits import COMMIT, Commit, commit_key, stream_key
 from engines.core.log import Head, Log
-from engines.errors import NotFound
+from engines.errors import Corrupt, NotFound
 from engines.ports.documents import ALWAYS, Delete, Put
 from engines.testing.log.harness import SHARD, STREAM, Logs, append, client_id, entry, names
 
@@ -194,6 +194,24 @@ class TestVerify:
             assert (await log.verify(Head(commit.last, commit.digest))).ok
             forged = await log.verify(Head(commit.last, commit.digest[::-1]))
             assert forged.bad_position == commit.last
+
+    async def test_a_reader_stops_at_a_commit_that_is_missing(self, logs: Logs) -> None:
+        """In either direction, wherever it begins."""
+        await written(logs)
+        missing = (await logs.commits())[12]
+        await drop(logs, missing)
+        log = logs.open()
+        whole = (await log.list_after(0, limit=missing.first - 1)).events
+        assert whole[-1].position == missing.first - 1
+        for cursor in (0, missing.first - 2, *range(missing.first - 1, missing.last)):
+            with pytest.raises(Corrupt):
+                await log.list_after(cursor, limit=missing.first)
+        end = (await log.head()).position
+        down = (await log.list_before(None, limit=end - missing.last)).events
+        assert down[-1].position == missing.last + 1
+        for cursor in (end, missing.last + 2, *range(missing.first + 1, missing.last + 2)):
+            with pytest.raises(Corrupt):
+                await log.list_before(cursor, limit=end)
 
     async def test_the_loss_of_the_streams_own_record_is_no_empty_log(self, logs: Logs) -> None:
         _, head = await written(logs)
