@@ -78,6 +78,25 @@ async def test_changes_from_many_processes_are_all_kept_and_numbered_without_a_g
     assert [int(doc.key.rsplit("!", 1)[1]) for doc in page.docs] == list(range(1, 31))
 
 
+async def test_a_change_in_the_same_process_does_not_hide_itself_from_one_under_way(another: Another) -> None:
+    """It moves the tail that both know; the number under which the first read stays what it was."""
+    store = (await another()).store
+    await put_user(store, User(user_id="u1", name="here"))
+    seen: list[str | None] = []
+
+    async def build(_: User | None) -> User:
+        other = await store.read(USERS, "u1")
+        seen.append(None if other is None else other.record.name)
+        if len(seen) == 1:
+            await store.delete(USERS, ["u1"], actor=ACTOR)
+            await store.advance()
+        return User(user_id="u2", name=seen[-1])
+
+    written = await store.put(USERS, ["u2"], build, actor=ACTOR)
+    assert seen == ["here", None]
+    assert written.record.name is None
+
+
 async def test_a_deleted_record_is_gone_and_its_versions_go_on(another: Another) -> None:
     store = (await another()).store
     await put_user(store, User(user_id="u1", name="Ada"))

@@ -274,7 +274,8 @@ class ControlStore:
             await self._backlog.admit(tenant_id)
         lost: Conflict | None = None
         for _ in range(RACES_MAX):
-            await self.advance()
+            # What is read from here on holds at this number: other changes of this process move the tail.
+            tail = await self._advanced()
             keys = (key,) if request is None else (key, request.key)
             found = await self.documents.get_many(PARTITION, keys)
             if request is not None and request.key in found:
@@ -290,7 +291,7 @@ class ControlStore:
             ops = [
                 *_head_ops(key, head, envelope),
                 *indexes,
-                *self._feed_ops([key, *(op.key for op in indexes)]),
+                *_feed_ops(tail + 1, [key, *(op.key for op in indexes)]),
             ]
             ops += _audit_ops(table, key, envelope, actor, existing, record)
             if request is not None:
@@ -339,7 +340,13 @@ class ControlStore:
 
     async def advance(self) -> None:
         """Learn the feed's tail. Cheap where nothing changed: one scan that finds nothing."""
-        self._tail, _ = await self.changes_after(self._tail)
+        await self._advanced()
+
+    async def _advanced(self) -> int:
+        """The same; returns the tail."""
+        tail, _ = await self.changes_after(self._tail)
+        self._tail = max(self._tail, tail)
+        return tail
 
     async def changes_after(self, number: int) -> tuple[int, Sequence[str] | None]:
         """The tail, and the keys touched since `number`; None where that is no longer known."""
@@ -361,12 +368,13 @@ class ControlStore:
                 return number, touched if complete else None
             above = page.resume
 
-    def _feed_ops(self, keys: Sequence[str]) -> Sequence[Op]:
-        number = self._tail + 1
-        entry = Put(_feed_key(number), _FEED.encode(_Touched(tuple(keys))), ABSENT)
-        if number <= FEED_KEPT:
-            return (entry,)
-        return (entry, Delete(_feed_key(number - FEED_KEPT), ALWAYS))
+
+def _feed_ops(number: int, keys: Sequence[str]) -> Sequence[Op]:
+    """The feed's entry `number` in, and what is past the kept ones out."""
+    entry = Put(_feed_key(number), _FEED.encode(_Touched(tuple(keys))), ABSENT)
+    if number <= FEED_KEPT:
+        return (entry,)
+    return (entry, Delete(_feed_key(number - FEED_KEPT), ALWAYS))
 
 
 def _feed_key(number: int) -> str:
