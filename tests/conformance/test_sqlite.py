@@ -108,8 +108,22 @@ class TestGroup:
             await write(driver, put("k3", "1"))
             assert await read_keys(driver) == ["k3"]
 
+    async def test_calls_that_fail_together_each_have_an_exception_of_their_own(self, tmp_path: Path) -> None:
+        client = open_driver(Config(path=str(tmp_path / "gone" / "documents.db")), {}, ManualClock())
+        failures = await asyncio.gather(
+            *(write(client, put(f"k{number}")) for number in range(5)), return_exceptions=True
+        )
+        await client.close()
+        assert {type(failure) for failure in failures} == {BackendRefused}
+        assert len({id(failure) for failure in failures}) == 5
+
 
 class TestConfig:
+    @pytest.mark.parametrize("path", [":memory:", "", "relative.db", "file:/a.db", "/directory/"])
+    def test_a_path_that_names_no_one_file_is_no_config(self, path: str) -> None:
+        with pytest.raises(ValueError, match="absolute path"):
+            Config(path=path)
+
     def test_a_url_names_an_absolute_path(self) -> None:
         assert config_from_url("sqlite:///var/lib/a%20b.db") == ({"path": "/var/lib/a b.db"}, None)
 

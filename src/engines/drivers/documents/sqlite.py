@@ -57,7 +57,7 @@ DESCRIPTION: Final = DriverDescription(
     backend_class="host_local",
     consistency="serialisable; a read sees every commit before it",
     durability="WAL, synchronous=FULL: acknowledged after fsync",
-    config={"path": "the database file; its directory must exist"},
+    config={"path": "the database file, an absolute path; its directory must exist"},
     secrets={},
     limits={
         "writers": "one at a time per file",
@@ -90,6 +90,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a backend record of this driver holds."""
 
     path: str
+
+    def __post_init__(self) -> None:
+        # A relative path means another file wherever a process is started, and `:memory:` means none at all:
+        # each connection would have a database of its own, whose writes are acknowledged and lost.
+        if not self.path.startswith("/") or self.path.endswith("/"):
+            raise ValueError("path is the absolute path of a file")
 
 
 def open_driver(config: Config, secrets: Mapping[str, Secret], clock: Clock) -> SqliteDocuments:  # noqa: ARG001
@@ -263,8 +269,8 @@ class _Lane:
                 connection = connection or _connect(self._path)
                 settlements = self._run(connection, jobs)
             except (sqlite3.Error, ValueError, OverflowError) as error:
-                refusal = _translate(error)
-                settlements = [(future, None, refusal) for _, future in jobs]
+                # To each an exception of its own: whoever raises one changes it.
+                settlements = [(future, None, _translate(error)) for _, future in jobs]
             self._answer(settlements)
         if connection is not None:
             connection.close()
