@@ -385,6 +385,15 @@ async def test_bootstrap_tells_empty_from_ready_for_whoever_asks(
     (await outsider("GET", "/bootstrap")).problem(403, "Forbidden")
 
 
+async def test_a_scrape_key_reads_metrics_and_nothing_else(admin: Client, anyone: Client) -> None:
+    made = await admin("POST", "/keys", {"user_id": "u_system_admin", "role": "scrape"})
+    assert made.status == 201
+    scraper = anyone.bearing(made.json["key"])
+    assert (await scraper("GET", "/metrics")).status == 200
+    for path in ("/notes", "/events", "/users", "/backends", "/keys"):
+        (await scraper("GET", path)).problem(403, "Forbidden")
+
+
 async def test_metrics_are_for_the_operator(admin: Client, owner: Client) -> None:
     await owner("GET", "/notes/nothing")
     (await owner("GET", "/metrics")).problem(403, "Forbidden")

@@ -31,8 +31,8 @@ def check_path(raw: bytes) -> None:
     """Raises Invalid for a path that breaks the rule for segments. `/` alone is a path without any."""
     if _PLAIN_PATH.fullmatch(raw) or raw == b"/":
         return
-    # Split first: an escaped slash is part of its segment, and breaks the rule there. So does an escape that is
-    # broken, because its percent sign stays.
+    # Split first: an escaped slash is part of its segment, and breaks the rule there. So does a broken
+    # escape, because its percent sign stays.
     rooted, *segments = raw.split(b"/")
     if rooted or not all(_SEGMENT.fullmatch(unquote_to_bytes(segment)) for segment in segments):
         raise Invalid(PATH_RULE, field="path")
