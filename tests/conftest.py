@@ -84,7 +84,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _failed_checks() -> str:
-    return os.environ.get("ENGINES_FAILED_CHECKS", "")
+    return os.environ.get("ENGINES_TEST_FAILED_CHECKS", "")
 
 
 def _not_run(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -26,7 +26,7 @@ def without_postgres(tmp_path: Path) -> dict[str, str]:
 
 def run_pytest(test: str, *, variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     inherited = {
-        name: value for name, value in os.environ.items() if name not in ("CI", "ENGINES_FAILED_CHECKS")
+        name: value for name, value in os.environ.items() if name not in ("CI", "ENGINES_TEST_FAILED_CHECKS")
     }
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", test],
@@ -52,7 +52,7 @@ def test_in_ci_a_test_without_its_server_has_failed(without_postgres: dict[str, 
 
 
 def test_a_check_that_failed_before_the_tests_fails_the_run() -> None:
-    done = run_pytest(NEEDS_NOTHING, variables={"ENGINES_FAILED_CHECKS": "types lint"})
+    done = run_pytest(NEEDS_NOTHING, variables={"ENGINES_TEST_FAILED_CHECKS": "types lint"})
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "failed: types lint" in done.stdout
     assert "1 passed in" in done.stdout.splitlines()[-1]

@@ -97,7 +97,7 @@ class TestErrors:
 class TestConfig:
     def test_a_url_becomes_a_config_without_its_password(self) -> None:
         config, password = config_from_url(
-            "postgresql://app:p%40ss@db.example:6432/prod?schema=a_b&tls=require"
+            "postgresql://app:p%40ss@db.example:6432/prod?schema=a_b&tls=require"  # pragma: allowlist secret
         )
         assert password == "p@ss"
         assert config == {
@@ -114,17 +114,17 @@ class TestConfig:
     @pytest.mark.parametrize(
         "url",
         [
-            "postgresql://app:hunter2@/prod",
-            "postgresql://app:hunter2@db",
+            "postgresql://app:hunter2@/prod",  # pragma: allowlist secret
+            "postgresql://app:hunter2@db",  # pragma: allowlist secret
             "postgresql://:hunter2@db/prod",
             "postgresql://app:hunt/er2@db/prod",
-            "postgresql://app:hunter2@db:port/prod",
-            "postgresql://app:hunter2@db:99999/prod",
-            "postgresql://app:hunter2@db/prod?schema=a;b",
-            "postgresql://app:hunter2@db/prod?sslmode=require",
-            "postgresql://app:hunter2@db/prod?pool_size=0",
-            "postgresql://app:hunter2@[db/prod",
-            "mysql://app:hunter2@db/prod",
+            "postgresql://app:hunter2@db:port/prod",  # pragma: allowlist secret
+            "postgresql://app:hunter2@db:99999/prod",  # pragma: allowlist secret
+            "postgresql://app:hunter2@db/prod?schema=a;b",  # pragma: allowlist secret
+            "postgresql://app:hunter2@db/prod?sslmode=require",  # pragma: allowlist secret
+            "postgresql://app:hunter2@db/prod?pool_size=0",  # pragma: allowlist secret
+            "postgresql://app:hunter2@[db/prod",  # pragma: allowlist secret
+            "mysql://app:hunter2@db/prod",  # pragma: allowlist secret
         ],
     )
     def test_a_bad_url_is_invalid_and_its_password_is_not_repeated(self, url: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 from engines.core.lease import DURATION_S, Lease
 from engines.testing.clock import ManualClock
+from engines.testing.faults import Fault
 from tests.core.conftest import NewDocuments
 
 PARTITION = "work.t_a.prod.0"
@@ -62,3 +63,19 @@ async def test_a_holder_that_starts_again_under_its_name_does_not_trust_what_it_
     again = Lease(documents, PARTITION, "relay", holder="one", clock=clock)
     assert await again.acquire()
     assert not again.continued
+
+
+async def test_a_renewal_that_was_cancelled_and_landed_is_given_up_too(new_documents: NewDocuments) -> None:
+    clock = ManualClock()
+    documents, faulty = await new_documents(clock)
+    lease = Lease(documents, PARTITION, "relay", holder="one", clock=clock)
+    assert await lease.acquire()
+    faulty.script(Fault.LATE)
+    renewal = asyncio.create_task(lease.acquire())
+    await asyncio.sleep(0)  # It has been sent.
+    renewal.cancel()
+    await asyncio.gather(renewal, return_exceptions=True)
+    await faulty.late_writes_delivered()
+    await lease.release()
+    other, _ = await new_documents(clock)
+    assert await Lease(other, PARTITION, "relay", holder="two", clock=clock).acquire()

@@ -348,7 +348,7 @@ async def test_nothing_of_the_answer_is_kept_in_an_error(issuer: Issuer) -> None
         "http://127.0.0.1.evil.test/jwks",
         "http://localhost.evil.test/jwks",
         "http://localhost@evil.test/jwks",
-        "https://user:pass@issuer.test/jwks",
+        "https://user:pass@issuer.test/jwks",  # pragma: allowlist secret
         "https://user@issuer.test/jwks",
         "ftp://127.0.0.1/jwks",
         "file:///etc/passwd",

@@ -63,12 +63,16 @@ class Lease:
         return True
 
     async def release(self) -> None:
-        """Give it up, so that another need not wait for it to lapse."""
-        version, self._version, self._held_until = self._version, None, 0.0
-        if version is None:
+        """Give it up, so that another need not wait for it to lapse.
+
+        What stands there decides, because a renewal that was cancelled may have been written all the same.
+        """
+        self._version, self._held_until, self.continued = None, 0.0, False
+        doc = await self._documents.get(self._partition, self._key)
+        if doc is None or _CODEC.decode(doc.body).holder != self._holder:
             return
         try:
-            await self._documents.write(self._partition, [Delete(self._key, Match(version))])
+            await self._documents.write(self._partition, [Delete(self._key, Match(doc.version))])
         except Conflict:  # It lapsed and is another's by now.
             return
 
