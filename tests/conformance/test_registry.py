@@ -13,8 +13,8 @@ from engines.testing.documents import DocumentHarness
 CLASSES = {"cloud", "server", "host_local"}
 URLS = {
     "sqlite": "sqlite:///nowhere/a.db",
-    "postgresql": "postgresql://u:hunter2@192.0.2.1/d",
-}  # pragma: allowlist secret
+    "postgresql": "postgresql://u:hunter2@192.0.2.1/d",  # pragma: allowlist secret
+}
 
 
 @pytest.mark.parametrize("name", DOCUMENT_DRIVERS)
