@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from engines.clock import SystemClock
 from engines.core.documents import Documents
-from engines.errors import Conflict, OutcomeUnknown, Unavailable
+from engines.errors import BackendRefused, Conflict, OutcomeUnknown, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import ABSENT, ALWAYS, Delete, DocumentDriver, Match, Op
 from engines.testing.documents import DocumentHarness, driver
@@ -172,6 +172,16 @@ class TestRefusal:
         faulty.script(Fault.LOST_UNAPPLIED)
         with pytest.raises(OutcomeUnknown):
             await impatient.write(PARTITION, [put("k1", "1", ABSENT)])
+
+    async def test_a_backend_that_refuses_after_a_lost_reply_leaves_the_outcome_unknown(
+        self, documents: Documents, faulty: FaultyDriver
+    ) -> None:
+        faulty.script(Fault.LOST_UNAPPLIED, Fault.FORBIDDEN)
+        with pytest.raises(OutcomeUnknown):
+            await documents.write(PARTITION, [put("k1", "1", ABSENT)])
+        faulty.script(Fault.FORBIDDEN)
+        with pytest.raises(BackendRefused):
+            await documents.write(PARTITION, [put("k1", "1", ABSENT)])
 
     async def test_reads_are_repeated_until_they_are_answered(
         self, documents: Documents, faulty: FaultyDriver, driver: DocumentDriver

@@ -18,7 +18,15 @@ from typing import Final, TypeVar
 from engines.clock import Clock
 from engines.codec import escaped_bytes
 from engines.core.keys import check_key, check_partition
-from engines.errors import Conflict, OutcomeUnknown, Throttled, TooLarge, Unavailable
+from engines.errors import (
+    BackendRefused,
+    Conflict,
+    EnginesError,
+    OutcomeUnknown,
+    Throttled,
+    TooLarge,
+    Unavailable,
+)
 from engines.ids import Ids
 from engines.ports.documents import (
     BODY_BYTES_MAX,
@@ -110,9 +118,9 @@ class Documents:
                     return write_id
                 if not _guards_itself(ops) or not await self._pause(attempt, deadline):
                     raise
-            except (Throttled, Unavailable) as refusal:
+            except (Throttled, Unavailable, BackendRefused) as refusal:
                 if not await self._pause(attempt, deadline, refusal):
-                    if uncertain:
+                    if uncertain:  # This attempt was not applied; that says nothing about the one before.
                         raise OutcomeUnknown("the reply to a write was lost") from refusal
                     raise
         raise AssertionError("a pause ends at the deadline")
@@ -143,7 +151,7 @@ class Documents:
             return False
         try:
             docs = await self.get_many(partition, tuple(versions))
-        except (Throttled, Unavailable):
+        except EnginesError:
             raise lost from lost.__cause__
         return any(doc.version == versions[doc.key] for doc in docs.values())
 
@@ -168,7 +176,9 @@ class Documents:
         raise AssertionError("a pause ends at the deadline")
 
     async def _pause(self, attempt: int, deadline: float, refusal: Exception | None = None) -> bool:
-        """Wait before another attempt; False, without waiting, where the deadline would pass first."""
+        """Wait before another attempt; False, without waiting, where it would be refused or be too late."""
+        if isinstance(refusal, BackendRefused):
+            return False
         longest_s = min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(attempt, 10))
         pause_s = random.uniform(0, longest_s)  # noqa: S311 (it spreads callers, it hides nothing)
         if isinstance(refusal, Throttled) and refusal.retry_after_s is not None:

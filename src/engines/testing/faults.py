@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from engines.errors import EnginesError, OutcomeUnknown, Unavailable
+from engines.errors import BackendRefused, EnginesError, OutcomeUnknown, Unavailable
 from engines.ports.documents import Doc, DocumentDriver, Op, Page
 
 # Late deliveries under way at once; past it a late write is delivered without delay.
@@ -29,10 +29,11 @@ LATE_WRITES_MAX: Final = 1_000
 
 
 class Fault(enum.Enum):
-    """What can happen to one write. Every fault but `REFUSED` is OutcomeUnknown to the caller."""
+    """What can happen to one write. Every fault but the two kinds of refusal is OutcomeUnknown."""
 
     NONE = "none"
     REFUSED = "refused"  # Unavailable; nothing is sent.
+    FORBIDDEN = "forbidden"  # BackendRefused; nothing is applied. By script alone.
     LOST_UNAPPLIED = "lost_unapplied"  # The request is lost: it is never applied.
     LOST_APPLIED = "lost_applied"  # The request is carried out, then its reply is lost, a Conflict too.
     LATE = "late"  # The error comes first; the request is delivered after it.
@@ -139,6 +140,8 @@ class FaultyDriver:
         if fault is Fault.REFUSED:
             await self._pause(self.plan.pause_s_max)
             raise Unavailable("injected: nothing was sent")
+        if fault is Fault.FORBIDDEN:
+            raise BackendRefused("injected: a right was withdrawn")
         if fault is Fault.LATE:
             self._deliver_late(partition, ops, write_id)
         await self._pause(self.plan.pause_s_max)
