@@ -20,7 +20,6 @@ from engines.catalogue import SERVED
 from engines.clock import Clock, SystemClock
 from engines.control.access import Issuers, Keys
 from engines.control.audit import Audit
-from engines.control.bootstrap import bootstrap
 from engines.control.directory import Directory
 from engines.control.products import Products, apps, oses, projects, surfaces
 from engines.control.records import App, Backend, Os, Project, Surface
@@ -124,12 +123,6 @@ def open_driver(url: str, clock: Clock) -> tuple[DocumentDriver, Backend]:
         config=config,
     )
     return driver, record
-
-
-async def initialise(url: str, *, data: Backend | None = None) -> None:
-    """Make the database at `url` a control plane, or leave one as it is."""
-    async with open_control_plane(url) as control:
-        await bootstrap(control.store, control.record, data=data, host_local=control.host_local)
 
 
 @contextlib.asynccontextmanager

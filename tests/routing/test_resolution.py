@@ -1,6 +1,7 @@
 """Resolution: which route wins, and what happens where none does."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from engines.clock import SystemClock
 from engines.control.directory import AGE_MAX_S
 from engines.control.records import Backend
+from engines.control.store import PARTITION
 from engines.core.records import Condition
 from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute, Unavailable
 from engines.ports.documents import ABSENT, Put
@@ -196,6 +198,33 @@ async def test_a_changed_backend_is_opened_anew_and_calls_on_the_old_one_end_wel
     new = await process.router.place("notes_store", context())
     assert new.documents is not old.documents
     await old.documents.write(await old.partition("u1"), [Put("n!u1!late", "1", ABSENT)])
+
+
+def drivers_since(before: set[threading.Thread]) -> list[str]:
+    """The writers of SQLite drivers that were opened and not closed."""
+    return [thread.name for thread in set(threading.enumerate()) - before if thread.name == "sqlite-writer"]
+
+
+async def test_a_record_changed_while_its_backend_was_opened_leaves_no_driver_behind(
+    new_process: NewProcess, tmp_path: Path
+) -> None:
+    process = await new_process()
+    before = set(threading.enumerate())
+    first, second = sqlite_backend("one", tmp_path), sqlite_backend("one", tmp_path / "..")
+    opened = await asyncio.gather(process.backends.open(first), process.backends.open(second))
+    assert opened[0].documents is not opened[1].documents
+    assert len(drivers_since(before)) == 2
+    await process.backends.close()
+    assert drivers_since(before) == []
+
+
+async def test_what_expired_is_removed_from_the_control_plane_too(new_process: NewProcess) -> None:
+    """The markers of its own requests expire there, whether or not any store's data lies there."""
+    process = await new_process()
+    documents = process.control.documents
+    await documents.write(PARTITION, [Put("k!lapsed", "1", ABSENT, expires_at=1)])
+    await process.backends.reclaim_once()
+    assert await documents.reclaim(1) == 0
 
 
 async def test_resolving_what_was_seen_before_reads_nothing(new_process: NewProcess) -> None:

@@ -333,11 +333,6 @@ class ControlStore:
 
     # --- the feed ---
 
-    @property
-    def tail(self) -> int:
-        """The last change that this process knows of."""
-        return self._tail
-
     async def advance(self) -> None:
         """Learn the feed's tail. Cheap where nothing changed: one scan that finds nothing."""
         await self._advanced()

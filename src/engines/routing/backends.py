@@ -73,7 +73,7 @@ class Backends:
             return present
         attempt = self._attempts.get(record.backend_id)
         if attempt is None or attempt.record != record:
-            attempt = _Attempt(record, asyncio.create_task(self._replace(record, present)))
+            attempt = _Attempt(record, asyncio.create_task(self._replace(record)))
             self._attempts[record.backend_id] = attempt
             attempt.task.add_done_callback(lambda _: self._forget(attempt))
         try:
@@ -93,7 +93,7 @@ class Backends:
         except TimeoutError as error:
             await driver.close()
             raise BackendRefused("the backend did not answer while it was set up") from error
-        except EnginesError:
+        except BaseException:
             await driver.close()
             raise
         return Documents(driver, ids=self._ids, clock=self.clock)
@@ -102,27 +102,36 @@ class Backends:
         """Remove expired documents everywhere, for ever; the owner cancels it."""
         while True:
             await asyncio.sleep(RECLAIM_INTERVAL_S)
-            for opened in (*self._open.values(),):
-                try:
-                    while await opened.documents.reclaim(RECLAIM_MAX) == RECLAIM_MAX:
-                        pass
-                except EnginesError as error:
-                    log.warning("reclaim failed", backend=opened.record.backend_id, error=error.code)
+            await self.reclaim_once()
+
+    async def reclaim_once(self) -> None:
+        """The same, once: on the control plane, which has markers of requests too, and all that is open."""
+        opened = {backend_id: backend.documents for backend_id, backend in self._open.items()}
+        for backend_id, documents in {**opened, CONTROL_BACKEND: self._control}.items():
+            try:
+                while await documents.reclaim(RECLAIM_MAX) == RECLAIM_MAX:
+                    pass
+            except EnginesError as error:
+                log.warning("reclaim failed", backend=backend_id, error=error.code)
 
     async def close(self) -> None:
         """Close every driver but the control plane's, which belongs to who opened it."""
-        for task in (*self._retiring, *(attempt.task for attempt in self._attempts.values())):
+        ending = [*self._retiring, *(attempt.task for attempt in self._attempts.values())]
+        for task in ending:
             task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         for opened in self._open.values():
             if opened.documents is not self._control:
                 await opened.documents.close()
         self._open.clear()
 
-    async def _replace(self, record: Backend, present: OpenBackend | None) -> OpenBackend:
+    async def _replace(self, record: Backend) -> OpenBackend:
         opened = await self._open_new(record)
+        # Whoever is there now: another record's attempt may have ended while this one connected.
+        former = self._open.get(record.backend_id)
         self._open[record.backend_id] = opened
-        if present is not None:
-            self._retire(present)
+        if former is not None and former.documents is not self._control:
+            self._retire(former)
         return opened
 
     def _forget(self, attempt: _Attempt) -> None:

@@ -85,11 +85,6 @@ class Router:
         await self.place(EVENT_SPINE, context)
         return await self.place(kind, context)
 
-    async def place_at(self, kind: str, at: Where) -> Place:
-        """The same for the server's own work, where there is no request."""
-        self._directory.check_fresh()
-        return await self._find(kind, at)
-
     async def resolve(self, kind: str, at: Where) -> Resolution:
         """The first in order: the tenant's own, most specific first, then t_system's. Raises MissingRoute."""
         looked: list[Looked] = []
