@@ -87,6 +87,9 @@ async def test_a_body_that_breaks_a_rule_is_400_with_the_field_and_the_rule(
 async def test_a_number_beyond_every_float_is_400(member: Client) -> None:
     answer = await member("POST", "/notes", data=b'{"content": [1e999], "content_type": "json"}')
     assert "kept exactly" in answer.problem(400, "Invalid", "content[0]")["detail"]
+    events = b'{"events": [{"event_type": "a", "payload": {"b": -1e999}}]}'
+    answer = await member("POST", "/events", data=events)
+    assert answer.problem(400, "Invalid")["field"].startswith("events[0].payload")
 
 
 async def test_a_refused_body_writes_nothing(member: Client, fresh: Iterator[str]) -> None:

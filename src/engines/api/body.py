@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from engines.api.endpoint import BodyDecoder
 from engines.api.fields import Fields
 from engines.codec import INTEGER_MAX, INTEGER_MIN, JSON_DEPTH_MAX
 from engines.errors import Invalid, RequestTimeout, TooLarge, UnsupportedMediaType
@@ -24,15 +23,15 @@ BODY_BYTES_MAX: Final = 1024 * 1024
 STALL_TIMEOUT_S: Final = 10.0
 BODY_TIMEOUT_S: Final = 120.0
 
+TypeOf = Callable[[Any], Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _MEDIA_TYPE: Final = re.compile(
     r"application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|\"utf-8\"))?", re.IGNORECASE
 )
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
-_ANY: Final = msgspec.json.Decoder()
+_decode: Final = msgspec.json.Decoder().decode
+_decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _ARTICLES: Final = {
     "str": "a string",
     "int": "an integer",
@@ -94,11 +93,15 @@ def check_media_type(fields: Fields) -> None:
         raise UnsupportedMediaType("a body is application/json, in UTF-8")
 
 
-def decode_body(body: bytes, decoder: BodyDecoder) -> Any:
-    """Raises Invalid with the `field` that breaks a rule, where one does."""
+def decode_body(body: bytes, type_of: TypeOf) -> Any:
+    """A value of the type that `type_of` chooses for the decoded JSON.
+
+    Raises Invalid with the `field` that breaks a rule, where one does.
+    """
     try:
-        decoded = decoder.decode(body)
-        _check_structure(body)
+        value = _decoded(body, type_of)
+        _check_structure(body, value)
+        return msgspec.convert(value, type_of(value))
     except msgspec.ValidationError as error:
         raise invalid(error) from None
     except UnicodeDecodeError as error:
@@ -107,7 +110,14 @@ def decode_body(body: bytes, decoder: BodyDecoder) -> Any:
         raise Invalid(_malformed(body, str(error))) from error
     except RecursionError:
         raise _too_deep() from None
-    return decoded
+
+
+def _decoded(body: bytes, type_of: TypeOf) -> Any:
+    try:
+        return _decode(body)
+    except msgspec.ValidationError:
+        # A number that no float holds. Decoded as its type, the complaint names the member.
+        return msgspec.json.decode(body, type=type_of(_decode_members(body)))
 
 
 def invalid(error: msgspec.ValidationError, prefix: str = "") -> Invalid:
@@ -150,36 +160,13 @@ def _malformed(body: bytes, reason: str) -> str:
     return "the body is not JSON: " + reason.removeprefix("JSON is malformed: ")
 
 
-def _check_structure(body: bytes) -> None:
+def _check_structure(body: bytes, value: Any) -> None:
     """Raises Invalid for JSON that decodes and cannot be kept exactly: too deep, members that are named
     twice, integers beyond 64 bits."""
-    bare = _STRING.sub(b"", body)
-    if bare.count(b"[") + bare.count(b"{") > JSON_DEPTH_MAX and _is_too_deep(bare):
-        raise _too_deep()
-    value = _ANY.decode(body)
-    members, is_exact = _survey(value)
-    if members != bare.count(b":"):
-        raise Invalid("an object names a member twice")
-    if not is_exact:
-        raise Invalid("an integer does not fit into 64 bits", field=_path_of_large_integer("", value) or None)
-
-
-def _is_too_deep(bare: bytes) -> bool:
-    """Whether brackets nest too deep: each pass removes the innermost pairs, at the speed of `replace`."""
-    brackets = bare.translate(_ONE_KIND, _NOT_BRACKETS)
-    for _ in range(JSON_DEPTH_MAX):
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return False
-    return True
-
-
-def _survey(value: Any) -> tuple[int, bool]:
-    """How many members the objects have together, and whether every integer fits into 64 bits."""
-    members = 0
-    is_exact = True
+    members, depth = 0, 0
     level: list[Any] = [value]
     while level:
+        depth += 1
         below: list[Any] = []
         for item in level:
             kind = type(item)
@@ -189,13 +176,18 @@ def _survey(value: Any) -> tuple[int, bool]:
             elif kind is list:
                 below.extend(item)
             elif kind is int and not INTEGER_MIN <= item <= INTEGER_MAX:
-                is_exact = False
+                path = _path_of_large_integer("", value)
+                raise Invalid("an integer does not fit into 64 bits", field=path or None)
+        if depth == JSON_DEPTH_MAX and any(type(item) in (dict, list) for item in below):
+            raise _too_deep()
         level = below
-    return members, is_exact
+    # Of a member that is named twice the decoder keeps one. Outside strings a colon stands for a member.
+    if members != body.count(b":") and members != _STRING.sub(b"", body).count(b":"):
+        raise Invalid("an object names a member twice")
 
 
 def _path_of_large_integer(path: str, value: Any) -> str | None:
-    """Where the first one stands. The value is known to be at most `JSON_DEPTH_MAX` deep."""
+    """Where the first one stands; None where there is none."""
     if type(value) is int:
         return None if INTEGER_MIN <= value <= INTEGER_MAX else path
     inner: Iterable[tuple[str, Any]] = ()

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from engines.api.body import ClientGone, Receive, check_media_type, decode_body, read_body
-from engines.api.endpoint import BodyDecoder, Endpoint, Sendable
+from engines.api.endpoint import Endpoint, Sendable
 from engines.api.fields import Fields, condition_of, idempotency_key_of
 from engines.api.metrics import Metrics
 from engines.api.paths import QueryDecoder, parse_query
@@ -121,11 +121,11 @@ class Call:
         return decoded
 
     async def any_body(self) -> Any:
-        """The body, where the endpoint declares several types and a decoder that tells them apart."""
-        assert self.runner.body_decoder is not None
+        """The body, where the endpoint declares several types."""
+        assert self.runner.type_of is not None
         check_media_type(self.fields)
         await self._read()
-        return decode_body(self._body, self.runner.body_decoder)
+        return decode_body(self._body, self.runner.type_of)
 
     def query(self, type_: type[Q]) -> Q:
         """The query as its endpoint declares it. Raises Invalid."""
@@ -177,17 +177,17 @@ class Call:
 class Runner:
     """Runs one endpoint. Whatever happens inside ends in an answer of the contract's shape."""
 
-    __slots__ = ("_reads_all_input", "body_decoder", "endpoint", "query_decoder")
+    __slots__ = ("_reads_all_input", "endpoint", "query_decoder", "type_of")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.body_decoder: BodyDecoder | None = endpoint.decoder
-        if endpoint.body is not None and endpoint.decoder is None:
-            self.body_decoder = msgspec.json.Decoder(endpoint.body)
+        self.type_of = endpoint.type_of
+        if endpoint.body is not None and endpoint.type_of is None:
+            self.type_of = lambda _: endpoint.body
         self.query_decoder: QueryDecoder[Any] | None = (
             None if endpoint.query is None else QueryDecoder(endpoint.query)
         )
-        self._reads_all_input = endpoint.ignores_input or None not in (self.body_decoder, self.query_decoder)
+        self._reads_all_input = endpoint.ignores_input or None not in (self.type_of, self.query_decoder)
 
     async def run(self, call: Call, parameters: Mapping[str, str]) -> None:
         """Answer the call, whose path has these parameters."""

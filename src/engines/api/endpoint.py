@@ -24,18 +24,13 @@ class Sendable(Protocol):
     async def send(self, send: Send, /) -> None: ...
 
 
-class BodyDecoder(Protocol):
-    """Decodes a body where a type alone does not say how. Raises as a decoder of msgspec does."""
-
-    def decode(self, body: bytes, /) -> Any: ...
-
-
 Handler = Callable[[Any], Awaitable[Sendable]]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One call. `reply` is the type of a success's body; `statuses` are a success's, the usual one first.
 
+    `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
     """
 
@@ -46,7 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     description: str
     body: Any = None
-    decoder: BodyDecoder | None = None
+    type_of: Callable[[Any], Any] | None = None
     query: type[msgspec.Struct] | None = None
     reply: Any = None
     statuses: tuple[int, ...] = (200,)

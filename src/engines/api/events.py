@@ -25,7 +25,6 @@ from engines.stores.events import (
     NewEvents,
     NewStreamEvent,
     NewStreamEvents,
-    append_body_type,
 )
 
 router = Router("events")
@@ -78,19 +77,13 @@ class AppendedView(msgspec.Struct, frozen=True):
     events: tuple[AppendedEvent, ...]
 
 
-class _OneOrMany:
-    """A body that is one event, or `{"events": [...]}`."""
+def _one_or_many(value: Any) -> Any:
+    """A body is one event, or `{"events": [...]}`."""
+    return NewEvents if isinstance(value, dict) and "events" in value else NewEvent
 
-    def __init__(self, *, positioned: bool) -> None:
-        self._positioned = positioned
-        self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 
-    def decode(self, body: bytes, /) -> Any:
-        type_ = append_body_type(body, positioned=self._positioned)
-        decoder = self._decoders.get(type_)
-        if decoder is None:
-            decoder = self._decoders[type_] = msgspec.json.Decoder(type_)
-        return decoder.decode(body)
+def _one_or_many_for_stream(value: Any) -> Any:
+    return NewStreamEvents if isinstance(value, dict) and "events" in value else NewStreamEvent
 
 
 # --- the spine ---
@@ -99,7 +92,7 @@ class _OneOrMany:
 @router.post(
     "/events",
     body=NewEvent | NewEvents,
-    decoder=_OneOrMany(positioned=False),
+    type_of=_one_or_many,
     reply=AppendedView,
     statuses=(201,),
 )
@@ -146,7 +139,7 @@ async def get_event(call: Call) -> Sendable:
 @router.post(
     f"{STREAM}/events",
     body=NewStreamEvent | NewStreamEvents,
-    decoder=_OneOrMany(positioned=True),
+    type_of=_one_or_many_for_stream,
     reply=AppendedView,
     statuses=(201,),
 )
