@@ -89,7 +89,7 @@ async def test_a_number_beyond_every_float_is_400(member: Client) -> None:
     assert "kept exactly" in answer.problem(400, "Invalid", "content[0]")["detail"]
     events = b'{"events": [{"event_type": "a", "payload": {"b": -1e999}}]}'
     answer = await member("POST", "/events", data=events)
-    assert answer.problem(400, "Invalid")["field"].startswith("events[0].payload")
+    answer.problem(400, "Invalid", "events[0].payload[...]")
 
 
 async def test_a_refused_body_writes_nothing(member: Client, fresh: Iterator[str]) -> None:
