@@ -34,7 +34,7 @@ from engines.core.repeats import ID_MARKER, marker_key
 from engines.core.tail import VIEW_S_MAX
 from engines.core.trimming import redact, seal, trim
 from engines.core.verification import Verification, verify
-from engines.errors import NotFound
+from engines.errors import Corrupt, Gone, NotFound
 from engines.ids import Ids, position_of
 from engines.ports.documents import PAGE_BYTES
 
@@ -233,7 +233,7 @@ class Log:
     async def seek(self, at_ms: int) -> int:
         """The first position written at `at_ms` or later; the one behind the end where there is none.
 
-        A binary search over commits, whose times never go back.
+        A binary search over commits, whose times never go back. What is trimmed meanwhile counts as earlier.
         """
         if not await self._chain.open():
             return 1
@@ -243,10 +243,14 @@ class Log:
         low, high = self._chain.floor.position + 1, tail.last + 1
         while low < high:
             middle = (low + high) // 2
-            commit = await self._chain.holding(middle)
+            try:
+                commit = await self._chain.holding(middle)
+            except Gone:
+                low = self._chain.floor.position + 1
+                continue
             if commit is None:
-                low = max(low, self._chain.floor.position + 1)
-            elif commit.at >= at_ms:
+                raise Corrupt(f"the log has no commit that holds position {middle} and has later ones")
+            if commit.at >= at_ms:
                 high = commit.first
             else:
                 low = commit.last + 1

@@ -213,6 +213,15 @@ class TestVerify:
             with pytest.raises(Corrupt):
                 await log.list_before(cursor, limit=end)
 
+    async def test_a_search_for_a_time_ends_at_a_commit_that_is_missing(self, logs: Logs) -> None:
+        _, head = await written(logs)
+        middle = (1 + head.position + 1) // 2  # Where a search over all of it looks first.
+        (missing,) = [commit for commit in await logs.commits() if commit.first <= middle <= commit.last]
+        await drop(logs, missing)
+        async with asyncio.timeout(10):
+            with pytest.raises(Corrupt):
+                await logs.open().seek(0)
+
     async def test_the_loss_of_the_streams_own_record_is_no_empty_log(self, logs: Logs) -> None:
         _, head = await written(logs)
         ops = [Delete(stream_key(STREAM), ALWAYS)]
