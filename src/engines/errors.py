@@ -1,7 +1,7 @@
 """The error taxonomy: one class for each thing that a caller can do next.
 
 Owns the names (`code`), their HTTP statuses and the fields that a problem document shows. Leaves the
-wording of replies to `api/problem.py` and the translation of SDK errors to the drivers.
+wording of replies to `api/reply.py` and the translation of SDK errors to the drivers.
 
     EnginesError
     ├── Invalid                 400  correct the named field

@@ -36,10 +36,7 @@ NO_RESTART: Final = "a running server is not the doctor's to kill; --lab DIR on 
 
 
 class KindReport(msgspec.Struct, kw_only=True):
-    """One kind: its route's state, and what became of each step. `detail`.
-
-    The first thing that went wrong.
-    """
+    """One kind: its route's state, what became of each step, and as `detail` what went wrong first."""
 
     resource_kind: str
     route: str

@@ -13,6 +13,7 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from joserfc import jwt
 from joserfc.errors import SecurityWarning
@@ -38,7 +39,7 @@ def lab(*, dir: Path = Path(".lab"), port: int = 8080) -> None:  # noqa: A002 (t
     clock = SystemClock()
     key = _signing_key(directory)
     seed = read_seed("lab")
-    control_plane = f"sqlite://{directory}/control.db"
+    control_plane = f"sqlite://{quote(str(directory))}/control.db"
     with bind("127.0.0.1", port) as listener:
         asyncio.run(_prepare(control_plane, directory, seed))
         url = url_of(listener)
