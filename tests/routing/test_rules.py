@@ -1,11 +1,15 @@
 """What may be written as a backend or a route, and by whom."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engines.control.records import Backend
+from engines.control.store import PARTITION
+from engines.core.keys import join
+from engines.core.outbox import WAITING_MAX
 from engines.core.records import ANYTHING, Condition
 from engines.errors import (
     Conflict,
@@ -17,7 +21,9 @@ from engines.errors import (
     PreconditionFailed,
     PreconditionRequired,
     Reserved,
+    Throttled,
 )
+from engines.ports.documents import ABSENT, OPS_MAX, SCAN_LIMIT_MAX, Put
 from engines.routing.diagnostics import probe
 from engines.scope import RouteScope
 from tests.contexts import ADMIN, context
@@ -45,6 +51,11 @@ async def put(
         options=options or {},
         condition=condition,
     )
+
+
+def batched(keys: list[str]) -> Iterator[list[str]]:
+    """As many at once as one write takes."""
+    return (keys[start : start + OPS_MAX] for start in range(0, len(keys), OPS_MAX))
 
 
 async def test_a_route_needs_a_condition(new_process: NewProcess) -> None:
@@ -81,6 +92,34 @@ async def test_a_backend_in_use_is_neither_deleted_nor_withdrawn(
     await process.routes.delete(context(), "notes_store", RouteScope(), condition=ANY)
     await process.records.put(ADMIN, sqlite_backend("b1", tmp_path, ("t_b",)), condition=ANY)
     await process.records.delete(ADMIN, "b1", condition=ANY)
+
+
+async def test_a_route_of_any_owner_keeps_a_backend_from_being_withdrawn(
+    new_process: NewProcess, tmp_path: Path
+) -> None:
+    """However many routes of others lead there: more than one scan of the waist gives."""
+    process = await new_process()
+    documents = process.control.documents
+    await process.records.put(ADMIN, sqlite_backend("b1", tmp_path), condition=NEW)
+    keys = [join("i", "routed", "b1", "t_a", "notes_store", "-", "-", f"e{n}") for n in range(SCAN_LIMIT_MAX)]
+    for part in batched(keys):
+        await documents.write(PARTITION, [Put(key, '"t_a"', ABSENT) for key in part])
+    await put(process, context("t_b"), backend_id="b1")
+    with pytest.raises(Conflict, match="t_b"):
+        await process.records.put(ADMIN, sqlite_backend("b1", tmp_path, ("t_a",)), condition=ANY)
+
+
+async def test_a_spine_for_which_too_many_messages_wait_can_be_given_another_route(
+    new_process: NewProcess,
+) -> None:
+    process = await new_process()
+    documents = process.control.documents
+    waiting = [join("o", "t_a", "test", f"{number:010d}") for number in range(WAITING_MAX)]
+    for part in batched(waiting):
+        await documents.write(PARTITION, [Put(key, "{}", ABSENT) for key in part])
+    with pytest.raises(Throttled):
+        await put(process, context())
+    await put(process, context(), kind="event_spine")
 
 
 async def test_only_those_who_may_write_backends_and_defaults_do(

@@ -210,8 +210,11 @@ class ControlStore:
         actor: Actor,
         condition: Condition = ANYTHING,
         request: Request | None = None,
+        mends: bool = False,
     ) -> Stored[T]:
         """Create or replace. `build` is given the live record and may refuse; a lost race calls it anew.
+
+        `mends`: the audit may be waiting for this very change, so a full backlog does not hold it up.
 
         What `build` reads of other records holds when the change is written: any change in between takes the
         next number of the feed, and the race is lost.
@@ -219,7 +222,9 @@ class ControlStore:
         Raises what `build` raises, PreconditionFailed, Conflict (an index entry is another record's; or too
         many lost races), Throttled (the audit backlog is full), IdempotencyKeyReused.
         """
-        return await self._change(table, ids, build, actor=actor, condition=condition, request=request)
+        return await self._change(
+            table, ids, build, actor=actor, condition=condition, request=request, mends=mends
+        )
 
     async def seed(self, table: Table[T], ids: Sequence[str], record: T, *, actor: Actor) -> None:
         """Create a record that never existed; one that was changed or deleted since stays so."""
@@ -268,10 +273,11 @@ class ControlStore:
         condition: Condition,
         request: Request | None,
         deleting: bool = False,
+        mends: bool = False,
     ) -> Stored[T]:
         key = table.key(*ids)
         for tenant_id in actor.tenants:
-            await self._backlog.admit(tenant_id)
+            await self._backlog.admit(tenant_id, mends=mends)
         lost: Conflict | None = None
         for _ in range(RACES_MAX):
             # What is read from here on holds at this number: other changes of this process move the tail.

@@ -27,6 +27,8 @@ from engines.ports.documents import ABSENT, ALWAYS, OPS_MAX, Delete, Doc, Put
 
 # Waiting documents of one group, past which its changes are Throttled.
 WAITING_MAX: Final = 10_000
+# Beyond it, those of changes that mend what the others wait for.
+MENDING_MAX: Final = 100
 BATCH_MAX: Final = OPS_MAX
 # How often a relay looks without being told, and how long it leaves a group whose delivery failed.
 POLL_S: Final = 1.0
@@ -72,15 +74,15 @@ class Backlog:
         self._waiting_max = waiting_max
         self._counted: dict[str, tuple[float, int]] = {}
 
-    async def admit(self, group: str) -> None:
-        """Raises Throttled while too many of the group's messages wait."""
+    async def admit(self, group: str, *, mends: bool = False) -> None:
+        """Raises Throttled while too many of the group's messages wait. `mends`: the change may end that."""
         counted_at, count = self._counted.get(group, (float("-inf"), 0))
         now = self._clock.monotonic()
         if now - counted_at > COUNT_AGE_MAX_S:
             count = await self._count(group)
             self._forget_old(now)
         self._counted[group] = (now if now - counted_at > COUNT_AGE_MAX_S else counted_at, count + 1)
-        if count >= self._waiting_max:
+        if count >= self._waiting_max + (MENDING_MAX if mends else 0):
             raise Throttled(
                 f"{count} messages wait for the event spine; mend its route or backend", retry_after_s=PAUSE_S
             )
@@ -89,7 +91,7 @@ class Backlog:
         above, below = within(_PREFIX, group)
         count = 0
         resume: str | None = above
-        while resume is not None and count < self._waiting_max:
+        while resume is not None and count < self._waiting_max + MENDING_MAX:
             page = await self._documents.scan(self._partition, above=resume, below=below)
             count += len(page.docs)
             resume = page.resume

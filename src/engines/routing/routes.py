@@ -35,6 +35,7 @@ from engines.errors import (
     Invalid,
     NotFound,
 )
+from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.routing.backends import CONTROL_BACKEND, Backends, check_config
 from engines.routing.diagnostics import Probe, probe
 from engines.routing.router import Resolution, Router, Where, is_offered, where
@@ -126,12 +127,18 @@ class BackendRecords:
         return await probe(self._backends, stored.record)
 
     async def _check_still_offered(self, backend: Backend) -> None:
-        if backend.offered_to == "*":
-            return
-        for routed in await self._store.scan_index("i", "routed", backend.backend_id):
-            owner = routed.split("!", 1)[0]
-            if not is_offered(backend, owner):
-                raise Conflict(f"a route of {owner} leads to this backend", field="offered_to")
+        after: str | None = None
+        while backend.offered_to != "*":
+            page = await self._store.scan_index(
+                "i", "routed", backend.backend_id, after=after, limit=SCAN_LIMIT_MAX
+            )
+            for routed in page:
+                owner = routed.split("!", 1)[0]
+                if not is_offered(backend, owner):
+                    raise Conflict(f"a route of {owner} leads to this backend", field="offered_to")
+            if not page:
+                return
+            after = page[-1]
 
 
 class Routes:
@@ -157,7 +164,8 @@ class Routes:
         owner = self._owner_for_change(context)
         condition.required()
         named = kind_named(kind)
-        if named.name != EVENT_SPINE:
+        mends = named.name == EVENT_SPINE
+        if not mends:
             await self._service.admit(context)
         check_options(named, options)
         _check_scope(owner, scope)
@@ -175,7 +183,13 @@ class Routes:
 
         ids = route_ids(owner, named.name, _folded(scope))
         return await self._store.put(
-            ROUTES, ids, build, actor=actor(context, owner), condition=condition, request=request
+            ROUTES,
+            ids,
+            build,
+            actor=actor(context, owner),
+            condition=condition,
+            request=request,
+            mends=mends,
         )
 
     async def delete(
