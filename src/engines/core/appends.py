@@ -8,7 +8,7 @@ here, before the queue, so one bad request cannot fail its neighbours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -105,12 +105,16 @@ class Append(msgspec.Struct, eq=False):
 
 
 class Preparation:
-    """Checks requests and makes everything of them that does not depend on their position."""
+    """Checks requests and makes everything of them that does not depend on their position.
 
-    __slots__ = ("_ids", "_salts")
+    Belongs to the event loop of its first call.
+    """
+
+    __slots__ = ("_create_future", "_ids", "_salts")
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
+        self._create_future: Callable[[], asyncio.Future[Appended]] | None = None
         self._salts: list[tuple[bytes, str]] = []
 
     def prepare(
@@ -131,17 +135,19 @@ class Preparation:
         lines: list[str] = []
         size = 0
         for entry in entries:
-            body, event_id = entry.body, entry.event_id
-            assert body[0] + body[-1] == "{}", "a JSON object's text, without space around it"
+            body = entry.body
+            assert body[0] == "{", "a JSON object's text, without space around it"
+            assert body[-1] == "}", "a JSON object's text, without space around it"
             data = body.encode()
             size += 2 * len(data) + 2  # No byte takes more than two once it is escaped.
             salt, salt_text = (self._salts or self._draw()).pop()
-            items.append(item_text(body, salt_text, event_id))
-            lines.append(leaf_line(sha256(salt + data).hexdigest(), event_id))
+            items.append(item_text(body, salt_text, entry.event_id))
+            lines.append(leaf_line(sha256(salt + data).hexdigest(), entry.event_id))
         if size > EVENT_BYTES_MAX:
             size = _exact_size(entries)
-        future = asyncio.get_running_loop().create_future()
-        return Append(items, lines, size, deadline_s, future, expected_position, repeats)
+        if self._create_future is None:
+            self._create_future = asyncio.get_running_loop().create_future
+        return Append(items, lines, size, deadline_s, self._create_future(), expected_position, repeats)
 
     def _draw(self) -> list[tuple[bytes, str]]:
         """Salts are drawn many at a time: a system call for each costs as much as its digest."""

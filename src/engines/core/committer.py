@@ -293,6 +293,7 @@ class Committer:
             raise
         else:
             self._refusals = 0
+            self._hand = []
             self._contention.won(started_s)
             self._land(write)
 
