@@ -120,6 +120,26 @@ async def test_a_retry_after_past_the_deadline_is_told_at_once() -> None:
     assert attempts.pauses_s == []
 
 
+@pytest.mark.parametrize("refusal", [*REFUSED, errors.BackendRefused, errors.MissingRoute])
+async def test_what_refuses_a_repeat_says_nothing_about_the_attempt_whose_reply_was_lost(
+    refusal: type[EnginesError],
+) -> None:
+    policy = RetryPolicy(attempts_max=3, deadline_s=100)
+    attempts = Attempts(OutcomeUnknown("lost"), *[refusal("no")] * 5)
+    with pytest.raises(OutcomeUnknown) as caught:
+        await attempts.retries(policy).run(attempts, repeat=Repeat.RECOGNISED)
+    assert isinstance(caught.value.__cause__, refusal)
+    reading = Attempts(OutcomeUnknown("lost"), *[refusal("no")] * 5)
+    with pytest.raises(refusal):
+        await reading.retries(policy).run(reading, repeat=Repeat.READ)
+
+
+async def test_the_servers_own_word_on_a_repeat_is_the_answer() -> None:
+    attempts = Attempts(OutcomeUnknown("lost"), NotFound("there is no such record"))
+    with pytest.raises(NotFound):
+        await attempts.retries(RetryPolicy(deadline_s=100)).run(attempts, repeat=Repeat.RECOGNISED)
+
+
 # --- over HTTP ---
 
 

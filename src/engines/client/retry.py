@@ -25,7 +25,15 @@ from typing import Final, TypeVar
 import msgspec
 
 from engines.clock import Clock, SystemClock
-from engines.errors import EnginesError, OutcomeUnknown, RequestTimeout, Throttled, Unavailable
+from engines.errors import (
+    BackendRefused,
+    EnginesError,
+    MissingRoute,
+    OutcomeUnknown,
+    RequestTimeout,
+    Throttled,
+    Unavailable,
+)
 
 T = TypeVar("T")
 
@@ -34,6 +42,8 @@ DEADLINE_S: Final = 30.0
 PAUSE_FIRST_S: Final = 0.05
 PAUSE_MAX_S: Final = 2.0
 _DOUBLINGS_MAX: Final = 20
+# These say that their own attempt was not applied, before the server looked for an earlier one.
+_NOT_APPLIED: Final = (Unavailable, Throttled, RequestTimeout, BackendRefused, MissingRoute)
 
 
 class Repeat(enum.Enum):
@@ -84,9 +94,14 @@ class Retries:
         self._sleep = sleep
 
     async def run(self, attempt: Callable[[float], Awaitable[T]], *, repeat: Repeat) -> T:
-        """Call `attempt(remaining_s)` until it succeeds, or its error may not, or no longer, be repeated."""
+        """Call `attempt(remaining_s)` until it succeeds, or its error may not, or no longer, be repeated.
+
+        What a later attempt was refused for says nothing about an earlier one whose reply was lost: then
+        the call ends with OutcomeUnknown, and the refusal is its cause.
+        """
         ends_at = self._clock.monotonic() + self.policy.deadline_s
         number = 1
+        in_doubt = False
         while True:
             try:
                 return await attempt(max(ends_at - self._clock.monotonic(), 0.0))
@@ -94,7 +109,10 @@ class Retries:
                 pause_s = self._pause_s(number, error)
                 late = self._clock.monotonic() + pause_s >= ends_at
                 if not may_repeat(error, repeat) or number >= self.policy.attempts_max or late:
+                    if in_doubt and isinstance(error, _NOT_APPLIED):
+                        raise OutcomeUnknown("the reply to an earlier attempt was lost") from error
                     raise
+                in_doubt = in_doubt or (isinstance(error, OutcomeUnknown) and repeat is not Repeat.READ)
             await self._sleep(pause_s)
             number += 1
 
