@@ -166,10 +166,7 @@ class Backend(Recorded, frozen=True, kw_only=True):
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What writing, reading back and deleting on the real thing found. `error`.
-
-    The code of what went wrong.
-    """
+    """What writing, reading back and deleting on the real thing found. `error`: the code of what failed."""
 
     backend_id: str = ""
     ok: bool

@@ -8,10 +8,9 @@ and `done`, with the note's id, after everything else. So whoever starts again
 
 - passes over a run that is `done`, in one read;
 - knows that of a run without an entry nothing was written;
-- and looks, for a run that is `importing`, at what is there: the thread is read whole, the spine is asked for
-the
-  run's events by id (they were appended in order, so those that stand are the first ones), the blackboard is
-  listed, the note is sought by the run's own tag.
+- and looks, for a run that is `importing`, at what is there: the thread is read whole, the spine is asked
+  for the run's events by id (they were appended in order, so those that stand are the first ones), the
+  blackboard is listed, the note is sought by the run's own tag.
 
 That holds after any time. An event sent by a process that has died since, and delivered only after we looked,
 meets ours in the log, which knows an event again by its id; a note meets ours under the same Idempotency-Key.
@@ -238,10 +237,7 @@ class _Import:
     # --- the spine ---
 
     async def _spine_count(self) -> int:
-        """How many of the run's events stand on the spine. They were appended in order, so.
-
-        The first ones.
-        """
+        """How many of the run's events stand on the spine. They were appended in order, so the first ones."""
         low, high = 0, len(self._plan.events)
         while low < high:
             middle = (low + high) // 2

@@ -27,10 +27,7 @@ DIFFERENCES_MAX: Final = 1_000
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Something that is not as the file says. `what`.
-
-    Missing, doubled, different, unexpected or out of order.
-    """
+    """What is not as the file says. `what`: missing, doubled, different, unexpected or out of order."""
 
     kind: str
     record_id: str
