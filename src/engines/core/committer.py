@@ -137,11 +137,16 @@ class Committer:
         self._hand = []
 
     def _expire(self, error: EnginesError) -> None:
-        """Answer those whose deadline has passed: with what went wrong, or that nobody knows."""
+        """Answer those whose deadline has passed: with what went wrong, or that nobody knows.
+
+        Whoever does not wait any more leaves the queue, so that this task ends though the backend stays away.
+        """
         now_s = self._clock.monotonic()
         for append in self._queue:
             if append.deadline_s <= now_s:
                 append.fail(_of_its_own(error, append))
+        self._queue = deque(append for append in self._queue if not append.future.done())
+        self._queue_bytes = sum(append.size for append in self._queue)
 
     def _fail_all(self, error: EnginesError, cause: BaseException | None = None) -> None:
         self._put_back()

@@ -204,6 +204,18 @@ class TestDeadline:
         await append(log, "last")
         assert await names(log) == ["first", "last"]
 
+    async def test_a_log_whose_backend_stays_away_keeps_no_task_and_closes(self, logs: Logs) -> None:
+        driver = logs.faulty(FaultPlan(read_refused=1.0, write_refused=1.0))
+        log = logs.open(driver, timeout_s=SHORT_S)
+        before = asyncio.all_tasks()
+        calls = [asyncio.ensure_future(append(log, "own")) for _ in range(3)]
+        await asyncio.sleep(SHORT_S / 2)
+        calls[0].cancel()
+        answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), SOON_S)
+        assert [type(answer) for answer in answers[1:]] == [Unavailable] * 2
+        await asyncio.wait_for(log.close(), SOON_S)
+        assert asyncio.all_tasks() <= before
+
     async def test_what_may_have_landed_and_cannot_be_looked_up_is_unknown(self, logs: Logs) -> None:
         driver = logs.faulty()
         log = logs.open(driver, timeout_s=SHORT_S)
