@@ -8,37 +8,47 @@ from typing import Any
 import pytest
 
 from engines.api import protocol as limits
-from engines.api.protocol import ON_SHUTDOWN, BoundedProtocol
+from engines.api.protocol import ANSWER, ON_SHUTDOWN, BoundedProtocol
 from tests.api.serving import serving, wire
 
 
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answers with what it was asked; `/slow` waits for the test, `/early` answers before it reads."""
-    if scope["type"] == "lifespan":
+    path = scope["path"]
+    body = b"" if path == "/early" else await read(path, receive)
+    if body is None:
         return
-    body = b""
-    if scope["path"] != "/early":
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                seen_disconnects.append(scope["path"])
-                disconnected.set()
-                return
-            body += message["body"]
-            more = message["more_body"]
-    if scope["path"] == "/slow":
+    if path == "/slow":
         await release.wait()
-    if scope["path"] == "/large":
-        body = b"x" * 50_000_000
-    if scope["path"] == "/endless":
+    if path == "/endless":
         await endless(scope, send)
         return
-    if scope["path"] != "/large":
-        body = json.dumps(
-            {"path": scope["path"], "size": len(body), "fields": len(scope["headers"])}
-        ).encode()
+    shown = {"path": path, "size": len(body), "fields": len(scope["headers"])}
+    await answer(scope, send, b"x" * 50_000_000 if path == "/large" else json.dumps(shown).encode())
+
+
+async def read(path: str, receive: Any) -> bytes | None:
+    """The whole body; None where the client went away."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            seen_disconnects.append(path)
+            disconnected.set()
+            return None
+        body += message["body"]
+        if not message["more_body"]:
+            return body
+
+
+async def answer(scope: dict[str, Any], send: Any, body: bytes) -> None:
+    """In one piece or two, as the test says; `/head-first` waits for it between the two."""
     fields = [(b"content-length", b"%d" % len(body))]
+    if scope["path"] == "/injected":
+        fields.append((b"x", b"a\r\nset-cookie: b"))
+    if in_one_piece and scope["path"] != "/head-first":
+        await scope[ANSWER](200, fields, body)
+        return
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     if scope["path"] == "/head-first":
         await release.wait()
@@ -54,6 +64,7 @@ async def endless(scope: dict[str, Any], send: Any) -> None:
     await send({"type": "http.response.body", "body": b"bye"})
 
 
+in_one_piece = False
 seen_disconnects: list[str] = []
 disconnected = asyncio.Event()
 release = asyncio.Event()
@@ -66,9 +77,10 @@ class Hasty(BoundedProtocol):
     write_stall_timeout_s = 0.3
 
 
-@pytest.fixture
-async def port() -> AsyncIterator[int]:
-    global disconnected, release
+@pytest.fixture(params=[False, True], ids=["by ASGI's two messages", "in one piece"])
+async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
+    global disconnected, release, in_one_piece
+    in_one_piece = request.param
     disconnected, release = asyncio.Event(), asyncio.Event()
     seen_disconnects.clear()
     async with serving(echo, protocol=Hasty, lifespan="off") as (_, number):
@@ -76,7 +88,7 @@ async def port() -> AsyncIterator[int]:
         release.set()
 
 
-def request(path: str, body: bytes = b"", **fields: str) -> bytes:
+def sent(path: str, body: bytes = b"", **fields: str) -> bytes:
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
     length = f"content-length: {len(body)}\r\n" if body else ""
     method = "POST" if body else "GET"
@@ -116,9 +128,9 @@ async def test_a_header_section_at_its_limit_is_read_and_one_byte_more_is_431(po
     # "/" + ("host", "a") + ("x", value), with four bytes a field.
     value = "v" * (limits.HEADER_BYTES_MAX - 1 - 9 - 5)
     async with wire(port) as line:
-        await line.send(request("/", x=value))
+        await line.send(sent("/", x=value))
         assert (await line.answer())[0] == 200
-        await line.send(request("/", x=value + "v"))
+        await line.send(sent("/", x=value + "v"))
         assert (await line.answer())[0] == 431
         assert await line.rest() == b""
 
@@ -167,7 +179,7 @@ async def test_headers_that_are_not_complete_in_time_are_408(port: int) -> None:
 
 async def test_headers_of_a_later_request_have_the_same_time(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/"))
+        await line.send(sent("/"))
         assert (await line.answer())[0] == 200
         await line.send(b"GET / HT")
         assert (await line.answer(1))[0] == 408
@@ -180,23 +192,23 @@ async def test_a_connection_that_says_nothing_is_ended_without_a_word(port: int)
 
 async def test_an_idle_connection_between_requests_is_not_timed_as_headers(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/"))
+        await line.send(sent("/"))
         assert (await line.answer())[0] == 200
         await asyncio.sleep(0.5)
-        await line.send(request("/"))
+        await line.send(sent("/"))
         assert (await line.answer())[0] == 200
 
 
 async def test_pipelined_requests_are_answered_in_their_order(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/a") + request("/b", b"1234") + request("/c"))
+        await line.send(sent("/a") + sent("/b", b"1234") + sent("/c"))
         answers = [json.loads((await line.answer())[2]) for _ in range(3)]
         assert [(answer["path"], answer["size"]) for answer in answers] == [("/a", 0), ("/b", 4), ("/c", 0)]
 
 
 async def test_garbage_behind_a_pipeline_is_answered_after_it(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/slow") + request("/b") + b"\x00garbage\r\n\r\n")
+        await line.send(sent("/slow") + sent("/b") + b"\x00garbage\r\n\r\n")
         release.set()
         assert [(await line.answer())[0] for _ in range(3)] == [200, 200, 400]
         assert await line.rest() == b""
@@ -204,8 +216,8 @@ async def test_garbage_behind_a_pipeline_is_answered_after_it(port: int) -> None
 
 async def test_headers_too_large_behind_a_request_under_way_wait_for_its_answer(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/slow"))
-        await line.send(request("/b", x="v" * 40_000))
+        await line.send(sent("/slow"))
+        await line.send(sent("/b", x="v" * 40_000))
         release.set()
         assert [(await line.answer())[0] for _ in range(2)] == [200, 431]
 
@@ -222,7 +234,7 @@ async def test_a_chunk_that_does_not_parse_is_400_and_the_handler_is_told(port: 
 
 async def test_a_broken_body_in_a_pipeline_is_never_handed_on(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/slow"))
+        await line.send(sent("/slow"))
         await line.send(b"POST /broken HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n")
         release.set()
         assert [(await line.answer())[0] for _ in range(2)] == [200, 400]
@@ -258,7 +270,7 @@ async def test_a_body_in_many_reads_is_not_counted_as_headers_of_the_next_reques
 
 async def test_a_request_to_change_protocol_is_answered_in_http_and_is_the_last(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/", connection="Upgrade", upgrade="websocket") + b"\x81\x00\x81\x00")
+        await line.send(sent("/", connection="Upgrade", upgrade="websocket") + b"\x81\x00\x81\x00")
         status, fields, _ = await line.answer()
         assert (status, fields["connection"]) == (200, "close")
         assert await line.rest() == b""
@@ -267,7 +279,7 @@ async def test_a_request_to_change_protocol_is_answered_in_http_and_is_the_last(
 async def test_a_reader_that_never_reads_is_cut_off(port: int) -> None:
     async with wire(port) as line:
         line.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await line.send(request("/large"))
+        await line.send(sent("/large"))
         await asyncio.sleep(1.0)
         line.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
@@ -276,7 +288,7 @@ async def test_a_reader_that_never_reads_is_cut_off(port: int) -> None:
 
 async def test_the_head_of_an_answer_does_not_wait_for_a_body_that_is_not_ready(port: int) -> None:
     async with wire(port) as line:
-        await line.send(request("/head-first"))
+        await line.send(sent("/head-first"))
         async with asyncio.timeout(2):
             head = await line.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -306,7 +318,7 @@ async def test_a_client_that_waits_to_be_told_to_continue_is_told(port: int) -> 
 
 async def test_a_stop_ends_an_endless_answer_in_order() -> None:
     async with serving(echo, lifespan="off") as (server, number), wire(number) as line:
-        await line.send(request("/endless"))
+        await line.send(sent("/endless"))
         async with asyncio.timeout(2):
             await line.reader.readuntil(b"hello\r\n")
         server.should_exit = True
@@ -315,7 +327,26 @@ async def test_a_stop_ends_an_endless_answer_in_order() -> None:
 
 async def test_a_stop_closes_idle_connections_at_once() -> None:
     async with serving(echo, lifespan="off") as (server, number), wire(number) as line:
-        await line.send(request("/"))
+        await line.send(sent("/"))
         await line.answer()
         server.should_exit = True
         assert await line.rest(2) == b""
+
+
+async def test_a_field_that_would_end_its_line_early_is_never_sent(port: int) -> None:
+    async with wire(port) as line:
+        await line.send(sent("/injected"))
+        assert b"set-cookie" not in await line.rest()
+
+
+async def test_an_answer_says_close_where_the_client_wanted_that(port: int) -> None:
+    async with wire(port) as line:
+        await line.send(sent("/", connection="close"))
+        assert (await line.answer())[1]["connection"] == "close"
+        assert await line.rest() == b""
+
+
+async def test_an_answer_has_the_servers_own_fields(port: int) -> None:
+    async with wire(port) as line:
+        await line.send(sent("/"))
+        assert "date" in (await line.answer())[1]

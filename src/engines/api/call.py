@@ -6,7 +6,7 @@ turning whatever is raised into a problem document. Leaves deriving to `identity
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -17,7 +17,8 @@ from engines.api.endpoint import Endpoint, Sendable
 from engines.api.fields import Fields, condition_of, idempotency_key_of
 from engines.api.metrics import Metrics
 from engines.api.paths import QueryDecoder, parse_query
-from engines.api.reply import Send, internal_problem_reply, problem_reply
+from engines.api.protocol import ANSWER
+from engines.api.reply import HeaderFields, Send, internal_problem_reply, problem_reply
 from engines.core.idempotency import Request, identify
 from engines.core.records import Condition
 from engines.errors import (
@@ -48,8 +49,10 @@ class Call:
 
     __slots__ = (
         "_body",
+        "_common_fields",
         "_context",
         "_principal",
+        "_send",
         "abandons_body",
         "endpoint",
         "engines",
@@ -60,18 +63,25 @@ class Call:
         "request_id",
         "runner",
         "scope",
-        "send",
         "status",
     )
 
     def __init__(
-        self, engines: Engines, metrics: Metrics, scope: Scope, receive: Receive, send: Send
+        self,
+        engines: Engines,
+        metrics: Metrics,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        common_fields: Callable[[Call], HeaderFields],
     ) -> None:
         self.engines = engines
         self.metrics = metrics
         self.scope = scope
         self.receive = receive
-        self.send = send
+        self._send = send
+        self._common_fields = common_fields
         self.fields = Fields(scope["headers"])
         self.request_id = ""
         self.endpoint: Endpoint | None = None
@@ -150,6 +160,27 @@ class Call:
         body = self._body + b"\n" + self.scope["query_string"]
         return identify(*who, self.scope["method"], self.scope["path"], key, body=body)
 
+    async def answer(self, status: int, fields: HeaderFields, body: bytes) -> None:
+        """Send one whole answer, with the fields that every answer has."""
+        self.status = status
+        fields = (*fields, *self._common_fields(self))
+        whole = self.scope.get(ANSWER)
+        if whole is not None:
+            await whole(status, fields, body)
+            return
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin(self, status: int, fields: HeaderFields) -> None:
+        """The head of an answer whose body comes in pieces."""
+        self.status = status
+        fields = (*fields, *self._common_fields(self))
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+
+    async def write(self, piece: bytes, *, is_last: bool = False) -> None:
+        """A piece of the body. Waits while the client takes less than it is sent."""
+        await self._send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+
     async def refuse_input(self) -> None:
         """Raises Invalid for a body or a parameter that the endpoint does not declare."""
         endpoint = self.runner.endpoint
@@ -198,7 +229,7 @@ class Runner:
             answer = await self._answer(call)
         except ClientGone:
             return
-        await answer.send(call.send)
+        await answer.send(call)
 
     async def _answer(self, call: Call) -> Sendable:
         try:

@@ -11,8 +11,6 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from engines.api.reply import Send
-
 Conditions = Literal["none", "optional", "required"]
 Access = Literal["context", "principal", "public"]
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -21,7 +19,7 @@ CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 class Sendable(Protocol):
     """What a handler answers with: a `Reply`, or a stream."""
 
-    async def send(self, send: Send, /) -> None: ...
+    async def send(self, call: Any, /) -> None: ...
 
 
 Handler = Callable[[Any], Awaitable[Sendable]]

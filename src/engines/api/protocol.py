@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from engines.api.reply import CLOSE, Reply, problem_reply
+from engines.api.reply import CLOSE, HeaderFields, Reply, problem_reply
 from engines.clock import SystemClock
 from engines.errors import EnginesError, HeadersTooLarge, RequestTimeout
 from engines.ids import Ids
@@ -32,7 +33,6 @@ LINGER_TIMEOUT_S: Final = 2.0
 LINGER_BYTES_MAX: Final = 8 * 1024 * 1024
 # A field costs its name, its value, ": " and the end of its line.
 _FIELD_OVERHEAD_BYTES: Final = 4
-_HEAD_BEGINS: Final = b"HTTP/1.1 "
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _ERRORS: Final[Mapping[HTTPStatus, EnginesError]] = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: HeadersTooLarge(
@@ -45,6 +45,11 @@ _ids: Final = Ids(SystemClock())
 
 ON_SHUTDOWN: Final = "engines.on_shutdown"
 """Key in a scope: a callable that the protocol calls when the server begins to stop. For endless answers."""
+ANSWER: Final = "engines.answer"
+"""Key in a scope: sends one whole answer, given (status, fields, body), in place of ASGI's two messages.
+
+One write, one pass over the fields: reading a note costs about a tenth less than by way of uvicorn's cycle.
+"""
 
 
 class _Refused(Exception):
@@ -52,36 +57,17 @@ class _Refused(Exception):
 
 
 class _Transport:
-    """The transport as uvicorn sees it: `close` ends the connection in order.
+    """The transport as uvicorn sees it: `close` ends the connection in order."""
 
-    An answer's head waits for the body, until the loop's next turn at most: uvicorn writes the two apart, and
-    a system call for each is an eighth of what a small answer costs.
-    """
-
-    __slots__ = ("_head", "_protocol", "_raw", "get_extra_info", "pause_reading", "resume_reading")
+    __slots__ = ("_protocol", "_raw", "get_extra_info", "pause_reading", "resume_reading", "write")
 
     def __init__(self, raw: asyncio.Transport, protocol: BoundedProtocol) -> None:
         self._raw = raw
         self._protocol = protocol
-        self._head = b""
+        self.write = raw.write
         self.pause_reading = raw.pause_reading
         self.resume_reading = raw.resume_reading
         self.get_extra_info = raw.get_extra_info
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(_HEAD_BEGINS):
-            self._head = data
-            self._protocol.loop.call_soon(self.flush)
-            return
-        self._raw.write(data)
-
-    def flush(self) -> None:
-        """Send what waits, if anything does."""
-        if self._head and not self._raw.is_closing():
-            self._raw.write(self._head)
-        self._head = b""
 
     def close(self) -> None:
         self._protocol.end()
@@ -111,7 +97,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self.ending = False
         """Whether the last byte that this connection will send has been given to the transport."""
         self._raw: asyncio.Transport
-        self._guarded: _Transport
         self._current: RequestResponseCycle | None = None  # being answered; pipelined ones wait in `pipeline`
         # Between requests and until a request's header section is complete.
         self._in_headers = True
@@ -130,8 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._raw = transport
-        self._guarded = _Transport(transport, self)
-        super().connection_made(cast("asyncio.Transport", self._guarded))
+        super().connection_made(cast("asyncio.Transport", _Transport(transport, self)))
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -196,6 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() not in _VERSIONS:
             raise _Refused
         super().on_headers_complete()  # raises for a target that is no path
+        self.cycle.scope[ANSWER] = partial(self._answer, self.cycle)  # type: ignore[typeddict-unknown-key]
         self._in_headers = False
         self._field_bytes = self._section_bytes = 0
         self._boundaries += 1
@@ -233,6 +218,27 @@ class BoundedProtocol(HttpToolsProtocol):
         self._current = cycle
         super()._start_asgi_task(cycle, app)
 
+    async def _answer(
+        self, cycle: RequestResponseCycle, status: int, fields: HeaderFields, body: bytes
+    ) -> None:
+        """What `RequestResponseCycle.send` does for an answer that is whole. See `ANSWER`."""
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        assert not cycle.response_started
+        if CLOSE in fields:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            fields = (*fields, CLOSE)
+        head = _head(status, (*self.server_state.default_headers, *fields))
+        self._raw.write(head if cycle.scope["method"] == "HEAD" else head + body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.end()
+        cycle.on_response()
+
     def on_response_complete(self) -> None:
         self._current = None
         if not self.pipeline and not self._in_headers and self._refusal is None:
@@ -269,7 +275,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def _send_refusal(self) -> None:
         if self.ending or self._refusal is None:
             return
-        self._guarded.flush()
         self._raw.write(_refusal_answer(self._refusal))
         self.end()
 
@@ -280,7 +285,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.ending:
             return
         self.ending = True
-        self._guarded.flush()
         if self._idle or self._raw.is_closing() or not self._raw.can_write_eof():
             self._raw.close()
             return
@@ -326,6 +330,16 @@ def _refusal_answer(status: HTTPStatus) -> bytes:
         request_id = _ids.token(REQUEST_ID_BYTES).hex()
         reply = problem_reply(error, request_id)
         reply = Reply(status, reply.body, (*reply.fields, (b"x-request-id", request_id.encode())))
-    fields = (*reply.fields, (b"content-length", b"%d" % len(reply.body)), CLOSE)
-    lines = (b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), *(b"%s: %s" % field for field in fields))
-    return b"\r\n".join(lines) + b"\r\n\r\n" + reply.body
+    return _head(status, (*reply.fields, reply.length_field, CLOSE)) + reply.body
+
+
+def _head(status: int, fields: HeaderFields) -> bytes:
+    """Status line and header section. Raises ValueError for a field that would end its line early."""
+    lines = [STATUS_LINE[status]]
+    for name, value in fields:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    if not head.count(b"\n") == head.count(b"\r") == len(fields) + 2:
+        raise ValueError("a header field holds the end of a line")
+    return head

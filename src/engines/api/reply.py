@@ -10,11 +10,14 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http import HTTPStatus
 from math import ceil
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from engines.errors import EnginesError, MethodNotAllowed, OutcomeUnknown, Unauthenticated
+
+if TYPE_CHECKING:
+    from engines.api.call import Call
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderFields = Sequence[tuple[bytes, bytes]]
@@ -36,12 +39,14 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes = b""
     fields: HeaderFields = ()
 
-    async def send(self, send: Send) -> None:
-        fields: list[tuple[bytes, bytes]] = [*self.fields]
-        if self.status != HTTPStatus.NO_CONTENT:
-            fields.append((b"content-length", b"%d" % len(self.body)))
-        await send({"type": "http.response.start", "status": self.status, "headers": fields})
-        await send({"type": "http.response.body", "body": self.body})
+    @property
+    def length_field(self) -> tuple[bytes, bytes]:
+        return (b"content-length", b"%d" % len(self.body))
+
+    async def send(self, call: Call) -> None:
+        """Answer the call."""
+        fields = self.fields if self.status == HTTPStatus.NO_CONTENT else (*self.fields, self.length_field)
+        await call.answer(self.status, fields, self.body)
 
 
 NOTHING: Final = Reply(204)

@@ -7,8 +7,8 @@ or credential. Leaves routing to `api/dispatch.py` and running a call to `api/ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import structlog
@@ -47,14 +47,7 @@ class Shell:
         assert scope["type"] == "http", "lifespans and websockets are turned off where the server is set up"
         clock = self._engines.clock
         began = clock.monotonic()
-
-        async def send_whole(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                call.status = message["status"]
-                message["headers"] = [*message["headers"], *self._fields(call)]
-            await send(message)
-
-        call = Call(self._engines, self._metrics, scope, receive, send_whole)
+        call = Call(self._engines, self._metrics, scope, receive, send, common_fields=self._fields)
         try:
             await self._answer(call)
         finally:
@@ -66,7 +59,7 @@ class Shell:
             check_path(call.scope["raw_path"])
             runner, parameters = self._dispatch.find(call.scope["method"], call.scope["path"])
         except EnginesError as error:
-            await (await problem_of(call, error)).send(call.send)
+            await (await problem_of(call, error)).send(call)
             return
         await runner.run(call, parameters)
 

@@ -17,7 +17,7 @@ import structlog
 
 from engines.api.call import Call
 from engines.api.protocol import ON_SHUTDOWN
-from engines.api.reply import Send, internal_problem_reply, problem_reply
+from engines.api.reply import internal_problem_reply, problem_reply
 from engines.errors import EnginesError, Forbidden, Gone
 from engines.scope import RequestContext
 from engines.stores.events import Event
@@ -47,18 +47,17 @@ class EventStream:
         self._permission = permission
         self._stopping = asyncio.Event()
 
-    async def send(self, send: Send) -> None:
-        self._call.scope[ON_SHUTDOWN] = self._stopping.set
+    async def send(self, call: Call) -> None:
+        call.scope[ON_SHUTDOWN] = self._stopping.set
         waiting = [
             asyncio.create_task(self._stopping.wait(), name="stream-stop"),
             asyncio.create_task(self._client_leaves(), name="stream-leave"),
         ]
         self._call.metrics.streams.inc()
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": list(_FIELDS)})
-            await _write(send, b"retry: %d\n\n" % RETRY_MS)
-            end = await self._follow(send, waiting)
-            await send({"type": "http.response.body", "body": end})
+            await call.begin(200, _FIELDS)
+            await call.write(b"retry: %d\n\n" % RETRY_MS)
+            await call.write(await self._follow(waiting), is_last=True)
         finally:
             self._call.metrics.streams.dec()
             for task in waiting:
@@ -70,7 +69,7 @@ class EventStream:
         while (await self._call.receive())["type"] != "http.disconnect":
             pass
 
-    async def _follow(self, send: Send, waiting: Sequence[asyncio.Task[object]]) -> bytes:
+    async def _follow(self, waiting: Sequence[asyncio.Task[object]]) -> bytes:
         """Pass on what comes until somebody ends it. The last bytes say why."""
         coming = asyncio.create_task(_next(self._batches), name="stream-next")
         silent_since = self._call.engines.clock.monotonic()
@@ -86,10 +85,10 @@ class EventStream:
                     if batch is None:
                         return b""
                     coming = asyncio.create_task(_next(self._batches), name="stream-next")
-                    await _write(send, frames(batch))
+                    await self._call.write(frames(batch))
                     silent_since = now
                 elif now - silent_since >= HEARTBEAT_S:
-                    await _write(send, _HEARTBEAT)
+                    await self._call.write(_HEARTBEAT)
                     silent_since = now
         except EnginesError as error:
             return self._farewell(error)
@@ -128,10 +127,6 @@ def frames(events: Sequence[Event]) -> bytes:
 
 def _message(name: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
-
-
-async def _write(send: Send, content: bytes) -> None:
-    await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
 async def _next(batches: Batches) -> tuple[Event, ...] | None:
