@@ -36,7 +36,7 @@ async def read(path: str, receive: Any) -> bytes | None:
             seen_disconnects.append(path)
             disconnected.set()
             return None
-        body += message["body"]
+        body += bytes(message["body"])
         if not message["more_body"]:
             return body
 
