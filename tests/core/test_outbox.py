@@ -15,7 +15,7 @@ from engines.core.keys import within
 from engines.core.lease import Lease
 from engines.core.log import Entry as LogEntry
 from engines.core.log import Log
-from engines.core.outbox import PAUSE_S, Backlog, Entry, Relay, outbox_put
+from engines.core.outbox import DELIVERY_TIMEOUT_S, PAUSE_S, Backlog, Entry, Relay, outbox_put
 from engines.errors import OutcomeUnknown, Throttled, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Put
@@ -168,6 +168,31 @@ async def test_a_group_that_cannot_be_delivered_waits_alone(new_documents: NewDo
     assert await relay.deliver_waiting() == 0, "it is left alone for its pause"
     clock.advance(PAUSE_S)
     assert await relay.deliver_waiting() == 150
+    await spine.close()
+
+
+async def test_a_group_whose_receiver_hangs_delays_no_other(new_documents: NewDocuments) -> None:
+    documents, _ = await new_documents()
+    spine = Spine(documents)
+    reached = asyncio.Event()
+
+    async def deliver(group: str, entries: Sequence[Entry], *, first_attempt: bool) -> None:
+        if group == "t_a":
+            await asyncio.Event().wait()
+        await spine.deliver(group, entries, first_attempt=first_attempt)
+        reached.set()
+
+    await change(documents, "t_a", 1)
+    await change(documents, "t_b", 2)
+    lease = Lease(documents, PARTITION, "outbox", holder="one", clock=CLOCK)
+    relay = Relay(documents, PARTITION, deliver, lease=lease, clock=CLOCK)
+    pass_ = asyncio.create_task(relay.deliver_waiting())
+    async with asyncio.timeout(DELIVERY_TIMEOUT_S / 2):
+        await reached.wait()
+    assert await spine.bodies("t_b") == ['{"number":2}']
+    assert not pass_.done()
+    assert await pass_ == 1
+    assert await waiting(documents) == 1
     await spine.close()
 
 

@@ -253,3 +253,13 @@ async def test_a_probe_says_what_is_wrong_and_leaves_nothing(new_process: NewPro
     assert (broken.ok, broken.error) == (False, "BackendRefused")
     documents = (await process.backends.open(sqlite_backend("lab", tmp_path))).documents
     assert (await documents.scan("probe.t_system.global.0", above="a", below="z")).docs == ()
+
+
+async def test_a_spine_whose_backend_cannot_be_opened_does_not_keep_it_from_being_mended(
+    new_process: NewProcess, tmp_path: Path
+) -> None:
+    process = await new_process()
+    await process.records.put(ADMIN, sqlite_backend("broken", tmp_path / "missing"), condition=NEW)
+    await put(process, context(), kind="event_spine", backend_id="broken")
+    await put(process, context())
+    await process.routes.delete(context(), "event_spine", RouteScope(), condition=ANY)

@@ -52,6 +52,8 @@ class Keys:
             membership = await self._store.read(MEMBERSHIPS, tenant_id, user_id)
             if membership is None or membership.record.status != "accepted":
                 raise Invalid("the user is no accepted member of the tenant", field="user_id")
+            # A key acts as its user, so nobody makes one for somebody who may do more than they.
+            await require_may_grant(self._store, context, membership.record.role)
             return ApiKey(
                 key_id=key_id,
                 tenant_id=tenant_id,

@@ -6,29 +6,36 @@ Owns the rules that all tables share. Leaves each table's own rules to its servi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from engines.catalogue import EVENT_SPINE
 from engines.control.store import Actor, ControlStore
-from engines.core.place import Places
 from engines.errors import ContextMismatch, Forbidden, Invalid
 from engines.scope import SYSTEM_TENANT, RequestContext
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
+class Routing(Protocol):
+    """What the services ask of routing, which stands above them."""
+
+    async def check(self, kind: str, context: RequestContext) -> None:
+        """Raises MissingRoute, ForbiddenBackendClass, BackendRefused, Unavailable; opens no backend."""
+        ...
+
+
 class Service:
     """What the services are given: the store, and routing to ask whether a change may be made at all."""
 
-    def __init__(self, store: ControlStore, places: Places) -> None:
+    def __init__(self, store: ControlStore, routing: Routing) -> None:
         self.store = store
-        self.places = places
+        self._routing = routing
 
     async def admit(self, context: RequestContext) -> None:
         """A state-changing call. Raises MissingRoute where the caller's spine could not be told of it."""
-        await self.places.place(EVENT_SPINE, context)
+        await self._routing.check(EVENT_SPINE, context)
 
 
 def require_system_admin(context: RequestContext) -> None:

@@ -35,6 +35,8 @@ POLL_S: Final = 1.0
 PAUSE_S: Final = 1.0
 PAUSE_MAX_S: Final = 30.0
 COUNT_AGE_MAX_S: Final = 1.0
+# What takes longer is tried again later: a delivery that was cut off is recognised by its event ids.
+DELIVERY_TIMEOUT_S: Final = 5.0
 
 _NAMESPACE: Final = uuid.UUID("5f2f1e3c-6f0e-5b39-9c8a-1d1b8d7c0a44")
 _PREFIX: Final = "o"
@@ -105,8 +107,8 @@ class Backlog:
 class Relay:
     """Delivers one partition's waiting messages while it holds the lease. Run by one task.
 
-    `deliver` must accept entries that it was given before; `first_attempt`
-    says that no earlier one can have been made, which saves looking for it.
+    `deliver` must accept entries that it was given before; `first_attempt` says that no earlier one can have
+    been made, which saves looking for it.
     """
 
     def __init__(
@@ -157,23 +159,37 @@ class Relay:
         while resume is not None:
             page = await self._documents.scan(self._partition, above=resume, below=below, limit=BATCH_MAX)
             resume = page.resume
-            for group, docs in _grouped(page.docs).items():
-                if not self._is_paused(group):
-                    delivered += await self._deliver_group(group, docs, first_attempt=first_attempt)
+            groups = _grouped(page.docs)
+            # At once, so that a group whose receiver hangs delays no other.
+            outcomes = await asyncio.gather(
+                *(
+                    self._deliver_group(group, docs, first_attempt=first_attempt)
+                    for group, docs in groups.items()
+                    if not self._is_paused(group)
+                ),
+                return_exceptions=True,
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                delivered += outcome
+            for group in groups:
                 if self._is_paused(group) and resume is not None:  # Pass over the rest of it, however long.
                     resume = max(resume, within(_PREFIX, group)[1])
             if not self._lease.held and not await self._lease.acquire():
                 return delivered
+            first_attempt = first_attempt and self._lease.continued
         self._drained = not self._paused
         return delivered
 
     async def _deliver_group(self, group: str, docs: Sequence[Doc], *, first_attempt: bool) -> int:
         entries = [Entry(group, _event_id(self._partition, doc.key), doc.body, doc.key) for doc in docs]
         try:
-            await self._deliver(group, entries, first_attempt=first_attempt)
-        except EnginesError as error:
+            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+                await self._deliver(group, entries, first_attempt=first_attempt)
+        except (EnginesError, TimeoutError) as error:
             self._pause(group)
-            log.warning("outbox delivery waits", group=group, waiting=len(docs), error=error.code)
+            log.warning("outbox delivery waits", group=group, waiting=len(docs), error=type(error).__name__)
             return 0
         self._paused.pop(group, None)
         await self._documents.write(self._partition, [Delete(doc.key, ALWAYS) for doc in docs])

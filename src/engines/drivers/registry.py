@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from engines.clock import Clock
-from engines.errors import Invalid
+from engines.errors import BackendRefused, Invalid
 from engines.ports.documents import DocumentDriver, DriverDescription
 from engines.ports.secrets import Secret, SecretSource
 
@@ -57,7 +57,10 @@ def document_driver(name: str) -> DocumentDriverModule:
         raise Invalid(
             f"no document driver has this name; there are {', '.join(DOCUMENT_DRIVERS)}", field="driver"
         )
-    return cast(DocumentDriverModule, importlib.import_module(module))
+    try:
+        return cast(DocumentDriverModule, importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        raise BackendRefused(f"the driver {name} is not installed: pip install 'engines[{name}]'") from error
 
 
 def driver_of_url(url: str) -> str:

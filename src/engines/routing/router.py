@@ -81,6 +81,12 @@ class Router:
                 self._places[key] = place
         return place
 
+    async def check(self, kind: str, context: RequestContext) -> None:
+        """What `place` would raise of the route and its backend's class, without opening the backend."""
+        self._directory.check_fresh()
+        at = where(context)
+        await self.checked_backend(await self.resolve(kind_named(kind).name, at), at)
+
     async def place_for_change(self, kind: str, context: RequestContext) -> Place:
         await self.place(EVENT_SPINE, context)
         return await self.place(kind, context)
