@@ -375,13 +375,21 @@ async def test_a_kind_without_a_route_is_503_and_shows_in_diagnostics_and_bootst
 
 
 async def test_bootstrap_tells_empty_from_ready_for_whoever_asks(
-    outsider: Client, admin: Client, member: Client
+    outsider: Client, admin: Client, member: Client, fresh: Iterator[str]
 ) -> None:
-    await member("POST", "/notes", {"content": "a"})
-    areas = {area["area"]: area["state"] for area in (await member("GET", "/bootstrap")).json["areas"]}
-    assert areas["notes_store"] == "ready"
     theirs = {area["area"]: area["state"] for area in (await admin("GET", "/bootstrap")).json["areas"]}
-    assert theirs["notes_store"] == "empty"
+    assert {theirs[kind] for kind in ("notes_store", "memory_store", "tabular_store")} == {"empty"}
+    name = next(fresh)
+    await member("POST", "/notes", {"content": "a"})
+    await member("PUT", f"/memory/{name}/k", {"value": 1})
+    await member("PUT", f"/tables/{name}/p/s", {"value": 1})
+    await member("PUT", f"/blackboard/{name}/k", {"value": 1}, If_None_Match="*")
+    await member("POST", f"/streams/{name}/events", {"event_type": "analytics", "payload": {}})
+    await member("POST", "/events", {"event_type": "analytics", "payload": {}})
+    areas = {area["area"]: area["state"] for area in (await member("GET", "/bootstrap")).json["areas"]}
+    served = ("notes", "memory", "tabular", "blackboard")
+    assert {areas[f"{kind}_store"] for kind in served} == {"ready"}
+    assert areas["event_spine"] == areas["event_stream"] == "ready"
     (await outsider("GET", "/bootstrap")).problem(403, "Forbidden")
 
 
