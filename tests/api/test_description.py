@@ -261,7 +261,7 @@ def test_fuzzing_the_control_plane_from_the_description_finds_nothing(
             del item[method]
     statuses = fuzz(fuzzed, tmp_path, "system_admin", harmless, f"--include-path-regex={CONTROL}")
     print(statuses)
-    assert statuses[200] + statuses[201] > 100
+    assert statuses[200] + statuses[201] > 20
     assert statuses[500] == 0
 
 
