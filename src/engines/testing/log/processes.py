@@ -17,8 +17,8 @@ from engines.testing.log.process import appending_process, appends
 
 PROCESSES: Final = 4
 RUN_TIMEOUT_S: Final = 90.0
-# Every one of four processes gets at least this part of what all append. An even share is a quarter; where the
-# winner does not yield, the starved are left with less than a hundredth, on a busy machine too.
+# Every one of four processes gets at least this part of what all append. An even share is a quarter; where
+# the winner does not yield, the starved are left with less than a hundredth, on a busy machine too.
 SHARE_MIN: Final = 0.04
 SHARED_APPENDS: Final = 8_000
 KILLS: Final = 2
