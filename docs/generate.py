@@ -158,15 +158,21 @@ def backends_page() -> str:
         about = document_driver(name).DESCRIPTION
         lines += [f"## {name}", "", f"Class `{about.backend_class}`.", ""]
         lines += [f"- consistency: {about.consistency}", f"- durability: {about.durability}", ""]
-        for title, table in (("config", about.config), ("secrets", about.secrets), ("limits", about.limits)):
-            if table:
-                lines += [f"| {title} | |", "|---|---|"]
-                lines += [
-                    f"| `{key}` | {value} |" if title != "limits" else f"| {key} | {value} |"
-                    for key, value in table.items()
-                ]
-                lines.append("")
+        named = (("config", about.config), ("secrets", about.secrets))
+        told = (("limits", about.limits), ("costs", about.costs))
+        for title, table in named:
+            lines += _table(title, {f"`{key}`": value for key, value in table.items()})
+        for title, table in told:
+            lines += _table(title, table)
+        lines += [f"`provision` creates {about.provisions}. The least that it runs with:", ""]
+        lines += ["```", about.policy, "```", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(title: str, rows: Mapping[str, str]) -> list[str]:
+    if not rows:
+        return []
+    return [f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]
 
 
 PAGES = {"http.md": http_page, "kinds.md": kinds_page, "backends.md": backends_page}

@@ -133,7 +133,11 @@ BackendClass = Literal["cloud", "server", "host_local"]
 
 
 class DriverDescription(msgspec.Struct, frozen=True):
-    """What documentation and operators need to know of a driver; constants in its module."""
+    """What documentation and operators need to know of a driver; constants in its module.
+
+    `costs` are in the service's own units, by operation; `provisions` is what `provision` creates; `policy` the
+    least privilege that the driver runs with, to copy.
+    """
 
     name: str
     backend_class: BackendClass
@@ -142,3 +146,6 @@ class DriverDescription(msgspec.Struct, frozen=True):
     config: dict[str, str]
     secrets: dict[str, str]
     limits: dict[str, str]
+    costs: dict[str, str]
+    provisions: str
+    policy: str

@@ -63,6 +63,9 @@ DESCRIPTION: Final = DriverDescription(
         "writers": "one at a time per file",
         "hosts": "one: the file must not lie on a network file system",
     },
+    costs={"write": "one fsync of the log, shared by every write that waits for it"},
+    provisions="the file, with one table and one index; never the directory",
+    policy="read and write the file's directory: SQLite keeps its log beside the file",
 )
 
 _SCHEMA = """
