@@ -64,12 +64,12 @@ DESCRIPTION: Final = DriverDescription(
     },
     costs={"write": "one round trip and one flush of the WAL", "get and scan": "one round trip"},
     provisions="the schema, with one table, one index and one function; never the database or the user",
-    policy='''-- To provision:
+    policy="""-- To provision:
 GRANT CREATE ON DATABASE your_database TO engines;
 -- To run on a schema that somebody else provisioned:
 GRANT USAGE ON SCHEMA engines TO engines;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA engines TO engines;
-GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA engines TO engines;''',
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA engines TO engines;""",
 )
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
