@@ -17,7 +17,12 @@ from tests.servers.postgres import PostgresServer, PostgresUnavailableError
 
 
 def pytest_configure() -> None:
-    """SIGTERM ends the run as Ctrl-C does: fixtures stop what they started."""
+    """SIGTERM ends the run as Ctrl-C does: fixtures stop what they started.
+
+    Ctrl-C is heard even where the run was started with it ignored, as a shell does with what it puts into the
+    background; programs that tests start would ignore it as well.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
