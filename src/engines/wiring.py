@@ -41,6 +41,9 @@ from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.routing.backends import CONTROL_BACKEND, Backends
 from engines.routing.diagnostics import Diagnostics
+from engines.routing.mover import Movers
+from engines.routing.moves import Moves
+from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
 from engines.scope import SYSTEM_TENANT
@@ -84,6 +87,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     issuers: Issuers
     backends: BackendRecords
     routes: Routes
+    moves: Moves
     diagnostics: Diagnostics
     spine: EventSpine
     streams: EventStreams
@@ -145,13 +149,16 @@ async def open_engines(
         resolver = Secrets(secret_sources(**(secrets or {})))
         directory = Directory(control.store, clock)
         backends = Backends(control.documents, resolver, ids=ids, clock=clock)
-        router = Router(directory, backends)
+        participation = Participation(control.documents, directory, process_id=ids.write_id(), clock=clock)
+        router = Router(directory, backends, participation)
+        participation.ready = router.open_target
         spine = EventSpine(router, ids, clock)
         streams = EventStreams(router, ids, clock)
         audit = Audit(directory, spine, ids)
         refusals = RefusalAudit(audit.refused, clock)
         service = Service(control.store, router)
         routes = Routes(service, router)
+        movers = Movers(control.store, directory, backends, ids=ids, clock=clock)
         engines = Engines(
             clock=clock,
             ids=ids,
@@ -171,6 +178,7 @@ async def open_engines(
             issuers=Issuers(service),
             backends=BackendRecords(service, backends),
             routes=routes,
+            moves=Moves(service, router, routes, backends, ids),
             diagnostics=Diagnostics(router, backends),
             spine=spine,
             streams=streams,
@@ -182,9 +190,11 @@ async def open_engines(
         lease = Lease(control.documents, PARTITION, "outbox", holder=ids.write_id(), clock=clock)
         relay = Relay(control.documents, PARTITION, audit.deliver, lease=lease, clock=clock)
         control.store.on_change = _adopt_at_once(directory, relay)
-        await _check_start(directory, router, control.store)
+        await _check_start(directory, router, control.store, participation)
         try:
-            async with _running(directory.follow(), relay.run(), backends.reclaim()):
+            async with _running(
+                directory.follow(), participation.run(), relay.run(), movers.run(), backends.reclaim()
+            ):
                 yield engines
         finally:
             await engines.contexts.close()
@@ -237,9 +247,13 @@ async def _running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _check_start(directory: Directory, router: Router, store: ControlStore) -> None:
+async def _check_start(
+    directory: Directory, router: Router, store: ControlStore, participation: Participation
+) -> None:
     """Refuse to run where the control plane is none, or a required kind has no usable default."""
     async with asyncio.timeout(START_TIMEOUT_S):
+        # In this order: a mover that does not see this process yet is seen by it.
+        await participation.register()
         await directory.refresh()
         system = await store.read(TENANTS, SYSTEM_TENANT)
         if system is None:

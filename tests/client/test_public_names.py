@@ -9,7 +9,8 @@ from engines.client import AsyncEngines
 
 NAMES = """
     NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Event Head Issuer
-    KindState Looked Me Membership MemoryEntry Mode NewEvent NewNote Note NoteSource NoteTimestamps Os Page
+    KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
+    NoteSource NoteTimestamps Os Page
     Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
     UserIdentity Verification
 """
@@ -33,6 +34,7 @@ METHODS = {
     "projects": "create each get page patch",
     "backends": "delete each get page probe put",
     "routes": "delete each history page put resolve",
+    "moves": "cancel each get plan retire start",
     "diagnostics": "bootstrap live ready routes",
 }
 

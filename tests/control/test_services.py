@@ -30,6 +30,7 @@ from engines.errors import (
 )
 from engines.ids import Ids
 from engines.routing.backends import Backends
+from engines.routing.participation import Participation
 from engines.routing.router import Router
 from engines.scope import RequestContext
 from engines.wiring import open_control_plane
@@ -49,7 +50,8 @@ async def service(control_plane_url: str) -> AsyncIterator[Service]:
         await directory.refresh()
         control.store.on_change = directory.refresh
         backends = Backends(control.documents, Secrets(secret_sources()), ids=Ids(CLOCK), clock=CLOCK)
-        made = Service(control.store, Router(directory, backends))
+        participation = Participation(control.documents, directory, process_id="p", clock=CLOCK)
+        made = Service(control.store, Router(directory, backends, participation))
         await Tenants(made).create(ADMIN, tenant("t_a"))
         for user_id in ("u1", "u2"):
             await Users(made).create(ADMIN, User(user_id=user_id))

@@ -17,6 +17,7 @@ from engines.drivers.registry import secret_sources
 from engines.ids import Ids
 from engines.routing.backends import Backends
 from engines.routing.diagnostics import Diagnostics
+from engines.routing.participation import Participation
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.wiring import ControlPlane, open_control_plane
@@ -88,7 +89,11 @@ async def new_process(control_plane_url: str, tmp_path: Path) -> AsyncIterator[N
             resolver = Secrets(secret_sources())
             backends = Backends(control.documents, resolver, ids=Ids(chosen), clock=chosen)
             stack.push_async_callback(backends.close)
-            router = Router(directory, backends)
+            participation = Participation(
+                control.documents, directory, process_id=Ids(chosen).write_id(), clock=chosen
+            )
+            await participation.register()
+            router = Router(directory, backends, participation)
             service = Service(control.store, router)
             control.store.on_change = directory.refresh
             return Process(

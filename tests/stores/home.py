@@ -7,7 +7,8 @@ can close everything and open it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -123,6 +124,7 @@ class Home:
             generation=self.generation,
         )
 
-    async def place_for_change(self, kind: str, context: RequestContext) -> Place:
+    @contextlib.asynccontextmanager
+    async def changing(self, kind: str, context: RequestContext) -> AsyncIterator[Place]:
         await self.place("event_spine", context)
-        return await self.place(kind, context)
+        yield await self.place(kind, context)

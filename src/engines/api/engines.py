@@ -18,6 +18,7 @@ from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit
 from engines.ids import Ids
 from engines.routing.diagnostics import Diagnostics
+from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.stores.blackboard import Blackboard
@@ -66,6 +67,8 @@ class Engines(Protocol):
     def backends(self) -> BackendRecords: ...
     @property
     def routes(self) -> Routes: ...
+    @property
+    def moves(self) -> Moves: ...
     @property
     def diagnostics(self) -> Diagnostics: ...
     @property

@@ -9,6 +9,7 @@ import msgspec
 from cyclopts import App, Parameter
 
 from engines.catalogue import kind_named
+from engines.cli import moves
 from engines.cli.connection import DEFAULT, Connection
 from engines.cli.output import AsJson, console, print_json, print_record, print_records
 from engines.client import AsyncEngines, Route, RouteScope
@@ -18,6 +19,7 @@ from engines.scope import normalise_surface
 COLUMNS = ("resource_kind", "tenant_id", "scope", "backend_id", "options", "version")
 
 app = App(name="routes", help="Which backend holds what.")
+app.command(moves.move)
 
 
 @Parameter(name="*")

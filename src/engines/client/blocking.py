@@ -277,6 +277,17 @@ class Routes(Group[routing.Routes]):
     history = iterating(routing.Routes.history)
 
 
+class Moves(Group[routing.Moves]):
+    """`AsyncEngines.moves`, blocking."""
+
+    start = blocking(routing.Moves.start)
+    plan = blocking(routing.Moves.plan)
+    get = blocking(routing.Moves.get)
+    each = iterating(routing.Moves.each)
+    cancel = blocking(routing.Moves.cancel)
+    retire = blocking(routing.Moves.retire)
+
+
 class Diagnostics(Group[routing.Diagnostics]):
     """`AsyncEngines.diagnostics`, blocking."""
 
@@ -319,6 +330,7 @@ class Engines:
         self.projects: Collection[Project] = Collection(client.projects, loop)
         self.backends = Backends(client.backends, loop)
         self.routes = Routes(client.routes, loop)
+        self.moves = Moves(client.moves, loop)
         self.diagnostics = Diagnostics(client.diagnostics, loop)
 
     @property

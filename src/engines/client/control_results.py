@@ -196,6 +196,56 @@ class Route(Recorded, frozen=True, kw_only=True):
     deleted: bool = False
 
 
+class MoveProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a move has come. `lag`: changes that waited in its last round; `pause_ms`: their pause."""
+
+    documents: int = 0
+    bytes: int = 0
+    repaired: int = 0
+    partitions: int = 0
+    partitions_done: int = 0
+    lag: int = 0
+    documents_per_s: float = 0.0
+    estimated_end: str | None = None
+    pause_ms: float | None = None
+    error: str | None = None
+
+
+class Move(Recorded, frozen=True, kw_only=True):
+    """A kind of a tenant on its way from one backend to another. `progress` is told by `Moves.get` alone."""
+
+    move_id: str
+    tenant_id: str = ""
+    resource_kind: str = ""
+    source_backend_id: str = ""
+    target_backend_id: str = ""
+    phase: str = ""
+    retire: bool = False
+    reason: str | None = None
+    progress: MoveProgress = MoveProgress()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen of itself."""
+        return self.phase in ("done", "retired", "cancelled")
+
+
+class MovePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a move would take along. Where `complete` is false there is more than was counted."""
+
+    tenant_id: str = ""
+    resource_kind: str = ""
+    source_backend_id: str = ""
+    target_backend_id: str = ""
+    envs: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    documents: int = 0
+    bytes: int = 0
+    streams: int = 0
+    events: int = 0
+    complete: bool = True
+
+
 class Looked(msgspec.Struct, frozen=True, kw_only=True):
     """One scope that resolution looked at, whose it is, and whether a route was found there."""
 

@@ -18,7 +18,7 @@ from engines.client.control import Collection, Issuers, Keys, Members, Modes, Te
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.logs import Events, Streams
 from engines.client.retry import Retries, RetryPolicy
-from engines.client.routing import Backends, Diagnostics, Routes
+from engines.client.routing import Backends, Diagnostics, Moves, Routes
 from engines.client.stores import Blackboard, Memory, Notes, Tables
 from engines.client.transport import CONNECTIONS_MAX, TIMEOUT_S, Transport
 from engines.clock import Clock, SystemClock
@@ -112,6 +112,7 @@ class AsyncEngines:
         self.projects: Collection[Project] = Collection(calls, "projects", Project)
         self.backends = Backends(calls)
         self.routes = Routes(calls)
+        self.moves = Moves(calls)
         self.diagnostics = Diagnostics(calls)
 
     @property

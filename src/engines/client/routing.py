@@ -15,6 +15,8 @@ from engines.client.control_results import (
     Backend,
     BackendClass,
     KindState,
+    Move,
+    MovePlan,
     Probe,
     Resolution,
     Route,
@@ -159,6 +161,57 @@ class Routes:
         """Every version of one route, deletions included."""
         query = {**msgspec.structs.asdict(scope), "order": order}
         return self._calls.each(Route, "routes", resource_kind, "history", query=query)
+
+
+class Moves:
+    """Kinds of the caller's tenant on their way to another backend."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def start(
+        self,
+        resource_kind: str,
+        backend_id: str,
+        *,
+        retire: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Move:
+        """Begin a move. `retire`: remove what is left behind. Raises Conflict where one is under way."""
+        return await self._calls.change(
+            Move,
+            "POST",
+            *("routes", resource_kind, "move"),
+            body={"backend_id": backend_id, "retire": retire},
+            idempotency_key=idempotency_key,
+        )
+
+    async def plan(self, resource_kind: str, backend_id: str) -> MovePlan:
+        """What `start` would move; nothing is changed."""
+        body = {"backend_id": backend_id, "dry_run": True}
+        return await self._calls.change(
+            MovePlan, "POST", "routes", resource_kind, "move", body=body, repeat=Repeat.READ
+        )
+
+    async def get(self, move_id: str) -> Move:
+        """A move and how far it has come. Raises NotFound."""
+        return await self._calls.get(Move, "moves", move_id)
+
+    def each(self, *, order: Order | None = None) -> AsyncGenerator[Move, None]:
+        """Every move of the tenant, by kind, without their progress."""
+        return self._calls.each(Move, "moves", query={"order": order})
+
+    async def cancel(self, move_id: str, *, idempotency_key: str | None = None) -> Move:
+        """Take it back. Raises Conflict once readers have changed sides."""
+        return await self._calls.change(
+            Move, "POST", "moves", move_id, "cancel", idempotency_key=idempotency_key
+        )
+
+    async def retire(self, move_id: str, *, idempotency_key: str | None = None) -> Move:
+        """Remove for ever what was left behind. Raises Conflict before the move is done."""
+        return await self._calls.change(
+            Move, "POST", "moves", move_id, "retire", idempotency_key=idempotency_key
+        )
 
 
 class Diagnostics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -23,6 +23,7 @@ from engines.control.records import (
     Issuer,
     Membership,
     Mode,
+    Move,
     Os,
     Project,
     Role,
@@ -39,6 +40,7 @@ from engines.control.tables import (
     KEYS,
     MEMBERSHIPS,
     MODES,
+    MOVES,
     OSES,
     PROJECTS,
     ROLES,
@@ -56,13 +58,23 @@ from engines.scope import SYSTEM_TENANT, normalise_surface
 
 # A change is adopted within a second: one poll, and time to spare for a slow one.
 POLL_S: Final = 0.25
+# While a move is about to change sides: what it asks of the processes is a part of its pause.
+POLL_MOVING_S: Final = 0.025
+MOVES_MAX: Final = 64
 POLL_TIMEOUT_S: Final = 2.0
 AGE_MAX_S: Final = 3.0
 ENTRIES_MAX: Final = 100_000
 MEMBERSHIPS_MAX: Final = 1_000
 
+_NEAR: Final = frozenset({"follow", "fence", "verify", "switch", "settle"})
+_MOVE_KEYS: Final = join("r", MOVES.name, "")
+
 T = TypeVar("T", bound=msgspec.Struct)
 log = structlog.get_logger(__name__)
+
+
+def _nothing() -> None:
+    """Where nobody takes part in moves."""
 
 
 class Directory:
@@ -78,13 +90,19 @@ class Directory:
         self.generation = 0
         """Grows whenever anything known may have changed; caches derived from the directory go with it."""
         self.lab = False
+        self.moves: Mapping[tuple[str, str], Move] = {}
+        """Those under way, by tenant and kind."""
+        self.on_moves: Callable[[], None] = _nothing
+        """Called after one has come, gone or entered another phase."""
+        self._changed = asyncio.Event()
 
     # --- following ---
 
     async def follow(self) -> None:
         """Poll the feed until cancelled."""
         while True:
-            await asyncio.sleep(POLL_S)
+            is_near = any(move.phase in _NEAR for move in self.moves.values())
+            await asyncio.sleep(POLL_MOVING_S if is_near else POLL_S)
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
                     await self.refresh()
@@ -96,17 +114,29 @@ class Directory:
         async with self._poll_lock:
             began = self._clock.monotonic()
             tail, touched = await self._store.changes_after(self._seen)
+            moved = touched is None or any(key.startswith(_MOVE_KEYS) for key in touched)
+            if moved:
+                self.moves = await self._moves_under_way()
             if touched is None:
                 self._cache.clear()
             else:
                 self._forget(touched)
             if touched is None or touched:
                 self.generation += 1
+                changed, self._changed = self._changed, asyncio.Event()
+                changed.set()
+            if moved:
+                self.on_moves()
             self._seen = tail
             if touched is None or touched:
                 system = await self.tenant(SYSTEM_TENANT)
                 self.lab = system is not None and system.mode == "lab"
             self._heard_at = began
+
+    async def changed(self, generation: int) -> None:
+        """Wait until more is known than at `generation`; whoever waits bounds it."""
+        while self.generation == generation:
+            await self._changed.wait()
 
     def check_fresh(self) -> None:
         """Raises Unavailable where the view may be out of date."""
@@ -206,6 +236,15 @@ class Directory:
                 break
         self._remember(key, tuple(listed), generation)
         return tuple(listed)
+
+    async def _moves_under_way(self) -> Mapping[tuple[str, str], Move]:
+        moves: dict[tuple[str, str], Move] = {}
+        for claim in await self._store.scan_index("i", "moving", limit=MOVES_MAX):
+            move_id = await self._store.resolve_index(join("i", "moving", claim))
+            stored = None if move_id is None else await self._store.read(MOVES, move_id)
+            if stored is not None and not stored.record.ended:
+                moves[stored.record.tenant_id, stored.record.resource_kind] = stored.record
+        return moves
 
     async def _record(self, table: Table[T], *ids: str) -> T | None:
         key = table.key(*ids)

@@ -153,10 +153,55 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """(owner, kind, scope) → backend and options. `tenant_id` is the owner; t_system's are defaults."""
+    """(owner, kind, scope) → backend and options. `tenant_id` is the owner; t_system's are defaults.
+
+    `generation` is part of the names under which a moved kind lies; 0 where it was never moved.
+    """
 
     tenant_id: TenantId
     resource_kind: Id
     scope: RouteScope = RouteScope()
     backend_id: Id
     options: dict[str, Any] = {}
+    generation: int = 0
+
+
+MovePhase = Literal[
+    "prepare",  # every process journals what it changes
+    "copy",
+    "follow",  # what changed meanwhile; both sides are compared
+    "fence",  # changes wait, reads go on at the source
+    "verify",  # what was drained since the comparison is compared
+    "switch",  # reads go to the target, changes still wait
+    "settle",  # changes go to the target; the routes are rewritten
+    "done",  # what was left behind is still there
+    "retire",  # it is being removed
+    "retired",
+    "cancel",  # the target is being emptied, and the journal
+    "cancelled",
+]
+MOVE_ENDED: Final = frozenset({"done", "retired", "cancelled"})
+
+
+class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One kind of one tenant on its way from one backend to another.
+
+    `epoch` grows with each phase; `options` are the route's; `retire`: remove what was left behind, too.
+    """
+
+    move_id: Id
+    tenant_id: TenantId
+    resource_kind: Id
+    source_backend_id: Id
+    source_generation: int
+    target_backend_id: Id
+    target_generation: int
+    options: dict[str, Any] = {}
+    phase: MovePhase = "prepare"
+    epoch: int = 1
+    retire: bool = False
+    reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in MOVE_ENDED

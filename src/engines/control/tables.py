@@ -13,6 +13,7 @@ from engines.control.records import (
     Issuer,
     Membership,
     Mode,
+    Move,
     Os,
     Project,
     Role,
@@ -73,6 +74,15 @@ def _route_indexes(route: Route) -> Mapping[str, str]:
     return {join("i", "routed", route.backend_id, *ids): route.tenant_id}
 
 
+def _move_indexes(move: Move) -> Mapping[str, str]:
+    """Its place in the tenant's history and, until it has ended, the claim that keeps a second one away."""
+    number = f"{move.target_generation:06d}"
+    history = {join("i", "moves", move.tenant_id, move.resource_kind, number): move.move_id}
+    if move.ended:
+        return history
+    return {**history, join("i", "moving", move.tenant_id, move.resource_kind): move.move_id}
+
+
 TENANTS: Final = Table("tenants", Tenant)
 USERS: Final = Table("users", User, indexes=_user_indexes)
 MEMBERSHIPS: Final = Table("memberships", Membership, indexes=_membership_indexes)
@@ -88,3 +98,4 @@ ISSUERS: Final = Table(
 KEYS: Final = Table("keys", ApiKey, indexes=_key_indexes)
 BACKENDS: Final = Table("backends", Backend)
 ROUTES: Final = Table("routes", Route, indexes=_route_indexes)
+MOVES: Final = Table("moves", Move, indexes=_move_indexes)

@@ -57,14 +57,18 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
         raise Corrupt("a stored event is neither whole nor redacted")
 
 
-class Commit(msgspec.Struct, frozen=True, tag_field="schema", tag="commit/1"):
-    """1 to n events at `first` and on, written at once at `at` (epoch milliseconds); none: a seal."""
+class Commit(msgspec.Struct, frozen=True, tag_field="schema", tag="commit/1", omit_defaults=True):
+    """1 to n events at `first` and on, written at once at `at` (epoch milliseconds); none: a seal.
+
+    `requests`: the keys of the idempotency markers that were written beside it, so that a copy finds them.
+    """
 
     first: int
     at: int
     previous: str
     digest: str
     events: list[Item]
+    requests: list[str] = []
 
     @property
     def last(self) -> int:
@@ -141,11 +145,15 @@ def item_text(event: str, salt: str, event_id: str | None) -> str:
     return f'{{"id":"{event_id}","salt":"{salt}","event":{event}}}'
 
 
-def commit_text(first: int, at: int, previous: str, digest: str, items: Sequence[str]) -> str:
+def commit_text(
+    first: int, at: int, previous: str, digest: str, items: Sequence[str], requests: Sequence[str] = ()
+) -> str:
     """The stored form of a commit of items made by `item_text`."""
+    quoted = ",".join(f'"{key}"' for key in requests)
+    named = f',"requests":[{quoted}]' if requests else ""
     return (
         f'{{"schema":"commit/1","first":{first},"at":{at},"previous":"{previous}","digest":"{digest}",'
-        f'"events":[{",".join(items)}]}}'
+        f'"events":[{",".join(items)}]{named}}}'
     )
 
 

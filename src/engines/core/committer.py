@@ -260,6 +260,7 @@ class Committer:
         lines: list[str] = []
         placed: list[tuple[Append, tuple[int, ...]]] = []
         markers: list[Op] = []
+        requests: list[str] = []
         for append in self._hand:
             if append.future.done():
                 continue
@@ -270,12 +271,14 @@ class Committer:
                 position += len(append.items)
             else:
                 markers += append.repeats.puts(position, at, now_s=now_s)
+                if append.repeats.request is not None:
+                    requests.append(append.repeats.request.key)
                 fresh = append.repeats.fresh()
                 items += [append.items[index] for index in fresh]
                 lines += [append.lines[index] for index in fresh]
                 position += len(fresh)
         digest = commit_digest(tail.digest, first, at, lines)
-        body = commit_text(first, at, tail.digest, digest, items)
+        body = commit_text(first, at, tail.digest, digest, items, requests)
         ops = [Put(commit_key(first), body, ABSENT), *markers]
         return Write(Tail(position - 1, digest, at, first), segment, ops, placed)
 

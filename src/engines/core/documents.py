@@ -65,6 +65,10 @@ class Documents:
         self._clock = clock
         self._timeout_s = timeout_s
 
+    def through(self, wrap: Callable[[DocumentDriver], DocumentDriver]) -> Documents:
+        """The same documents by way of a driver around this one's, which stays this one's to close."""
+        return Documents(wrap(self._driver), ids=self._ids, clock=self._clock, timeout_s=self._timeout_s)
+
     def now(self) -> float:
         """Wall-clock seconds, from the same clock that judges expiry."""
         return self._clock.now()

@@ -31,12 +31,22 @@ _CODEC: Final = Codec(_Tenure)
 class Lease:
     """One process's claim on `name` within a partition. Not shared between tasks."""
 
-    def __init__(self, documents: Documents, partition: str, name: str, *, holder: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        partition: str,
+        name: str,
+        *,
+        holder: str,
+        clock: Clock,
+        duration_s: float = DURATION_S,
+    ) -> None:
         self._documents = documents
         self._partition = partition
         self._key = join("l", name)
         self._holder = holder
         self._clock = clock
+        self._duration_s = duration_s
         self._version: str | None = None
         self._held_until = 0.0
         self.continued = False
@@ -48,9 +58,12 @@ class Lease:
         return self._clock.monotonic() < self._held_until
 
     async def acquire(self) -> bool:
-        """Take or renew. False where another process holds it."""
+        """Take it, or renew it once half of it has passed. False where another process holds it."""
         began = self._clock.monotonic()
-        tenure = _Tenure(self._holder, self._documents.now() + DURATION_S)
+        if began < self._held_until - self._duration_s / 2:
+            self.continued = True
+            return True
+        tenure = _Tenure(self._holder, self._documents.now() + self._duration_s)
         when = ABSENT if self._version is None else Match(self._version)
         try:
             self._version = await self._documents.write(
@@ -59,7 +72,7 @@ class Lease:
         except Conflict:
             return await self._take_over(tenure, began)
         self.continued = isinstance(when, Match)
-        self._held_until = began + DURATION_S
+        self._held_until = began + self._duration_s
         return True
 
     async def release(self) -> None:
@@ -90,5 +103,5 @@ class Lease:
             )
         except Conflict:
             return False
-        self._held_until = began + DURATION_S
+        self._held_until = began + self._duration_s
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -37,13 +38,14 @@ class Layouts:
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
-        self._cache: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        self._cache: OrderedDict[str, int] = OrderedDict()
 
-    async def shard_count(self, kind: str, tenant_id: str, env: str) -> int:
-        known = self._cache.get((kind, tenant_id, env))
+    async def shard_count(self, kind: str, tenant_id: str, env: str, *, generation: int = 0) -> int:
+        first_shard = partition(kind, tenant_id, env, 0, generation=generation)
+        known = self._cache.get(first_shard)
         if known is None:
-            known = await self._read_or_fix(partition(kind, tenant_id, env, 0))
-            self._cache[kind, tenant_id, env] = known
+            known = await self._read_or_fix(first_shard)
+            self._cache[first_shard] = known
             if len(self._cache) > LAYOUTS_CACHED_MAX:
                 self._cache.popitem(last=False)
         return known
@@ -62,9 +64,23 @@ class Layouts:
 
 
 class Place:
-    """One kind of one tenant and env on its backend."""
+    """One kind of one tenant and env on its backend.
 
-    __slots__ = ("_layouts", "backend_id", "documents", "env", "generation", "kind", "options", "tenant_id")
+    `generation` grows each time the kind is moved; it tells a log's copy from the log that was left behind.
+    `accepts_changes` is False for the moment in which a move changes from one backend to the other.
+    """
+
+    __slots__ = (
+        "_layouts",
+        "accepts_changes",
+        "backend_id",
+        "documents",
+        "env",
+        "generation",
+        "kind",
+        "options",
+        "tenant_id",
+    )
 
     def __init__(
         self,
@@ -77,6 +93,7 @@ class Place:
         layouts: Layouts,
         options: Mapping[str, Any],
         generation: int = 0,
+        accepts_changes: bool = True,
     ) -> None:
         self.kind = kind
         self.tenant_id = tenant_id
@@ -85,22 +102,25 @@ class Place:
         self.documents = documents
         self.options = options
         self.generation = generation
+        self.accepts_changes = accepts_changes
         self._layouts = layouts
 
     async def partition(self, anchor: str) -> str:
         """The partition in which everything anchored at `anchor` lies."""
-        shards = await self._layouts.shard_count(self.kind, self.tenant_id, self.env)
-        return partition(
-            self.kind, self.tenant_id, self.env, shard_of(anchor, shards), generation=self.generation
-        )
+        shard = shard_of(anchor, await self._shard_count())
+        return partition(self.kind, self.tenant_id, self.env, shard, generation=self.generation)
 
     async def partitions(self) -> Sequence[str]:
         """All shards, for what iterates over everything: relay, move, erase, export, backup."""
-        shards = await self._layouts.shard_count(self.kind, self.tenant_id, self.env)
         return [
             partition(self.kind, self.tenant_id, self.env, shard, generation=self.generation)
-            for shard in range(shards)
+            for shard in range(await self._shard_count())
         ]
+
+    async def _shard_count(self) -> int:
+        return await self._layouts.shard_count(
+            self.kind, self.tenant_id, self.env, generation=self.generation
+        )
 
 
 class Places(Protocol):
@@ -110,6 +130,11 @@ class Places(Protocol):
         """Where `kind` lies. Raises MissingRoute, ForbiddenBackendClass, Unavailable (a stale view)."""
         ...
 
-    async def place_for_change(self, kind: str, context: RequestContext) -> Place:
-        """The same for a change: also raises MissingRoute where the tenant's spine has no route."""
+    def changing(self, kind: str, context: RequestContext) -> AbstractAsyncContextManager[Place]:
+        """The same for a change, which happens within the block: a move waits for it, and it for a move.
+
+        Also raises MissingRoute where the tenant's spine has no route; and at the end of a block that raised
+        nothing OutcomeUnknown, where this process was out of touch for so long that a move may have gone on
+        without it.
+        """
         ...

@@ -7,20 +7,27 @@ Leaves writing routes to `routing/routes.py` and opening backends to `routing/ba
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Final
 
 import msgspec
 
 from engines.catalogue import EVENT_SPINE, kind_named
 from engines.control.directory import Directory
-from engines.control.records import Backend, Route
+from engines.control.records import Backend, Move, Route
+from engines.core.documents import Documents
+from engines.core.journal import Journalled
 from engines.core.place import Place
-from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute
+from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute, OutcomeUnknown, Unavailable
 from engines.routing.backends import Backends
+from engines.routing.participation import Change, Participation
 from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
 
 PLACES_CACHED_MAX: Final = 100_000
+# How long a change waits for a move to change sides; that takes one lease at the most.
+PAUSE_S_MAX: Final = 8.0
 
 
 class Where(msgspec.Struct, frozen=True):
@@ -53,9 +60,12 @@ class Resolution(msgspec.Struct, frozen=True):
 class Router:
     """`core.place.Places`, from the directory's routes and backends."""
 
-    def __init__(self, directory: Directory, backends: Backends) -> None:
+    def __init__(self, directory: Directory, backends: Backends, participation: Participation) -> None:
         self._directory = directory
         self._backends = backends
+        self._participation = participation
+        # One for each move, so that a log stays open while other routes change.
+        self._journalled: dict[tuple[str, str], tuple[Documents, Documents]] = {}
         self._places: dict[tuple[str, str, str, str, str | None, str | None, str | None], Place] = {}
         self._generation = -1
 
@@ -87,9 +97,27 @@ class Router:
         at = where(context)
         await self.checked_backend(await self.resolve(kind_named(kind).name, at), at)
 
+    def changing(self, kind: str, context: RequestContext) -> _Changing:
+        return _Changing(self, self._participation, kind, context)
+
     async def place_for_change(self, kind: str, context: RequestContext) -> Place:
+        """The place that takes changes now; what it rests on is still what is known when this returns."""
+        generation = self._directory.generation
         await self.place(EVENT_SPINE, context)
-        return await self.place(kind, context)
+        place = await self.place(kind, context)
+        if place.accepts_changes and generation == self._directory.generation:
+            return place
+        try:
+            async with asyncio.timeout(PAUSE_S_MAX):
+                while True:
+                    generation = self._directory.generation
+                    place = await self.place(kind, context)
+                    if place.accepts_changes and generation == self._directory.generation:
+                        return place
+                    if not place.accepts_changes:
+                        await self._directory.changed(generation)
+        except TimeoutError as error:
+            raise Unavailable("a move takes long to change sides", retry_after_s=1.0) from error
 
     async def resolve(self, kind: str, at: Where) -> Resolution:
         """The first in order: the tenant's own, most specific first, then t_system's. Raises MissingRoute."""
@@ -108,6 +136,10 @@ class Router:
                 return Resolution(found[0], found[1], tuple(looked))
         raise _missing(kind, at, looked)
 
+    async def open_target(self, move: Move) -> None:
+        """Whether this process can use the target of a move. Raises BackendRefused, Unavailable, Invalid."""
+        await self._backends.open(await self.backend_of(move.target_backend_id))
+
     async def checked_backend(self, resolution: Resolution, at: Where) -> Backend:
         """The route's backend. Raises ForbiddenBackendClass (mode), BackendRefused (gone or not offered)."""
         route = resolution.route
@@ -123,6 +155,13 @@ class Router:
             )
         return backend
 
+    async def backend_of(self, backend_id: str) -> Backend:
+        """A backend by its id. Raises BackendRefused."""
+        backend = await self._directory.backend(backend_id)
+        if backend is None:
+            raise BackendRefused(f"the backend {backend_id} is not there")
+        return backend
+
     async def check_class(self, backend: Backend, mode: str, kind: str) -> None:
         """Raises ForbiddenBackendClass."""
         record = await self._directory.mode(mode)
@@ -136,7 +175,23 @@ class Router:
     async def _find(self, kind: str, at: Where) -> Place:
         kind = kind_named(kind).name
         resolution = await self.resolve(kind, at)
-        opened = await self._backends.open(await self.checked_backend(resolution, at))
+        route, backend = resolution.route, await self.checked_backend(resolution, at)
+        move = self._directory.moves.get((at.tenant_id, kind))
+        if move is None or (route.backend_id, route.generation) != source_of(move):
+            return await self._place(kind, at, backend, route, generation=route.generation)
+        if move.phase in ("switch", "settle"):
+            target = await self.backend_of(move.target_backend_id)
+            await self.check_class(target, at.mode, kind)
+            place = await self._place(kind, at, target, route, generation=move.target_generation)
+        else:
+            place = await self._place(kind, at, backend, route, generation=move.source_generation)
+        if move.phase in ("prepare", "copy", "follow"):
+            place.documents = self._journal(move.move_id, place, await place.partitions())
+        place.accepts_changes = move.phase not in ("fence", "verify", "switch")
+        return place
+
+    async def _place(self, kind: str, at: Where, backend: Backend, route: Route, *, generation: int) -> Place:
+        opened = await self._backends.open(backend)
         return Place(
             kind=kind,
             tenant_id=at.tenant_id,
@@ -144,8 +199,52 @@ class Router:
             backend_id=opened.record.backend_id,
             documents=opened.documents,
             layouts=opened.layouts,
-            options=resolution.route.options,
+            options=route.options,
+            generation=generation,
         )
+
+    def _journal(self, move_id: str, place: Place, shards: Sequence[str]) -> Documents:
+        """The documents of a place that is being moved; the same as long as the backend's are the same."""
+        known = self._journalled.get((move_id, place.env))
+        if known is None or known[0] is not place.documents:
+            under_way = {move.move_id for move in self._directory.moves.values()}
+            self._journalled = {key: kept for key, kept in self._journalled.items() if key[0] in under_way}
+            journalled = place.documents.through(lambda driver: Journalled(driver, shards))
+            known = self._journalled[move_id, place.env] = (place.documents, journalled)
+        return known[1]
+
+
+class _Changing:
+    """`Places.changing`: one change, from the place that it goes to until it may be acknowledged."""
+
+    __slots__ = ("_change", "_context", "_kind", "_participation", "_router")
+
+    def __init__(
+        self, router: Router, participation: Participation, kind: str, context: RequestContext
+    ) -> None:
+        self._router = router
+        self._participation = participation
+        self._kind = kind
+        self._context = context
+        self._change: Change | None = None
+
+    async def __aenter__(self) -> Place:
+        place = await self._router.place_for_change(self._kind, self._context)
+        self._change = self._participation.enter((place.tenant_id, place.kind))
+        return place
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._change is not None
+        may_be_acknowledged = self._participation.leave(self._change)
+        if error is None and not may_be_acknowledged:
+            raise OutcomeUnknown("this process was out of touch with the control plane while it wrote")
+
+
+def source_of(move: Move) -> tuple[str, int]:
+    """What a route names that leads to where the move comes from."""
+    return move.source_backend_id, move.source_generation
 
 
 def where(context: RequestContext) -> Where:

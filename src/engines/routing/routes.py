@@ -14,11 +14,12 @@ import msgspec
 from engines.catalogue import CONTROL_PLANE, EVENT_SPINE, ROUTING_REGISTRY, check_options, kind_named
 from engines.control.records import Backend, Route
 from engines.control.service import Service, actor, require_in_tenant, require_system_admin
-from engines.control.store import Listing, Stored
+from engines.control.store import ControlStore, Listing, Stored
 from engines.control.tables import (
     APPS,
     BACKENDS,
     MODES,
+    MOVES,
     PROJECTS,
     ROUTES,
     TENANTS,
@@ -26,6 +27,7 @@ from engines.control.tables import (
     surface_key,
 )
 from engines.core.idempotency import Request
+from engines.core.keys import join
 from engines.core.records import Condition
 from engines.errors import (
     Conflict,
@@ -48,7 +50,24 @@ from engines.scope import (
     normalise_surface,
 )
 
-_CONTROL_KINDS = frozenset({CONTROL_PLANE, ROUTING_REGISTRY})
+CONTROL_KINDS = frozenset({CONTROL_PLANE, ROUTING_REGISTRY})
+
+
+def moving_key(tenant_id: str, kind: str) -> str:
+    """Where the move of a tenant's kind that is under way is named."""
+    return join("i", "moving", tenant_id, kind)
+
+
+async def own_routes(store: ControlStore, tenant_id: str, kind: str) -> list[Route]:
+    """An owner's routes of one kind, straight from the store."""
+    routes: list[Route] = []
+    after: str | None = None
+    while True:
+        page = await store.page(ROUTES, tenant_id, kind, after=after, limit=SCAN_LIMIT_MAX - 1)
+        routes += [stored.record for stored in page.items]
+        after = page.after
+        if after is None:
+            return routes
 
 
 class BackendRecords:
@@ -115,6 +134,11 @@ class BackendRecords:
         async def check(existing: Backend) -> None:
             if await self._store.scan_index("i", "routed", existing.backend_id, limit=1):
                 raise Conflict("routes lead to this backend; delete or change them first")
+            for claim in await self._store.scan_index("i", "moving"):
+                move_id = await self._store.resolve_index(join("i", "moving", claim))
+                move = None if move_id is None else await self._store.read(MOVES, move_id)
+                if move is not None and existing.backend_id == move.record.target_backend_id:
+                    raise Conflict("a tenant is being moved to this backend")
 
         return await self._store.delete(
             BACKENDS, [backend_id], actor=actor(context), condition=condition, request=request, check=check
@@ -170,15 +194,17 @@ class Routes:
         check_options(named, options)
         _check_scope(owner, scope)
 
-        async def build(_: Route | None) -> Route:
+        async def build(existing: Route | None) -> Route:
             checked = await self._checked_scope(owner, scope)
             await self._check_backend(owner, checked, backend_id, named.name)
+            await self._check_not_moving(owner, named.name)
             return Route(
                 tenant_id=owner,
                 resource_kind=named.name,
                 scope=checked,
                 backend_id=backend_id,
                 options=dict(options),
+                generation=0 if existing is None else existing.generation,
             )
 
         ids = route_ids(owner, named.name, _folded(scope))
@@ -207,11 +233,15 @@ class Routes:
         named = kind_named(kind)
         await self._service.admit(context)
         _check_scope(owner, scope)
-        if named.name in _CONTROL_KINDS and owner == SYSTEM_TENANT:
+        if named.name in CONTROL_KINDS and owner == SYSTEM_TENANT:
             raise Forbidden("the routes of the control plane's own kinds cannot be deleted")
         ids = route_ids(owner, named.name, _folded(scope))
+
+        async def check(_: Route) -> None:
+            await self._check_not_moving(owner, named.name)
+
         return await self._store.delete(
-            ROUTES, ids, actor=actor(context, owner), condition=condition, request=request
+            ROUTES, ids, actor=actor(context, owner), condition=condition, request=request, check=check
         )
 
     async def list(
@@ -286,12 +316,17 @@ class Routes:
             raise ContextMismatch("the tenant does not declare this env", field="scope.env")
         return folded
 
+    async def _check_not_moving(self, owner: str, kind: str) -> None:
+        move_id = await self._store.resolve_index(moving_key(owner, kind))
+        if move_id is not None:
+            raise Conflict(f"this kind is being moved: wait for move {move_id}, or cancel it")
+
     async def _check_backend(self, owner: str, scope: RouteScope, backend_id: str, kind: str) -> None:
         backend = await self._store.read(BACKENDS, backend_id)
         # An owner learns nothing of backends that were not offered to them.
         if backend is None or not is_offered(backend.record, owner):
             raise Invalid("no backend of this id is offered to you", field="backend_id")
-        if kind in _CONTROL_KINDS and backend_id != CONTROL_BACKEND:
+        if kind in CONTROL_KINDS and backend_id != CONTROL_BACKEND:
             raise Invalid("the control plane's own kinds lie where it was started", field="backend_id")
         tenant = await self._store.get(TENANTS, owner)
         mode = scope.mode or tenant.record.mode

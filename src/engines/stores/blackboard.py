@@ -114,29 +114,31 @@ class Blackboard:
         condition.required()
         entry = check_body(context, entry)
         check_json_value(entry.value, "value")
-        place = await self._places.place_for_change(catalogue.BLACKBOARD, context)
-        value_bytes_max = _option(place, "value_bytes_max")
-        if len(encode_json(entry.value).encode()) > value_bytes_max:
-            raise TooLarge(f"a value of this blackboard holds at most {value_bytes_max} bytes", field="value")
-        versions_kept = _option(place, "versions_kept")
-        now = timestamp(self._clock.now())
+        async with self._places.changing(catalogue.BLACKBOARD, context) as place:
+            value_bytes_max = _option(place, "value_bytes_max")
+            if len(encode_json(entry.value).encode()) > value_bytes_max:
+                raise TooLarge(
+                    f"a value of this blackboard holds at most {value_bytes_max} bytes", field="value"
+                )
+            versions_kept = _option(place, "versions_kept")
+            now = timestamp(self._clock.now())
 
-        def build(doc: Doc | None) -> Draft:
-            former = None if doc is None else _CODEC.decode(doc.body)
-            record = BlackboardEntry(
-                **stamp(context) | {"run_id": run_id},
-                key=key,
-                value=entry.value,
-                version=1 if former is None else former.record.version + 1,
-                created_at=now if former is None else former.record.created_at,
-                updated_at=now,
+            def build(doc: Doc | None) -> Draft:
+                former = None if doc is None else _CODEC.decode(doc.body)
+                record = BlackboardEntry(
+                    **stamp(context) | {"run_id": run_id},
+                    key=key,
+                    value=entry.value,
+                    version=1 if former is None else former.record.version + 1,
+                    created_at=now if former is None else former.record.created_at,
+                    updated_at=now,
+                )
+                return _draft(head_key, record, 1 if former is None else former.oldest, versions_kept)
+
+            partition = await place.partition(_anchor(context, run_id))
+            written = await records.replace(
+                place.documents, partition, head_key, build, condition=condition, request=request
             )
-            return _draft(head_key, record, 1 if former is None else former.oldest, versions_kept)
-
-        partition = await place.partition(_anchor(context, run_id))
-        written = await records.replace(
-            place.documents, partition, head_key, build, condition=condition, request=request
-        )
         return Change(_shown(written.doc), written.created, written.replayed)
 
     async def list(

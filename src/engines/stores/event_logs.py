@@ -87,8 +87,7 @@ class EventLogs:
     ) -> AppendedEvents:
         _check_count(events)
         entries = [_entry(context, event, index, len(events)) for index, event in enumerate(events)]
-        place = await self._places.place_for_change(self._kind, context)
-        async with self._using(place, stream) as log:
+        async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
             appended = await log.append(entries, expected_position=expected_position, request=request)
         cursors = self._cursors(context, stream)
         placed = zip(appended.event_ids, appended.positions, strict=True)
@@ -103,7 +102,7 @@ class EventLogs:
         _check_count(events)
         cursors = self._cursors(context, stream)
         known: dict[int, AppendedEvent] = {}
-        async with self._using(await self._places.place(self._kind, context), stream) as log:
+        async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
             for index, event in enumerate(events) if look_everywhere else ():
                 found = None if event.event_id is None else await log.find(event.event_id)
                 if found is not None:

@@ -101,17 +101,17 @@ class SessionMemory:
         document_key = _key(context, session_id, key)
         entry = check_body(context, entry)
         check_json_value(entry.value, "value")
-        place = await self._places.place_for_change(catalogue.SESSION_MEMORY, context)
-        now_s = self._clock.now()
-        written = await records.replace(
-            place.documents,
-            await place.partition(join(context.user_id, session_id)),
-            document_key,
-            lambda doc: _draft(context, entry, doc, session_id=session_id, key=key, now_s=now_s),
-            condition=condition,
-            request=request,
-            is_live=self._is_live,
-        )
+        async with self._places.changing(catalogue.SESSION_MEMORY, context) as place:
+            now_s = self._clock.now()
+            written = await records.replace(
+                place.documents,
+                await place.partition(join(context.user_id, session_id)),
+                document_key,
+                lambda doc: _draft(context, entry, doc, session_id=session_id, key=key, now_s=now_s),
+                condition=condition,
+                request=request,
+                is_live=self._is_live,
+            )
         return Change(_shown(written.doc), written.created, written.replayed)
 
     async def delete(
@@ -126,15 +126,15 @@ class SessionMemory:
         """Raises NotFound, PreconditionFailed, IdempotencyKeyReused, Conflict."""
         context.require_data("memory.write")
         document_key = _key(context, session_id, key)
-        place = await self._places.place_for_change(catalogue.SESSION_MEMORY, context)
-        replayed = await records.remove(
-            place.documents,
-            await place.partition(join(context.user_id, session_id)),
-            document_key,
-            condition=condition,
-            request=request,
-            is_live=self._is_live,
-        )
+        async with self._places.changing(catalogue.SESSION_MEMORY, context) as place:
+            replayed = await records.remove(
+                place.documents,
+                await place.partition(join(context.user_id, session_id)),
+                document_key,
+                condition=condition,
+                request=request,
+                is_live=self._is_live,
+            )
         return Deletion(replayed)
 
     async def list(

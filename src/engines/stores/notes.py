@@ -149,11 +149,12 @@ class Notes:
             source=_source(context, note.source),
             timestamps=NoteTimestamps(now, now),
         )
-        place = await self._places.place_for_change(catalogue.NOTES, context)
-        partition = await place.partition(context.user_id)
-        key = record_key("n", context.user_id, record.note_id)
-        draft = Draft(_CODEC.encode(_Stored(record)))
-        return _change(await records.create(place.documents, partition, key, draft, request=request))
+        async with self._places.changing(catalogue.NOTES, context) as place:
+            partition = await place.partition(context.user_id)
+            key = record_key("n", context.user_id, record.note_id)
+            draft = Draft(_CODEC.encode(_Stored(record)))
+            written = await records.create(place.documents, partition, key, draft, request=request)
+        return _change(written)
 
     async def get(self, context: RequestContext, note_id: str) -> Note:
         """One read. Raises Invalid for a malformed id, NotFound (also where the note is another user's)."""
@@ -182,16 +183,16 @@ class Notes:
         context.require_data("notes.write")
         key = _key(context, note_id)
         note = _checked(context, note)
-        place = await self._places.place_for_change(catalogue.NOTES, context)
-        now = timestamp(self._clock.now())
-        written = await records.replace(
-            place.documents,
-            await place.partition(context.user_id),
-            key,
-            lambda doc: _replacement(context, note, doc, now),
-            condition=condition,
-            request=request,
-        )
+        async with self._places.changing(catalogue.NOTES, context) as place:
+            now = timestamp(self._clock.now())
+            written = await records.replace(
+                place.documents,
+                await place.partition(context.user_id),
+                key,
+                lambda doc: _replacement(context, note, doc, now),
+                condition=condition,
+                request=request,
+            )
         return _change(written)
 
     async def delete(
@@ -205,9 +206,11 @@ class Notes:
         """Raises Invalid, NotFound, PreconditionFailed, IdempotencyKeyReused, Conflict."""
         context.require_data("notes.write")
         key = _key(context, note_id)
-        place = await self._places.place_for_change(catalogue.NOTES, context)
-        partition = await place.partition(context.user_id)
-        replayed = await records.remove(place.documents, partition, key, condition=condition, request=request)
+        async with self._places.changing(catalogue.NOTES, context) as place:
+            partition = await place.partition(context.user_id)
+            replayed = await records.remove(
+                place.documents, partition, key, condition=condition, request=request
+            )
         return Deletion(replayed)
 
     async def list(

@@ -93,7 +93,6 @@ class Tables:
         key = _key(table, pk, sk)
         row = check_body(context, row)
         check_json_value(row.value, "value")
-        place = await self._places.place_for_change(catalogue.TABLES, context)
         now = timestamp(self._clock.now())
 
         def build(doc: Doc | None) -> Draft:
@@ -108,10 +107,11 @@ class Tables:
             )
             return Draft(_CODEC.encode(_Stored(record)))
 
-        partition = await place.partition(join(table, pk))
-        written = await records.replace(
-            place.documents, partition, key, build, condition=condition, request=request
-        )
+        async with self._places.changing(catalogue.TABLES, context) as place:
+            partition = await place.partition(join(table, pk))
+            written = await records.replace(
+                place.documents, partition, key, build, condition=condition, request=request
+            )
         return Change(_shown(written.doc), written.created, written.replayed)
 
     async def delete(
@@ -127,11 +127,12 @@ class Tables:
         """Raises NotFound, PreconditionFailed, IdempotencyKeyReused, Conflict."""
         context.require_data("tables.write")
         key = _key(table, pk, sk)
-        place = await self._places.place_for_change(catalogue.TABLES, context)
-        partition = await place.partition(join(table, pk))
-        return Deletion(
-            await records.remove(place.documents, partition, key, condition=condition, request=request)
-        )
+        async with self._places.changing(catalogue.TABLES, context) as place:
+            partition = await place.partition(join(table, pk))
+            replayed = await records.remove(
+                place.documents, partition, key, condition=condition, request=request
+            )
+        return Deletion(replayed)
 
     async def list(
         self, context: RequestContext, table: str, pk: str, *, window: Window = START

@@ -1,0 +1,89 @@
+"""A deployment of several processes, with backends between which a tenant can be moved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+import engines
+from engines.control.bootstrap import Seed, apply_seed, bootstrap
+from engines.control.records import Backend, Move
+from engines.core.records import Condition
+from engines.routing.moves import Progress
+from engines.wiring import open_control_plane
+from tests.contexts import ADMIN, context
+
+SEED: Seed = {
+    "tenants": [
+        {
+            "tenant_id": "t_a",
+            "name": "A",
+            "mode": "lab",
+            "envs": ["prod", "dev"],
+            "default_surface_id": "chat",
+        },
+        {"tenant_id": "t_b", "name": "B", "mode": "lab", "envs": ["prod"], "default_surface_id": "chat"},
+    ],
+}
+OWNER = context("t_a")
+NEW = Condition(absent=True)
+
+Open = Callable[[], Awaitable[engines.Engines]]
+
+
+def sqlite_backend(directory: Path, backend_id: str) -> Backend:
+    return Backend(
+        backend_id=backend_id,
+        driver="sqlite",
+        backend_class="host_local",
+        config={"path": str(directory / f"{backend_id}.db")},
+        offered_to="*",
+    )
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def open_process(tmp_path: Path, stack: AsyncExitStack) -> Open:
+    """Each call is another process on one control plane: a lab with the backends `a`, its default, and `b`."""
+    url = f"sqlite://{tmp_path}/control.db"
+    async with open_control_plane(url) as control:
+        data = sqlite_backend(tmp_path, "a")
+        await bootstrap(control.store, control.record, data=data, host_local=control.host_local)
+        await apply_seed(control.store, SEED)
+
+    async def open_another() -> engines.Engines:
+        opened = await stack.enter_async_context(engines.open(url))
+        if await opened.directory.backend("b") is None:
+            await opened.backends.put(ADMIN, sqlite_backend(tmp_path, "b"), condition=NEW)
+        return opened
+
+    return open_another
+
+
+async def ended(process: engines.Engines, move_id: str, *, timeout_s: float = 60.0) -> tuple[Move, Progress]:
+    """The move once it has ended."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            stored, progress = await process.moves.get(OWNER, move_id)
+            if stored.record.ended:
+                return stored.record, progress
+            await process.directory.changed(process.directory.generation)
+
+
+async def reached(process: engines.Engines, move_id: str, phase: str, *, timeout_s: float = 30.0) -> Move:
+    """The move once it is in this phase."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            move = next((m for m in process.directory.moves.values() if m.move_id == move_id), None)
+            if move is not None and move.phase == phase:
+                return move
+            await process.directory.changed(process.directory.generation)
