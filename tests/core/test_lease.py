@@ -70,6 +70,7 @@ async def test_a_renewal_that_was_cancelled_and_landed_is_given_up_too(new_docum
     documents, faulty = await new_documents(clock)
     lease = Lease(documents, PARTITION, "relay", holder="one", clock=clock)
     assert await lease.acquire()
+    clock.advance(DURATION_S * 3 / 4)
     faulty.script(Fault.LATE)
     renewal = asyncio.create_task(lease.acquire())
     await asyncio.sleep(0)  # It has been sent.
@@ -79,3 +80,17 @@ async def test_a_renewal_that_was_cancelled_and_landed_is_given_up_too(new_docum
     await lease.release()
     other, _ = await new_documents(clock)
     assert await Lease(other, PARTITION, "relay", holder="two", clock=clock).acquire()
+
+
+async def test_a_lease_is_written_again_only_once_half_of_it_has_passed(new_documents: NewDocuments) -> None:
+    clock = ManualClock()
+    documents, faulty = await new_documents(clock)
+    lease = Lease(documents, PARTITION, "relay", holder="one", clock=clock)
+    assert await lease.acquire()
+    clock.advance(DURATION_S / 4)
+    written = faulty.seen.total()
+    assert (await lease.acquire(), lease.continued, faulty.seen.total()) == (True, True, written)
+    clock.advance(DURATION_S / 2)
+    assert (await lease.acquire(), lease.continued, faulty.seen.total()) == (True, True, written + 1)
+    clock.advance(DURATION_S * 3 / 4)
+    assert lease.held

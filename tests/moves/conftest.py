@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ import engines
 from engines.control.bootstrap import Seed, apply_seed, bootstrap
 from engines.control.records import Backend, Move
 from engines.core.records import Condition
+from engines.drivers.registry import document_driver, driver_of_url
 from engines.routing.moves import Progress
 from engines.wiring import open_control_plane
 from tests.contexts import ADMIN, context
@@ -45,6 +47,23 @@ def sqlite_backend(directory: Path, backend_id: str) -> Backend:
     )
 
 
+def backend_at(url: str, backend_id: str) -> Backend:
+    """What a URL describes, as a backend; its password goes into the environment."""
+    driver = driver_of_url(url)
+    module = document_driver(driver)
+    config, password = module.config_from_url(url)
+    variable = f"ENGINES_SECRET_TEST_{backend_id.upper()}"
+    os.environ[variable] = password or ""
+    return Backend(
+        backend_id=backend_id,
+        driver=driver,
+        backend_class=module.DESCRIPTION.backend_class,
+        config=config,
+        secrets={} if password is None else {"password": f"env:{variable}"},
+        offered_to="*",
+    )
+
+
 @pytest.fixture
 async def stack() -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as opened:
@@ -52,21 +71,26 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 @pytest.fixture
-async def open_process(tmp_path: Path, stack: AsyncExitStack) -> Open:
-    """Each call is another process on one control plane: a lab with the backends `a`, its default, and `b`."""
+async def control_plane_url(tmp_path: Path) -> str:
+    """A lab whose default backend is `a`; all may route to `b`, too. Everything on SQLite."""
     url = f"sqlite://{tmp_path}/control.db"
+    await make_deployment(url, sqlite_backend(tmp_path, "a"), sqlite_backend(tmp_path, "b"))
+    return url
+
+
+async def make_deployment(url: str, a: Backend, b: Backend) -> None:
+    """A control plane whose tenants are led to `a`, and may be moved to `b`."""
     async with open_control_plane(url) as control:
-        data = sqlite_backend(tmp_path, "a")
-        await bootstrap(control.store, control.record, data=data, host_local=control.host_local)
+        await bootstrap(control.store, control.record, data=a, host_local=True)
         await apply_seed(control.store, SEED)
+    async with engines.open(url) as opened:
+        await opened.backends.put(ADMIN, b, condition=NEW)
 
-    async def open_another() -> engines.Engines:
-        opened = await stack.enter_async_context(engines.open(url))
-        if await opened.directory.backend("b") is None:
-            await opened.backends.put(ADMIN, sqlite_backend(tmp_path, "b"), condition=NEW)
-        return opened
 
-    return open_another
+@pytest.fixture
+def open_process(control_plane_url: str, stack: AsyncExitStack) -> Open:
+    """Each call is another process of the deployment, in this one."""
+    return lambda: stack.enter_async_context(engines.open(control_plane_url))
 
 
 async def ended(process: engines.Engines, move_id: str, *, timeout_s: float = 60.0) -> tuple[Move, Progress]:

@@ -46,6 +46,8 @@ BATCH_OPS: Final = OPS_MAX - 1
 BATCH_BYTES: Final = 768 * 1024
 PAGE_DOCS: Final = 500
 COMMITS_A_PAGE: Final = 100
+# What differs is looked at so often, each time after what changed was copied, before it counts as wrong.
+COMPARED_AGAIN: Final = 4
 # Changed keys that are remembered for the last comparison; past them the whole partition is compared again.
 TOUCHED_MAX: Final = 10_000
 
@@ -167,10 +169,7 @@ class PartitionTransfer:
         if len(self._touched) > TOUCHED_MAX:
             await self.compare()
             return
-        for keys in _chunks(sorted(self._touched), GET_KEYS_MAX):
-            here = await self._source.get_many(self.source_partition, keys)
-            there = await self._target.get_many(self.target_partition, keys)
-            await self._mend([key for key in keys if here.get(key) != there.get(key)])
+        await self._mend(await self._different(sorted(self._touched)))
         self._touched.clear()
 
     async def finish(self) -> None:
@@ -192,16 +191,23 @@ class PartitionTransfer:
 
     async def _mend(self, keys: Sequence[str]) -> None:
         """Of what differs, most changed between the two reads, and is in the journal."""
-        if not keys:
-            return
-        await self.drain()
+        for _ in range(COMPARED_AGAIN):
+            if not keys:
+                return
+            await self.drain()
+            keys = await self._different(keys)
+        self._tally.repaired += len(keys)
+        await self._bring_up_to_date(keys)
+        self._touch(keys)
+
+    async def _different(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that are not the same on both sides now."""
+        different: list[str] = []
         for chunk in _chunks(keys, GET_KEYS_MAX):
             here = await self._source.get_many(self.source_partition, chunk)
             there = await self._target.get_many(self.target_partition, chunk)
-            wrong = [key for key in chunk if here.get(key) != there.get(key)]
-            self._tally.repaired += len(wrong)
-            await self._bring_up_to_date(wrong)
-            self._touch(wrong)
+            different += [key for key in chunk if here.get(key) != there.get(key)]
+        return different
 
     async def _bring_up_to_date(self, keys: Sequence[str]) -> None:
         for chunk in _chunks(keys, GET_KEYS_MAX):

@@ -164,23 +164,39 @@ class EventLogs:
     async def _batches(
         self, context: RequestContext, stream: str, position: int, place: Place
     ) -> AsyncGenerator[tuple[Event, ...], None]:
-        """Follow one log for as long as the route leads to it."""
+        """Follow the log wherever it is moved: its copy has the same positions."""
         view = self._view(context, self._cursors(context, stream))
+        while True:
+            batches = self._at(context, stream, position, place)
+            async with contextlib.aclosing(batches):
+                async for batch in batches:
+                    position = batch.events[-1].position
+                    yield tuple(map(view.shown, batch.events))
+            now = await self._places.place(self._kind, context)
+            if _is_same(now, place):
+                return
+            if now.generation <= place.generation and now.backend_id != place.backend_id:
+                raise Unavailable("the route of this log leads elsewhere now; follow it anew")
+            place = now
+
+    async def _at(
+        self, context: RequestContext, stream: str, position: int, place: Place
+    ) -> AsyncGenerator[Batch, None]:
+        """The same at one place: until the route leads elsewhere, or the log is closed."""
         async with self._using(place, stream) as log:
             batches = cast(AsyncGenerator[Batch, None], log.follow(position))
             coming = asyncio.create_task(_next(batches))
             try:
                 while True:
                     await asyncio.wait((coming,), timeout=ROUTE_CHECK_S)
-                    now = await self._places.place(self._kind, context)
-                    if not _is_same(now, place):
-                        raise Unavailable("the route of this log leads elsewhere now; follow it anew")
+                    if not _is_same(await self._places.place(self._kind, context), place):
+                        return
                     if coming.done():
                         batch = coming.result()
                         if batch is None:
                             return
                         coming = asyncio.create_task(_next(batches))
-                        yield tuple(map(view.shown, batch.events))
+                        yield batch
             finally:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
