@@ -91,14 +91,38 @@ async def test_routes_of_an_owner_follow_each_change(another: Another) -> None:
     async def build(_: Route | None) -> Route:
         return route
 
+    wanted = [("t_a", "notes_store", RouteScope()), ("t_a", "notes_store", RouteScope(env="prod"))]
     await directory.refresh()
-    assert await directory.routes("t_a", "notes_store") == ()
+    assert await directory.routes(wanted) == [None, None]
     written = await writer.put(ROUTES, ids, build, actor=ACTOR)
     await directory.refresh()
-    assert await directory.routes("t_a", "notes_store") == ((route, written.etag),)
+    assert await directory.routes(wanted) == [(route, written.etag), None]
     await writer.delete(ROUTES, ids, actor=ACTOR)
     await directory.refresh()
-    assert await directory.routes("t_a", "notes_store") == ()
+    assert await directory.routes(wanted) == [None, None]
+
+
+async def test_names_that_are_invented_push_nothing_out(
+    another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = (await another()).store, await another()
+    monkeypatch.setattr("engines.control.directory.MISSES_MAX", 10)
+    monkeypatch.setattr("engines.control.directory.ENTRIES_MAX", 10)
+    directory = Directory(reader.store, SystemClock())
+    for number in range(10):
+        await put_user(writer, User(user_id=f"u{number}"))
+    await directory.refresh()
+    for number in range(10):
+        await directory.user(f"u{number}")
+    for number in range(30):
+        assert await directory.api_key(f"invented{number}") is None
+    await reader.documents.close()  # From here on only what is remembered can be had.
+    for number in range(10):
+        assert await directory.user(f"u{number}") == User(user_id=f"u{number}")
+    assert await directory.api_key("invented29") is None
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await directory.api_key("invented1")
 
 
 async def test_a_view_older_than_its_maximum_is_refused(another: Another) -> None:

@@ -50,11 +50,12 @@ from engines.control.tables import (
     USERS,
     identity_key,
     issuer_key,
+    route_ids,
     surface_key,
 )
 from engines.core.keys import SEPARATOR, join
 from engines.errors import EnginesError, Unavailable
-from engines.scope import SYSTEM_TENANT, normalise_surface
+from engines.scope import SYSTEM_TENANT, RouteScope, normalise_surface
 
 # A change is adopted within a second: one poll, and time to spare for a slow one.
 POLL_S: Final = 0.25
@@ -64,8 +65,10 @@ MOVES_MAX: Final = 64
 POLL_TIMEOUT_S: Final = 2.0
 AGE_MAX_S: Final = 3.0
 ENTRIES_MAX: Final = 100_000
+MISSES_MAX: Final = 20_000
 MEMBERSHIPS_MAX: Final = 1_000
 
+_UNKNOWN: Final = object()
 _NEAR: Final = frozenset({"follow", "fence", "verify", "switch", "settle"})
 _MOVE_KEYS: Final = join("r", MOVES.name, "")
 
@@ -83,7 +86,7 @@ class Directory:
     def __init__(self, store: ControlStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._cache: OrderedDict[str, Any] = OrderedDict()
+        self._cache = _Cache()
         self._seen = 0
         self._heard_at = float("-inf")
         self._poll_lock = asyncio.Lock()
@@ -127,10 +130,10 @@ class Directory:
                 changed.set()
             if moved:
                 self.on_moves()
-            self._seen = tail
             if touched is None or touched:
                 system = await self.tenant(SYSTEM_TENANT)
                 self.lab = system is not None and system.mode == "lab"
+            self._seen = tail
             self._heard_at = began
 
     async def changed(self, generation: int) -> None:
@@ -150,17 +153,15 @@ class Directory:
     def _forget(self, keys: Sequence[str]) -> None:
         """Drop what stands at the keys, and the lists that they are in."""
         for key in keys:
-            self._cache.pop(key, None)
+            self._cache.drop(key)
             parts = key.split(SEPARATOR)
             for length in range(1, len(parts)):
-                self._cache.pop(join(*parts[:length], "*"), None)
+                self._cache.drop(join(*parts[:length], "*"))
 
     def _remember(self, key: str, value: Any, generation: int) -> None:
         if generation != self.generation:  # Read before a change that was adopted meanwhile.
             return
-        self._cache[key] = value
-        if len(self._cache) > ENTRIES_MAX:
-            self._cache.popitem(last=False)
+        self._cache.put(key, value)
 
     # --- records ---
 
@@ -211,31 +212,28 @@ class Directory:
         """At most `MEMBERSHIPS_MAX`, by tenant."""
         prefix = ("i", "memberships", user_id)
         key = join(*prefix, "*")
-        if key not in self._cache:
+        tenants = self._cache.get(key)
+        if tenants is _UNKNOWN:
             generation = self.generation
             tenants = await self._store.scan_index(*prefix, limit=MEMBERSHIPS_MAX)
             self._remember(key, tuple(tenants), generation)
-        else:
-            tenants = self._cache[key]
         found = [await self.membership(tenant_id, user_id) for tenant_id in tenants]
         return tuple(membership for membership in found if membership is not None)
 
-    async def routes(self, tenant_id: str, kind: str) -> tuple[tuple[Route, str], ...]:
-        """An owner's routes of a kind, each with its ETag."""
-        key = join(*ROUTES.prefix(tenant_id, kind), "*")
-        if key in self._cache:
-            return self._cache[key]  # type: ignore[no-any-return]
-        generation = self.generation
-        listed: list[tuple[Route, str]] = []
-        after: str | None = None
-        while True:
-            page = await self._store.page(ROUTES, tenant_id, kind, after=after, limit=999)
-            listed.extend((stored.record, stored.etag) for stored in page.items)
-            after = page.after
-            if after is None:
-                break
-        self._remember(key, tuple(listed), generation)
-        return tuple(listed)
+    async def routes(self, wanted: Sequence[tuple[str, str, RouteScope]]) -> list[tuple[Route, str] | None]:
+        """The routes of these (owner, kind, scope), at most 100 and distinct, each with its ETag.
+
+        What is not known is read in one go; what else an owner has costs nothing.
+        """
+        named = [route_ids(*one) for one in wanted]
+        known = {ids: self._cache.get(ROUTES.key(*ids)) for ids in named}
+        unknown = [ids for ids, found in known.items() if found is _UNKNOWN]
+        if unknown:
+            generation = self.generation
+            for ids, stored in zip(unknown, await self._store.read_many(ROUTES, unknown), strict=True):
+                known[ids] = None if stored is None else (stored.record, stored.etag)
+                self._remember(ROUTES.key(*ids), known[ids], generation)
+        return [known[ids] for ids in named]
 
     async def _moves_under_way(self) -> Mapping[tuple[str, str], Move]:
         moves: dict[tuple[str, str], Move] = {}
@@ -248,10 +246,9 @@ class Directory:
 
     async def _record(self, table: Table[T], *ids: str) -> T | None:
         key = table.key(*ids)
-        try:
-            return self._cache[key]  # type: ignore[no-any-return]
-        except KeyError:
-            pass
+        known = self._cache.get(key)
+        if known is not _UNKNOWN:
+            return known  # type: ignore[no-any-return]
         generation = self.generation
         stored = await self._store.read(table, *ids)
         record = None if stored is None else stored.record
@@ -259,11 +256,50 @@ class Directory:
         return record
 
     async def _index(self, key: str) -> str | None:
-        try:
-            return self._cache[key]  # type: ignore[no-any-return]
-        except KeyError:
-            pass
+        known = self._cache.get(key)
+        if known is not _UNKNOWN:
+            return known  # type: ignore[no-any-return]
         generation = self.generation
         value = await self._store.resolve_index(key)
         self._remember(key, value, generation)
         return value  # type: ignore[no-any-return]
+
+
+class _Cache:
+    """What was read, by key; what was used longest ago goes first.
+
+    What is there and what is not are bounded apart: names that a stranger invents push nothing out.
+    """
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, Any] = OrderedDict()
+        self._missing: OrderedDict[str, None] = OrderedDict()
+
+    def get(self, key: str) -> Any:
+        """What stands at the key, None where nothing does, `_UNKNOWN` where nobody has looked."""
+        found = self._found.get(key)
+        if found is not None:
+            self._found.move_to_end(key)
+            return found
+        if key in self._missing:
+            self._missing.move_to_end(key)
+            return None
+        return _UNKNOWN
+
+    def put(self, key: str, value: Any) -> None:
+        if value is None:
+            self._missing[key] = None
+            if len(self._missing) > MISSES_MAX:
+                self._missing.popitem(last=False)
+        else:
+            self._found[key] = value
+            if len(self._found) > ENTRIES_MAX:
+                self._found.popitem(last=False)
+
+    def drop(self, key: str) -> None:
+        self._found.pop(key, None)
+        self._missing.pop(key, None)
+
+    def clear(self) -> None:
+        self._found.clear()
+        self._missing.clear()

@@ -138,6 +138,13 @@ class ControlStore:
         stored = None if doc is None else _open(table, doc)
         return None if stored is None or stored.deleted else stored
 
+    async def read_many(self, table: Table[T], wanted: Sequence[tuple[str, ...]]) -> list[Stored[T] | None]:
+        """The live records with these ids, at most `GET_KEYS_MAX` distinct ones, in one read."""
+        keys = [table.key(*ids) for ids in wanted]
+        docs = await self.documents.get_many(PARTITION, keys)
+        found = [_open(table, docs[key]) if key in docs else None for key in keys]
+        return [None if stored is None or stored.deleted else stored for stored in found]
+
     async def get(self, table: Table[T], *ids: str) -> Stored[T]:
         """The same; raises NotFound."""
         stored = await self.read(table, *ids)

@@ -122,15 +122,9 @@ class Router:
     async def resolve(self, kind: str, at: Where) -> Resolution:
         """The first in order: the tenant's own, most specific first, then t_system's. Raises MissingRoute."""
         looked: list[Looked] = []
-        for owner, scope in _candidates(at):
-            found = next(
-                (
-                    (route, etag)
-                    for route, etag in await self._directory.routes(owner, kind)
-                    if route.scope == scope
-                ),
-                None,
-            )
+        candidates = list(_candidates(at))
+        routes = await self._directory.routes([(owner, kind, scope) for owner, scope in candidates])
+        for (owner, scope), found in zip(candidates, routes, strict=True):
             looked.append(Looked(owner, scope, found is not None))
             if found is not None:
                 return Resolution(found[0], found[1], tuple(looked))
