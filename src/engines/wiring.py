@@ -151,7 +151,7 @@ async def open_engines(
         backends = Backends(control.documents, resolver, ids=ids, clock=clock)
         participation = Participation(control.documents, directory, process_id=ids.write_id(), clock=clock)
         router = Router(directory, backends, participation)
-        participation.ready = router.open_target
+        participation.open_target = router.open_backend
         spine = EventSpine(router, ids, clock)
         streams = EventStreams(router, ids, clock)
         audit = Audit(directory, spine, ids)
@@ -178,7 +178,7 @@ async def open_engines(
             issuers=Issuers(service),
             backends=BackendRecords(service, backends),
             routes=routes,
-            moves=Moves(service, router, routes, backends, ids),
+            moves=Moves(service, router, routes, ids),
             diagnostics=Diagnostics(router, backends),
             spine=spine,
             streams=streams,

@@ -28,7 +28,6 @@ from engines.core.transfer import Tally
 from engines.errors import Conflict, Invalid, NotFound, Throttled
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Put
-from engines.routing.backends import Backends
 from engines.routing.router import Router, is_offered, source_of
 from engines.routing.routes import CONTROL_KINDS, Routes, moving_key, own_routes
 from engines.routing.sides import Sides
@@ -119,14 +118,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Moves:
     """`/moves`: a tenant's own for its owner, anybody's for t_system's admins."""
 
-    def __init__(
-        self, service: Service, router: Router, routes: Routes, backends: Backends, ids: Ids
-    ) -> None:
+    def __init__(self, service: Service, router: Router, routes: Routes, ids: Ids) -> None:
         self._service = service
         self._store = service.store
         self._router = router
         self._routes = routes
-        self._backends = backends
         self._ids = ids
         self.progresses = Progresses(service.store.documents)
 
@@ -169,8 +165,7 @@ class Moves:
             for route in await own_routes(self._store, move.tenant_id, move.resource_kind)
             if (route.backend_id, route.generation) == source_of(move)
         ]
-        source = await self._router.backend_of(move.source_backend_id)
-        opened = await self._backends.open(source)
+        opened = await self._router.open_backend(move.source_backend_id)
         sides = Sides(move, opened, opened, tenant.envs, Tally())
         counted = await sides.count(until_s=PLAN_S_MAX)
         return Plan(

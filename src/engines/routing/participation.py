@@ -64,10 +64,10 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Participation:
-    """This process's part. `ready` is asked, as a move begins, whether this process can use its target."""
+    """This process's part. `open_target` is tried as a move begins: whether its target can be reached."""
 
     def __init__(self, documents: Documents, directory: Directory, *, process_id: str, clock: Clock) -> None:
-        self.ready: Callable[[Move], Awaitable[None]] = _ready
+        self.open_target: Callable[[str], Awaitable[object]] = _open_nothing
         self._documents = documents
         self._directory = directory
         self._process_id = process_id
@@ -154,7 +154,7 @@ class Participation:
         for move in moves:
             if move.phase == "prepare":
                 try:
-                    await self.ready(move)
+                    await self.open_target(move.target_backend_id)
                 except EnginesError as error:
                     trouble[move.move_id] = f"{error.code}: {error.detail}"
                     continue
@@ -193,8 +193,8 @@ class Participation:
             log.warning("the process's lease was not given up", error=error.code)
 
 
-async def _ready(_: Move) -> None:
-    """Nothing is asked of a process that opens no backends."""
+async def _open_nothing(_: str) -> None:
+    """Where a process opens no backends."""
 
 
 class Observer:

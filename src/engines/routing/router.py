@@ -21,7 +21,7 @@ from engines.core.documents import Documents
 from engines.core.journal import Journalled
 from engines.core.place import Place
 from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute, OutcomeUnknown, Unavailable
-from engines.routing.backends import Backends
+from engines.routing.backends import Backends, OpenBackend
 from engines.routing.participation import Change, Participation
 from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
 
@@ -130,10 +130,6 @@ class Router:
                 return Resolution(found[0], found[1], tuple(looked))
         raise _missing(kind, at, looked)
 
-    async def open_target(self, move: Move) -> None:
-        """Whether this process can use the target of a move. Raises BackendRefused, Unavailable, Invalid."""
-        await self._backends.open(await self.backend_of(move.target_backend_id))
-
     async def checked_backend(self, resolution: Resolution, at: Where) -> Backend:
         """The route's backend. Raises ForbiddenBackendClass (mode), BackendRefused (gone or not offered)."""
         route = resolution.route
@@ -155,6 +151,10 @@ class Router:
         if backend is None:
             raise BackendRefused(f"the backend {backend_id} is not there")
         return backend
+
+    async def open_backend(self, backend_id: str) -> OpenBackend:
+        """The same, open. Raises BackendRefused, Unavailable, Invalid."""
+        return await self._backends.open(await self.backend_of(backend_id))
 
     async def check_class(self, backend: Backend, mode: str, kind: str) -> None:
         """Raises ForbiddenBackendClass."""

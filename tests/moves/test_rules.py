@@ -1,0 +1,149 @@
+"""Who may move what where, what a plan says, and what becomes of a move that cannot arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engines.control.tables import MOVES
+from engines.core.transfer import FENCE_KEY
+from engines.errors import Conflict, Forbidden, Invalid, NotFound
+from engines.scope import RouteScope
+from engines.stores.notes import NoteInput
+from tests.contexts import ADMIN, PERMISSIONS_OF, context
+from tests.moves.conftest import NEW, OWNER, Open, ended, reached, sqlite_backend
+
+ADMIN_FOR_A = msgspec.structs.replace(ADMIN, acting_on="t_a")
+MEMBER = context("t_a", roles=("member",), permissions=PERMISSIONS_OF["member"])
+
+
+async def test_a_plan_says_what_would_be_moved_and_changes_nothing(open_process: Open) -> None:
+    process = await open_process()
+    for number in range(7):
+        await process.notes.create(OWNER, NoteInput(content=str(number)))
+    plan = await process.moves.plan(OWNER, "notes_store", "b")
+    # The shards' layout is a document, too: one for each env.
+    assert (plan.documents, plan.streams, plan.complete) == (9, 0, True)
+    assert (plan.source_backend_id, plan.target_backend_id, plan.envs) == ("a", "b", ("prod", "dev"))
+    assert (await process.moves.list(OWNER)).items == ()
+    assert process.directory.moves == {}
+
+
+async def test_only_who_may_write_routes_moves_and_only_where_it_is_offered(
+    open_process: Open, tmp_path: Path
+) -> None:
+    process = await open_process()
+    others = msgspec.structs.replace(sqlite_backend(tmp_path, "theirs"), offered_to=("t_b",))
+    await process.backends.put(ADMIN, others, condition=NEW)
+    with pytest.raises(Forbidden):
+        await process.moves.start(MEMBER, "notes_store", "b")
+    with pytest.raises(Invalid):
+        await process.moves.start(OWNER, "notes_store", "theirs")
+    with pytest.raises(Invalid):
+        await process.moves.start(OWNER, "notes_store", "nowhere")
+    with pytest.raises(Invalid):
+        await process.moves.start(OWNER, "notes_store", "a")
+    with pytest.raises(Invalid):
+        await process.moves.start(OWNER, "control_plane_store", "b")
+    with pytest.raises(Invalid):
+        await process.moves.start(ADMIN, "notes_store", "b")
+    assert process.directory.moves == {}
+
+
+async def test_a_move_is_its_tenants_own(open_process: Open) -> None:
+    process = await open_process()
+    stored = await process.moves.start(ADMIN_FOR_A, "notes_store", "b")
+    await ended(process, stored.record.move_id)
+    with pytest.raises(NotFound):
+        await process.moves.get(context("t_b"), stored.record.move_id)
+    with pytest.raises(NotFound):
+        await process.moves.retire(context("t_b"), stored.record.move_id)
+    assert [one.record.move_id for one in (await process.moves.list(OWNER)).items] == [stored.record.move_id]
+    assert (await process.moves.list(context("t_b"))).items == ()
+
+
+async def test_while_a_kind_is_moved_its_routes_stay_and_no_second_move_begins(open_process: Open) -> None:
+    process = await open_process()
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    with pytest.raises(Conflict, match=stored.record.move_id):
+        await process.moves.start(OWNER, "notes_store", "b")
+    with pytest.raises(Conflict, match=stored.record.move_id):
+        await process.routes.put(
+            OWNER, "notes_store", "a", scope=RouteScope(env="dev"), options={}, condition=NEW
+        )
+    await process.moves.start(OWNER, "memory_store", "b")  # Another kind is another matter.
+    await ended(process, stored.record.move_id)
+
+
+async def test_a_move_that_is_cancelled_leaves_nothing_on_the_target(open_process: Open) -> None:
+    process = await open_process()
+    made = await process.notes.create(OWNER, NoteInput(content="here"))
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    await reached(process, stored.record.move_id, "copy")
+    cancelled = await process.moves.cancel(OWNER, stored.record.move_id)
+    assert cancelled.record.phase == "cancel"
+    move, _ = await ended(process, stored.record.move_id)
+    assert (move.phase, move.reason) == ("cancelled", "cancel by u1")
+    target = await process.router.place("notes_store", OWNER)
+    assert target.backend_id == "a"
+    copies = await process.router.open_backend("b")
+    for name in await target.partitions():
+        page = await copies.documents.scan(f"{name}.g1", above="a", below="zz")
+        assert page.docs == ()
+        assert await copies.documents.get(f"{name}.g1", FENCE_KEY) is None
+    assert (await process.notes.get(OWNER, made.record.note_id)).content == "here"
+    with pytest.raises(Conflict):
+        await process.moves.cancel(OWNER, stored.record.move_id)
+    with pytest.raises(Conflict):
+        await process.moves.retire(OWNER, stored.record.move_id)
+    again = await process.moves.start(OWNER, "notes_store", "b")
+    assert again.record.target_generation == 2
+
+
+async def test_a_target_that_no_process_can_open_ends_the_move(
+    open_process: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.routing.mover.PREPARE_S_MAX", 1.0)
+    process = await open_process()
+    nowhere = sqlite_backend(tmp_path / "no such directory", "nowhere")
+    await process.backends.put(ADMIN, nowhere, condition=NEW)
+    stored = await process.moves.start(OWNER, "notes_store", "nowhere")
+    async with asyncio.timeout(30):
+        await reached(process, stored.record.move_id, "cancel")
+    record = (await process.routes.resolve(OWNER, "notes_store")).route
+    assert record.backend_id == "a"
+    await process.notes.create(OWNER, NoteInput(content="all goes on"))
+
+
+async def test_a_default_of_the_systems_that_leads_elsewhere_is_not_hidden_by_a_move(
+    open_process: Open,
+) -> None:
+    process = await open_process()
+    await process.routes.put(
+        ADMIN, "notes_store", "b", scope=RouteScope(surface_id="chat"), options={}, condition=NEW
+    )
+    elsewhere = msgspec.structs.replace(OWNER, surface_id="other")
+    with pytest.raises(Conflict, match="default of t_system"):
+        await process.moves.start(elsewhere, "notes_store", "b")
+
+
+async def test_the_phases_of_a_move_are_on_the_tenants_spine(open_process: Open) -> None:
+    process = await open_process()
+    stored = await process.moves.start(OWNER, "notes_store", "b", retire=False)
+    await ended(process, stored.record.move_id)
+    told: list[int] = []
+    async with asyncio.timeout(20):
+        async for batch in await process.spine.follow(OWNER):
+            payloads = [event.payload or {} for event in batch]
+            told += [said["version"] for said in payloads if said.get("action", "").startswith(MOVES.name)]
+            if len(told) == 8:
+                break
+    assert told == list(range(1, 9))
+    assert (await process.moves.list(OWNER, descending=True)).items[0].record.phase == "done"
+    retired = await process.moves.retire(OWNER, stored.record.move_id)
+    assert retired.record.phase == "retire"
+    with pytest.raises(Conflict):
+        await process.moves.retire(OWNER, stored.record.move_id)
