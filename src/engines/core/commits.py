@@ -36,6 +36,8 @@ COMMITS_ABOVE, COMMITS_BELOW = within("c")
 class Sealed(Unavailable):
     """The log ended in a seal because it moves elsewhere: ask for its place again. Nothing was applied."""
 
+    code = Unavailable.code
+
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event in a commit: `salt` and `event`, or `leaf` once redacted; `id` if a client's own."""

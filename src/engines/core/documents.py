@@ -3,6 +3,8 @@
 Owns the limits of the waist, the deadline of a call, write ids, and the only retry loop in Engines. Leaves
 storage to a driver and partition names to `core/keys.py`.
 
+A backend that does not answer is left alone for a moment (`core/circuit.py`).
+
 What is retried: reads; writes that were not applied (`Unavailable`, `Throttled`); and writes whose reply was
 lost, provided that one of their conditions turns false once they are applied, so that they cannot be
 applied twice. Whether a lost write landed is settled by reading for its write id.
@@ -17,6 +19,7 @@ from typing import Final, TypeVar
 
 from engines.clock import Clock
 from engines.codec import escaped_bytes
+from engines.core.circuit import Circuit
 from engines.core.keys import check_key, check_partition
 from engines.errors import (
     BackendRefused,
@@ -58,16 +61,29 @@ class Documents:
     """
 
     def __init__(
-        self, driver: DocumentDriver, *, ids: Ids, clock: Clock, timeout_s: float = TIMEOUT_S
+        self,
+        driver: DocumentDriver,
+        *,
+        ids: Ids,
+        clock: Clock,
+        timeout_s: float = TIMEOUT_S,
+        circuit: Circuit | None = None,
     ) -> None:
         self._driver = driver
         self._ids = ids
         self._clock = clock
         self._timeout_s = timeout_s
+        self._circuit = circuit or Circuit(clock)
 
     def through(self, wrap: Callable[[DocumentDriver], DocumentDriver]) -> Documents:
         """The same documents by way of a driver around this one's, which stays this one's to close."""
-        return Documents(wrap(self._driver), ids=self._ids, clock=self._clock, timeout_s=self._timeout_s)
+        return Documents(
+            wrap(self._driver),
+            ids=self._ids,
+            clock=self._clock,
+            timeout_s=self._timeout_s,
+            circuit=self._circuit,
+        )
 
     def now(self) -> float:
         """Wall-clock seconds, from the same clock that judges expiry."""
@@ -142,11 +158,17 @@ class Documents:
         await self._driver.close()
 
     async def _write_once(self, partition: str, ops: Sequence[Op], write_id: str, deadline: float) -> None:
+        self._circuit.admit()
         try:
             async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
                 await self._driver.write(partition, ops, write_id=write_id)
         except TimeoutError as error:
+            self._circuit.failed()
             raise OutcomeUnknown("the backend did not answer a write in time") from error
+        except EnginesError as error:
+            self._judge(error)
+            raise
+        self._circuit.succeeded()
 
     async def _landed(self, partition: str, ops: Sequence[Op], write_id: str, lost: OutcomeUnknown) -> bool:
         """Whether a document of the lost write can be seen. False settles nothing: it may yet arrive."""
@@ -169,19 +191,34 @@ class Documents:
     async def _read(self, call: Callable[[], Awaitable[R]]) -> R:
         deadline = self._clock.monotonic() + self._timeout_s
         for attempt in range(1_000):
+            self._circuit.admit()
             try:
                 async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
-                    return await call()
+                    found = await call()
             except TimeoutError as error:
+                self._circuit.failed()
                 raise Unavailable("the backend did not answer a read in time") from error
-            except (Throttled, Unavailable) as refusal:
+            except EnginesError as refusal:
+                self._judge(refusal)
+                if not isinstance(refusal, Throttled | Unavailable):
+                    raise
                 if not await self._pause(attempt, deadline, refusal):
                     raise
+            else:
+                self._circuit.succeeded()
+                return found
         raise AssertionError("a pause ends at the deadline")
+
+    def _judge(self, error: EnginesError) -> None:
+        """Whether the backend answered."""
+        if isinstance(error, Unavailable | OutcomeUnknown):
+            self._circuit.failed()
+        else:
+            self._circuit.succeeded()
 
     async def _pause(self, attempt: int, deadline: float, refusal: Exception | None = None) -> bool:
         """Wait before another attempt; False, without waiting, where it would be refused or be too late."""
-        if isinstance(refusal, BackendRefused):
+        if isinstance(refusal, BackendRefused) or self._circuit.is_open:
             return False
         longest_s = min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(attempt, 10))
         pause_s = random.uniform(0, longest_s)  # noqa: S311 (it spreads callers, it hides nothing)

@@ -57,6 +57,8 @@ T = TypeVar("T")
 class Superseded(Unavailable):
     """Another mover took over. Stop: it goes on from what is there."""
 
+    code = Unavailable.code
+
 
 class _Fence(msgspec.Struct, frozen=True, tag_field="schema", tag="fence/1"):
     """Who copies into a partition, and up to which key (None: not begun; "": all) it was copied."""
