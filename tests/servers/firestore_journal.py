@@ -1,12 +1,12 @@
 """A gRPC pass-through that makes Google's Firestore emulator, which keeps everything in memory, durable.
 
 `python -m tests.servers.firestore_journal PORT EMULATOR JOURNAL` serves on 127.0.0.1:PORT what the emulator
-at EMULATOR answers. It appends each Commit that succeeded, request and reply, to JOURNAL, and answers after the
-file is on the disk. At its start it commits what JOURNAL holds to an emulator that is empty.
+at EMULATOR answers. It appends each Commit that succeeded, request and reply, to JOURNAL, and answers after
+the file is on the disk. At its start it commits what JOURNAL holds to an emulator that is empty.
 
 Owns the journal. It knows nothing of documents: every value and every error passes as it is. Preconditions
-are dropped on replay, for they held; update times change by it, as they do when a real database is restored. A
-commit is seen by readers for the moment before it is on the disk. Commits with transforms or inside of
+are dropped on replay, for they held; update times change by it, as they do when a real database is restored.
+A commit is seen by readers for the moment before it is on the disk. Commits with transforms or inside of
 transactions are refused, since a replay would not repeat what they did.
 """
 

@@ -97,7 +97,7 @@ class Layout:
         query.limit.value = limit
         order = query.order_by.add()
         order.direction = _DESCENDING if reverse else _ASCENDING
-        # A cursor that is not `before` its value lies behind it, in the order of the query.
+        # A cursor lies before its value or behind it, in the order of the query.
         query.end_at.before = True
         start, end = query.start_at.values.add(), query.end_at.values.add()
         if reverse:
@@ -106,8 +106,16 @@ class Layout:
         else:
             prefix = self.prefix(partition)
             order.field.field_path = "__name__"
-            start.reference_value, end.reference_value = prefix + above, prefix + below
+            bound = _nameable(above)
+            query.start_at.before = bound != above
+            start.reference_value, end.reference_value = prefix + bound, prefix + _nameable(below)
         return request
+
+
+def _nameable(bound: str) -> str:
+    """The bound itself, or, since no name holds a slash, the least name above every name below it."""
+    before, slash, _ = bound.partition("/")
+    return before + chr(ord(slash) + 1) if slash else bound
 
 
 def _fill(fields: Any, op: Put, write_id: str) -> None:
