@@ -164,26 +164,32 @@ class Connection:
 
 def _credentials(service_account: Secret | None) -> grpc.ChannelCredentials:
     """Blocks: looks into files, asks the metadata server. Raises BackendRefused, which repeats no secret."""
-    try:
-        if service_account is None:
-            found, _ = google.auth.default(scopes=[SCOPE])
-        else:
-            found = _service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
-                json.loads(service_account.reveal()), scopes=[SCOPE]
-            )
-    except google.auth.exceptions.DefaultCredentialsError as error:
-        raise BackendRefused(
-            "there are no application default credentials: give the backend the secret service_account, or"
-            " run `gcloud auth application-default login`"
-        ) from error
-    except (ValueError, TypeError, KeyError, google.auth.exceptions.GoogleAuthError):
-        raise BackendRefused("the secret service_account is no key of a service account") from None
+    found = _default_credentials() if service_account is None else _key_credentials(service_account)
     plugin = google.auth.transport.grpc.AuthMetadataPlugin(  # type: ignore[no-untyped-call]
         found, google.auth.transport.requests.Request()
     )
     return grpc.composite_channel_credentials(
         grpc.ssl_channel_credentials(), grpc.metadata_call_credentials(plugin)
     )
+
+
+def _default_credentials() -> Any:
+    try:
+        return google.auth.default(scopes=[SCOPE])[0]
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise BackendRefused(
+            "there are no application default credentials: give the backend the secret service_account, or"
+            " run `gcloud auth application-default login`"
+        ) from error
+
+
+def _key_credentials(service_account: Secret) -> Any:
+    try:
+        key = json.loads(service_account.reveal())
+        return _service_account.Credentials.from_service_account_info(key, scopes=[SCOPE])  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, AttributeError, google.auth.exceptions.GoogleAuthError):
+        # Its cause may quote the secret.
+        raise BackendRefused("the secret service_account is no key of a service account") from None
 
 
 # --- errors ---
@@ -215,8 +221,8 @@ CODES: Final[Mapping[grpc.StatusCode, type[EnginesError]]] = {
 # else under UNAVAILABLE may be a connection that broke with the call on it, or the service's own answer.
 NOT_SENT: Final = (
     "failed to connect to all addresses",
+    "errors resolving",
     "DNS resolution failed",
-    "Name resolution failure",
 )
 # Credentials that could not be had: by the network, or because they are refused.
 NO_CREDENTIAL: Final = "Getting metadata from plugin failed"

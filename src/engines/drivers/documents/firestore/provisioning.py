@@ -35,7 +35,7 @@ async def provision_fields(connection: Connection, layout: Layout) -> None:
     """Raises BackendRefused for a database in another mode, or without the rights to do this."""
     request = _GetDatabase(name=layout.database)
     found = await connection.call(f"{_ADMIN}GetDatabase", request, _Database, lost=Unavailable)
-    if found.type != _NATIVE:
+    if found.type_ != _NATIVE:
         raise BackendRefused(
             "Firestore: the database is in Datastore mode: create another with"
             " `gcloud firestore databases create --type=firestore-native`"
