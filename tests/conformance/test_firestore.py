@@ -207,6 +207,33 @@ class TestDocuments:
             await write(driver, put("k1"), put("k2", '"\ud800"'))
         assert await read_keys(driver) == []
 
+    async def test_of_many_creators_over_an_expired_document_one_wins(
+        self, driver: DocumentDriver, config: Config, clock: ManualClock
+    ) -> None:
+        other = open_driver(config, {}, clock)
+        for turn in range(8):
+            key = f"k{turn}"
+            await write(driver, put(key, "old", expires_at=int(clock.now()) + 10))
+            clock.advance(20)
+            results = await asyncio.gather(
+                *(write((driver, other)[n % 2], put(key, str(n), ABSENT)) for n in range(8)),
+                return_exceptions=True,
+            )
+            winners = [result for result in results if isinstance(result, str)]
+            found = await get(driver, key)
+            assert found is not None
+            assert [found.version] == winners
+            losers = [result for result in results if not isinstance(result, str)]
+            assert {type(result) for result in losers} <= {Conflict, Unavailable}
+        await other.close()
+
+    async def test_a_bound_may_hold_what_no_name_can(self, driver: DocumentDriver) -> None:
+        await write(driver, *(put(key) for key in ("k", "k.", "k0", "k00")))
+        for reverse in (False, True):
+            above = await read_keys(driver, above="k/", reverse=reverse)
+            below = await read_keys(driver, below="k/z", reverse=reverse)
+            assert (sorted(above), sorted(below)) == (["k0", "k00"], ["k", "k."])
+
     async def test_an_expired_document_stays_where_the_batch_over_it_fails(
         self, driver: DocumentDriver, clock: ManualClock
     ) -> None:
@@ -381,8 +408,12 @@ class Admin(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._kind = kind
         self.fields: dict[str, Any] = {}
         self.updates: list[str] = []
+        self.routes: dict[str, str] = {}
 
     def service(self, details: Any) -> Any:
+        headers = dict(details.invocation_metadata)
+        self.routes[details.method.rpartition("/")[2]] = headers["x-goog-request-params"]
+        assert headers["google-cloud-resource-prefix"] == "projects/demo-x/databases/(default)"
         calls: dict[str, tuple[Any, Any]] = {
             "GetDatabase": (self._get_database, firestore_admin.GetDatabaseRequest),
             "GetField": (self._get_field, firestore_admin.GetFieldRequest),
@@ -445,6 +476,15 @@ class TestProvisioning:
         assert [name for name, found in admin.fields.items() if found.HasField("ttl_config")] == [
             f"{where}exp"
         ]
+
+    async def test_each_call_says_to_which_database_it_goes(self) -> None:
+        """As the service's own library does: the service finds the database by this header."""
+        admin = Admin(NATIVE)
+        await self.provision(admin, times=1)
+        where = "projects/demo-x/databases/%28default%29"
+        assert admin.routes["GetDatabase"] == f"name={where}"
+        assert admin.routes["UpdateField"].startswith(f"field.name={where}/collectionGroups/ours/fields/")
+        assert admin.routes["BatchGetDocuments"] == f"database={where}"
 
     async def test_a_field_that_somebody_is_changing_at_this_moment_is_no_failure(self) -> None:
         admin = Admin(NATIVE)

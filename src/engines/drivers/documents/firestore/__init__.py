@@ -46,14 +46,14 @@ DESCRIPTION: Final = DriverDescription(
         "calls at once": "100 on the one connection of a process; more wait in it",
     },
     costs={
-        "write": "one document write or delete for each op, of up to 1 KiB or more alike; one document read"
-        " more for each Match at a version that this process has not read or written, and one for each"
-        " conditioned op after a refusal",
+        "write": "one document write or delete for each op, whatever its size; one document read more for"
+        " each Match at a version that this process has neither read nor written, and one for each conditioned"
+        " op after a refusal",
         "get": "one document read for each key, found or not",
         "scan": "one document read for each document passed, expired ones and those the service sent ahead of"
         " the end of a page included; at least one",
         "expiry": "one document delete for each document that the TTL policy removes",
-        "storage": "bodies and names, and one index entry of the key for each document",
+        "storage": "bodies and names, and two index entries of the key for each document",
     },
     provisions="in the database: exemptions of body, version and exp from single-field indexes, and the TTL"
     " policy on exp, for the collection group named by `collection`; never the database",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
@@ -67,7 +68,6 @@ class Connection:
         self._service_account = service_account
         self._metadata = (
             ("google-cloud-resource-prefix", database),
-            ("x-goog-request-params", f"database={quote(database, safe='')}"),
             # An emulator judges security rules for whoever does not say that they own it.
             *((("authorization", "Bearer owner"),) if endpoint else ()),
         )
@@ -79,23 +79,35 @@ class Connection:
         self._idle = asyncio.Event()
 
     async def call(
-        self, method: str, request: Any, reply: Any, *, lost: type[EnginesError], conditioned: bool = False
+        self,
+        method: str,
+        request: Any,
+        reply: Any,
+        *,
+        route: str,
+        lost: type[EnginesError],
+        conditioned: bool = False,
     ) -> Any:
         """One request, one reply. An error that is no answer becomes `lost`.
 
-        Raises ConditionRefusedError where the write is `conditioned` and refused for that.
+        `route` is the field of the request by which the service finds the database. Raises
+        ConditionRefusedError where the write is `conditioned` and refused for that.
         """
         async with self._under_way(lost, conditioned=conditioned):
             multicallable = self._methods.get(method) or await self._method(method, request, reply)
-            return await multicallable(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+            metadata = self._metadata_of(request, route)
+            return await multicallable(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
 
-    async def stream(self, method: str, request: Any, reply: Any, take: Callable[[Any], bool]) -> None:
+    async def stream(
+        self, method: str, request: Any, reply: Any, take: Callable[[Any], bool], *, route: str
+    ) -> None:
         """One request, a stream of replies, each given to `take` until it says that it wants no more."""
         async with self._under_way(Unavailable, conditioned=False):
             multicallable = self._methods.get(method) or await self._method(
                 method, request, reply, streams=True
             )
-            call = multicallable(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+            metadata = self._metadata_of(request, route)
+            call = multicallable(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
             try:
                 while (message := await call.read()) is not grpc.aio.EOF:
                     if not take(message):
@@ -117,6 +129,10 @@ class Connection:
                     await self._idle.wait()
         if self._channel is not None:
             await self._channel.close()
+
+    def _metadata_of(self, request: Any, route: str) -> tuple[tuple[str, str], ...]:
+        value = functools.reduce(getattr, route.split("."), request)
+        return (*self._metadata, ("x-goog-request-params", f"{route}={quote(value, safe='/')}"))
 
     @contextlib.asynccontextmanager
     async def _under_way(self, lost: type[EnginesError], *, conditioned: bool) -> AsyncIterator[None]:

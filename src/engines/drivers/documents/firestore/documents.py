@@ -65,7 +65,7 @@ class FirestoreDocuments:
             return Page(())
         request = self._layout.run_query(partition, above=above, below=below, limit=limit, reverse=reverse)
         taken = _Taken(self._layout.prefix(partition), limit, self._clock.now())
-        await self._connection.stream(RUN_QUERY, request, RunQueryResponse, taken.take)
+        await self._connection.stream(RUN_QUERY, request, RunQueryResponse, taken.take, route="parent")
         return Page(tuple(taken.docs), resume=taken.resume)
 
     async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
@@ -75,7 +75,12 @@ class FirestoreDocuments:
             request = self._layout.commit(partition, ops, write_id, tokens)
             try:
                 reply = await self._connection.call(
-                    COMMIT, request, CommitResponse, lost=OutcomeUnknown, conditioned=bool(conditioned)
+                    COMMIT,
+                    request,
+                    CommitResponse,
+                    route="database",
+                    lost=OutcomeUnknown,
+                    conditioned=bool(conditioned),
                 )
             except ConditionRefusedError:
                 before, tokens = tokens, await self._judge(partition, conditioned)
@@ -113,7 +118,7 @@ class FirestoreDocuments:
                 self._tokens.put(partition, entry.doc.key, entry.doc.version, entry.token)
             return True
 
-        await self._connection.stream(BATCH_GET, request, BatchGetResponse, take)
+        await self._connection.stream(BATCH_GET, request, BatchGetResponse, take, route="database")
         return found
 
     async def _known_tokens(self, partition: str, ops: Sequence[Op]) -> dict[str, Token]:

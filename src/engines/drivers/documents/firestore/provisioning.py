@@ -34,7 +34,7 @@ TTL: Final = "exp"
 async def provision_fields(connection: Connection, layout: Layout) -> None:
     """Raises BackendRefused for a database in another mode, or without the rights to do this."""
     request = _GetDatabase(name=layout.database)
-    found = await connection.call(f"{_ADMIN}GetDatabase", request, _Database, lost=Unavailable)
+    found = await connection.call(f"{_ADMIN}GetDatabase", request, _Database, route="name", lost=Unavailable)
     if found.type_ != _NATIVE:
         raise BackendRefused(
             "Firestore: the database is in Datastore mode: create another with"
@@ -45,7 +45,9 @@ async def provision_fields(connection: Connection, layout: Layout) -> None:
 
 async def _provision_field(connection: Connection, layout: Layout, name: str) -> None:
     path = f"{layout.database}/collectionGroups/{layout.collection}/fields/{name}"
-    found = await connection.call(f"{_ADMIN}GetField", _GetField(name=path), _Field, lost=Unavailable)
+    found = await connection.call(
+        f"{_ADMIN}GetField", _GetField(name=path), _Field, route="name", lost=Unavailable
+    )
     request = _UpdateField()
     request.field.name = path
     if found.index_config.uses_ancestor_config or found.index_config.indexes:
@@ -57,7 +59,9 @@ async def _provision_field(connection: Connection, layout: Layout, name: str) ->
     if not request.update_mask.paths:
         return
     try:
-        await connection.call(f"{_ADMIN}UpdateField", request, Operation, lost=Unavailable, conditioned=True)
+        await connection.call(
+            f"{_ADMIN}UpdateField", request, Operation, route="field.name", lost=Unavailable, conditioned=True
+        )
     except ConditionRefusedError:
         # Another process is changing the field at this moment, to the same.
         return
