@@ -47,8 +47,8 @@ DESCRIPTION: Final = DriverDescription(
     },
     costs={
         "write": "one document write or delete for each op, whatever its size; one document read more for"
-        " each Match at a version that this process has neither read nor written, and one for each conditioned"
-        " op after a refusal",
+        " each Match at a version that this process has neither read nor written, and one for each"
+        " conditioned op after a refusal",
         "get": "one document read for each key, found or not",
         "scan": "one document read for each document passed, expired ones and those the service sent ahead of"
         " the end of a page included; at least one",
