@@ -181,12 +181,23 @@ class Connection:
 def _credentials(service_account: Secret | None) -> grpc.ChannelCredentials:
     """Blocks: looks into files, asks the metadata server. Raises BackendRefused, which repeats no secret."""
     found = _default_credentials() if service_account is None else _key_credentials(service_account)
-    plugin = google.auth.transport.grpc.AuthMetadataPlugin(  # type: ignore[no-untyped-call]
-        found, google.auth.transport.requests.Request()
-    )
+    plugin = _AccessTokens(found, google.auth.transport.requests.Request())  # type: ignore[no-untyped-call]
     return grpc.composite_channel_credentials(
         grpc.ssl_channel_credentials(), grpc.metadata_call_credentials(plugin)
     )
+
+
+class _AccessTokens(google.auth.transport.grpc.AuthMetadataPlugin):
+    """Says of a token that cannot be had whether it was refused; gRPC hands on no more than a text."""
+
+    def __call__(self, context: Any, callback: Any) -> None:
+        try:
+            super().__call__(context, callback)  # type: ignore[no-untyped-call]
+        except google.auth.exceptions.RefreshError as error:
+            unreachable = error.retryable or isinstance(
+                error.__cause__, google.auth.exceptions.TransportError
+            )
+            raise RuntimeError("unreachable" if unreachable else CREDENTIAL_REFUSED) from error
 
 
 def _default_credentials() -> Any:
@@ -240,8 +251,9 @@ NOT_SENT: Final = (
     "errors resolving",
     "DNS resolution failed",
 )
-# Credentials that could not be had: by the network, or because they are refused.
-NO_CREDENTIAL: Final = "Getting metadata from plugin failed"
+# The same for a call without an access token, whose details end with the text of what was raised.
+UNSENT_FOR_CREDENTIALS: Final = "Getting metadata from plugin failed"
+CREDENTIAL_REFUSED: Final = "the credential was refused"
 
 _DETAILS: Final[Mapping[type[EnginesError], str]] = {
     OutcomeUnknown: "the connection to the database was lost during a write",
@@ -267,10 +279,10 @@ REMEDIES: Final[Mapping[grpc.StatusCode, str]] = {
 def translate(error: grpc.aio.AioRpcError, *, lost: type[EnginesError]) -> EnginesError:
     """Our error for a status; `lost` for what is no answer. Nothing of the service's text is repeated."""
     code, details = error.code(), error.details() or ""
-    if details.startswith(NO_CREDENTIAL):
-        if "TransportError" in details:
-            return Unavailable("no access token could be fetched")
-        return BackendRefused(f"Firestore: {REMEDIES[grpc.StatusCode.UNAUTHENTICATED]}")
+    if details.startswith(UNSENT_FOR_CREDENTIALS):
+        if details.endswith(CREDENTIAL_REFUSED):
+            return BackendRefused(f"Firestore: {REMEDIES[grpc.StatusCode.UNAUTHENTICATED]}")
+        return Unavailable("no access token for Firestore could be fetched")
     kind = CODES[code]
     if kind is OutcomeUnknown:
         not_sent = code is grpc.StatusCode.UNAVAILABLE and details.startswith(NOT_SENT)
