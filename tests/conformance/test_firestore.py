@@ -227,6 +227,15 @@ class TestDocuments:
             assert {type(result) for result in losers} <= {Conflict, Unavailable}
         await other.close()
 
+    @pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
+    async def test_a_page_that_ends_with_its_range_says_so(
+        self, driver: DocumentDriver, *, reverse: bool
+    ) -> None:
+        await write(driver, put("k1"), put("k2"), put("k3"))
+        for limit, ended in ((2, False), (3, True), (4, True)):
+            page = await driver.scan(PARTITION, above="A", below="~", limit=limit, reverse=reverse)
+            assert (len(page.docs), page.resume is None) == (min(limit, 3), ended)
+
     async def test_a_bound_may_hold_what_no_name_can(self, driver: DocumentDriver) -> None:
         await write(driver, *(put(key) for key in ("k", "k.", "k0", "k00")))
         for reverse in (False, True):

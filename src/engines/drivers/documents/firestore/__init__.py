@@ -50,8 +50,8 @@ DESCRIPTION: Final = DriverDescription(
         " each Match at a version that this process has neither read nor written, and one for each"
         " conditioned op after a refusal",
         "get": "one document read for each key, found or not",
-        "scan": "one document read for each document passed, expired ones and those the service sent ahead of"
-        " the end of a page included; at least one",
+        "scan": "one document read for each document passed, expired ones included, one for the document"
+        " behind a page, and those that the service sent ahead of the end of a page; at least one",
         "expiry": "one document delete for each document that the TTL policy removes",
         "storage": "bodies and names, and two index entries of the key for each document",
     },

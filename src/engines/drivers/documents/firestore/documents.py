@@ -60,10 +60,12 @@ class FirestoreDocuments:
         return {key: entry.doc for key, entry in found.items() if entry.is_live(now)}
 
     async def scan(self, partition: str, *, above: str, below: str, limit: int, reverse: bool) -> Page:
-        """A page that is full may be the last one: to know would cost a document read more for each page."""
         if above >= below:
             return Page(())
-        request = self._layout.run_query(partition, above=above, below=below, limit=limit, reverse=reverse)
+        # One more than the page holds: a cursor that leads to nothing would break the promise of every list.
+        request = self._layout.run_query(
+            partition, above=above, below=below, limit=limit + 1, reverse=reverse
+        )
         taken = _Taken(self._layout.prefix(partition), limit, self._clock.now())
         await self._connection.stream(RUN_QUERY, request, RunQueryResponse, taken.take, route="parent")
         return Page(tuple(taken.docs), resume=taken.resume)
@@ -162,7 +164,7 @@ def _holds(op: Op, entry: Stored | None, now: float) -> bool:
 
 
 class _Taken:
-    """A page as it comes in. `resume` is set once it is full: by number, or by the size of its bodies."""
+    """A page as it comes in. `resume` is set where there is more, or may be, behind expired documents."""
 
     def __init__(self, prefix: str, limit: int, now: float) -> None:
         self.docs: list[Doc] = []
@@ -170,19 +172,23 @@ class _Taken:
         self._prefix = prefix
         self._limit = limit
         self._now = now
+        self._last: str | None = None
         self._count = self._bytes = 0
 
     def take(self, reply: Any) -> bool:
         if not reply.HasField("document"):
             return True
         entry = stored(reply.document, self._prefix)
-        self._count += 1
-        self._bytes += len(entry.doc.body.encode())
-        if entry.is_live(self._now):
-            self.docs.append(entry.doc)
-        if self._count == self._limit or self._bytes >= PAGE_BYTES:
-            self.resume = entry.doc.key
-        return self.resume is None
+        if len(self.docs) < self._limit and self._bytes < PAGE_BYTES:
+            self._last = entry.doc.key
+            self._count += 1
+            self._bytes += len(entry.doc.body.encode())
+            if entry.is_live(self._now):
+                self.docs.append(entry.doc)
+            if self._count <= self._limit:
+                return True
+        self.resume = self._last
+        return False
 
 
 class _Tokens:
