@@ -32,10 +32,12 @@ HEADER: Final = struct.Struct(">II")
 REPLAY_WRITES_MAX: Final = 500
 REPLAY_BYTES_MAX: Final = 8 * 1024 * 1024
 REPLAY_TIMEOUT_S: Final = 60.0
-UNLIMITED: Final = (
+OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
+    # Its pings would be what a client hears first, before the request that they follow was read.
+    ("grpc.http2.bdp_probe", 0),
 )
 OWNER: Final = (("authorization", "Bearer owner"),)
 CommitRequest: Any = firestore.CommitRequest.pb()
@@ -158,10 +160,10 @@ class PassThrough(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 async def serve(port: int, emulator: str, journal: Path) -> None:
-    async with grpc.aio.insecure_channel(emulator, options=UNLIMITED) as channel:
+    async with grpc.aio.insecure_channel(emulator, options=OPTIONS) as channel:
         handler = PassThrough(channel, Journal(journal))
         await handler.replay()
-        server = grpc.aio.server(options=UNLIMITED)
+        server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((handler,))
         server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()

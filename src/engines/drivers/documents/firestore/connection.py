@@ -31,6 +31,7 @@ from engines.errors import (
     Throttled,
     Unavailable,
 )
+from engines.ports.documents import PAGE_BYTES
 from engines.ports.secrets import Secret
 
 SERVICE_ENDPOINT: Final = "firestore.googleapis.com:443"
@@ -48,6 +49,9 @@ OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # A window of one page from the start, in place of one that pings find out.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", PAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
