@@ -1,8 +1,8 @@
 """What every test may ask for: real servers, and an honest account of what did not run.
 
-Owns the PostgreSQL of the session, started by the first test that wants it and shared by all, with fresh
-databases for each. A test may kill or stop that server: the next one that asks for a database finds it
-running. Leaves fixtures of one area to that area's own conftest.py.
+Owns the PostgreSQL and the Firestore emulator of the session, each started by the first test that wants it
+and shared by all, with fresh databases for each. A test may kill or stop that server: the next one that asks
+for a database finds it running. Leaves fixtures of one area to that area's own conftest.py.
 """
 
 import os
@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 
+from tests.servers.firestore import FirestoreServer, FirestoreUnavailableError
 from tests.servers.postgres import PostgresServer, PostgresUnavailableError
 
 
@@ -40,6 +41,21 @@ def postgres_server() -> Iterator[PostgresServer]:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(f"no PostgreSQL: {error}")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def firestore_server() -> Iterator[FirestoreServer]:
+    """The session's Firestore emulator. Where Debian's package of it is missing, the test is *not run*."""
+    server = FirestoreServer()
+    try:
+        server.start()
+    except (FirestoreUnavailableError, TimeoutError) as error:
+        server.close()
+        pytest.skip(f"no Firestore emulator: {error}")
     try:
         yield server
     finally:

@@ -19,6 +19,7 @@ from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.testing.clock import ManualClock
 from engines.testing.documents import DocumentHarness, Network, NotOffered, Process, Server
+from tests.servers.firestore import FirestoreServer
 from tests.servers.postgres import PostgresServer
 
 HarnessMaker = Callable[[pytest.FixtureRequest], DocumentHarness]
@@ -63,7 +64,41 @@ def postgres_harness(request: pytest.FixtureRequest) -> DocumentHarness:
     )
 
 
-HARNESSES: Mapping[str, HarnessMaker] = {"sqlite": sqlite_harness, "postgres": postgres_harness}
+def firestore_harness(request: pytest.FixtureRequest) -> DocumentHarness:
+    server: FirestoreServer = request.getfixturevalue("firestore_server")
+    server.start()
+    server.clear()  # Its memory and its journal hold one test's documents.
+    clock = ManualClock()
+    module = document_driver("firestore")
+    config = {
+        "project": server.project,
+        "database": server.database,
+        "collection": f"kit_{uuid.uuid4().hex}",
+        "endpoint": server.endpoint,
+        "manage_indexes": False,
+    }
+
+    def open_at(host: str, port: int) -> DocumentDriver:
+        there = {**config, "endpoint": f"{host}:{port}"}
+        return module.open_driver(msgspec.convert(there, module.Config), {}, clock)
+
+    address = ("127.0.0.1", server.port)
+    return DocumentHarness(
+        clock=clock,
+        open=lambda: open_at(*address),
+        server=Server(
+            kill=lambda: asyncio.to_thread(server.kill9), start=lambda: asyncio.to_thread(server.start)
+        ),
+        network=Network(address=address, open=open_at),
+        process=_process("firestore", config, None),
+    )
+
+
+HARNESSES: Mapping[str, HarnessMaker] = {
+    "sqlite": sqlite_harness,
+    "postgres": postgres_harness,
+    "firestore": firestore_harness,
+}
 
 
 def open_client(driver: str, config: dict[str, Any], password: str | None) -> DocumentDriver:
