@@ -1,8 +1,8 @@
 """What every test may ask for: real servers, and an honest account of what did not run.
 
-Owns the PostgreSQL of the session, started by the first test that wants it and shared by all, with fresh
-databases for each. A test may kill or stop that server: the next one that asks for a database finds it
-running. Leaves fixtures of one area to that area's own conftest.py.
+Owns the PostgreSQL and the DynamoDB of the session, each started by the first test that wants it and shared
+by all, with fresh databases or tables for each. A test may kill or stop such a server: the next one that asks
+for a database or a table finds it running. Leaves fixtures of one area to that area's own conftest.py.
 """
 
 import os
@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 
+from tests.servers.dynamodb import DynamoServer, DynamoUnavailableError
 from tests.servers.postgres import PostgresServer, PostgresUnavailableError
 
 
@@ -35,6 +36,22 @@ def postgres_server() -> Iterator[PostgresServer]:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(f"no PostgreSQL: {error}")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def dynamodb_server() -> Iterator[DynamoServer]:
+    """The session's DynamoDB. Where it cannot be had the test is *not run*; in CI that is a failure."""
+    server = DynamoServer()
+    try:
+        server.start()
+    except (DynamoUnavailableError, TimeoutError) as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no DynamoDB server: {error}")
     try:
         yield server
     finally:
