@@ -62,7 +62,7 @@ class Client:
             sdk = self._sdk or await self._open()
             return await getattr(sdk, method)(**request)
         except SDK_ERRORS as error:
-            raise self._translated(error, lost, keys) from error
+            raise await self._translated(error, lost, keys) from error
         finally:
             self._slots.release()
 
@@ -110,7 +110,8 @@ class Client:
 
     def _context(self) -> Any:
         config = AioConfig(
-            retries={"total_max_attempts": 1, "mode": "standard"},
+            # In this mode alone the SDK refuses a reply whose checksum is wrong.
+            retries={"total_max_attempts": 1, "mode": "legacy"},
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             max_pool_connections=self._pool_size,
@@ -125,20 +126,20 @@ class Client:
             SERVICE, region_name=self._region, endpoint_url=self._endpoint, config=config, **given
         )
 
-    def _translated(
+    async def _translated(
         self, error: BaseException, lost: type[EnginesError], keys: Sequence[str]
     ) -> EnginesError:
-        if self._endpoint is None and is_unknown_host(error) and not self._is_known_region():
+        if self._endpoint is None and is_unknown_host(error) and not await _is_known_region(self._region):
             return BackendRefused(
                 "the backend's region is not one that the SDK knows, and has no endpoint: correct the record"
             )
         return translate(error, lost=lost, keys=keys)
 
-    def _is_known_region(self) -> bool:
-        session = AioSession()
-        partitions = session.get_component("endpoint_resolver").get_available_partitions()
-        return any(
-            self._region
-            in session.get_component("endpoint_resolver").get_available_endpoints(SERVICE, partition)
-            for partition in partitions
-        )
+
+async def _is_known_region(region: str) -> bool:
+    """The SDK's list is as old as the SDK, so it is asked only where the region's endpoint has no address."""
+    session = AioSession()
+    for partition in session.get_available_partitions():
+        if region in await session.get_available_regions(SERVICE, partition):
+            return True
+    return False
