@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.loaders import Loader
 
 from engines.drivers.documents.dynamodb.errors import SDK_ERRORS, is_unknown_host, translate
 from engines.errors import BackendRefused, EnginesError, Throttled, Unavailable
@@ -120,9 +122,11 @@ class Client:
             parameter_validation=False,
             # Where data lies is said by the backend's record alone, not by a variable of one process.
             ignore_configured_endpoint_urls=True,
+            # In a thread, where it does not hold up the event loop.
+            warm_up_loader_caches=True,
         )
         given = {SECRETS[name]: secret.reveal() for name, secret in self._secrets.items() if name in SECRETS}
-        return AioSession().create_client(
+        return _session().create_client(
             SERVICE, region_name=self._region, endpoint_url=self._endpoint, config=config, **given
         )
 
@@ -136,9 +140,21 @@ class Client:
         return translate(error, lost=lost, keys=keys)
 
 
+def _session() -> AioSession:
+    session = AioSession()
+    session.register_component("data_loader", _loader())
+    return session
+
+
+@functools.cache
+def _loader() -> Loader:
+    """The SDK's descriptions of services: a quarter of a second of reading, so once for all clients."""
+    return Loader()
+
+
 async def _is_known_region(region: str) -> bool:
     """The SDK's list is as old as the SDK, so it is asked only where the region's endpoint has no address."""
-    session = AioSession()
+    session = _session()
     for partition in session.get_available_partitions():
         if region in await session.get_available_regions(SERVICE, partition):
             return True
