@@ -4,6 +4,8 @@ The shapes of the answers are those that botocore makes of what the service says
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,14 +17,9 @@ from botocore import exceptions as sdk
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
 
-from engines.drivers.documents.dynamodb import (
-    DESCRIPTION,
-    ITEM_BYTES_MAX,
-    OVERHEAD_BYTES_MAX,
-    Config,
-    config_from_url,
-)
+from engines.drivers.documents.dynamodb import DESCRIPTION, Config, config_from_url
 from engines.drivers.documents.dynamodb.errors import CODES, REASONS, translate
+from engines.drivers.documents.dynamodb.limits import ITEM_BYTES_MAX, OVERHEAD_BYTES_MAX
 from engines.errors import (
     BackendRefused,
     Conflict,
@@ -344,3 +341,26 @@ class TestDescription:
         allowed = {action for statement in policy["Statement"] for action in statement["Action"]}
         # A transaction is allowed by what it consists of.
         assert allowed == {f"dynamodb:{name}" for name in OPERATIONS if name != "TransactWriteItems"}
+
+
+WITHOUT_SDK = """
+import sys
+sys.modules.update(aiobotocore=None, botocore=None)
+from engines.clock import SystemClock
+from engines.drivers.documents.dynamodb import DESCRIPTION, Config, open_driver
+print(DESCRIPTION.name)
+try:
+    open_driver(Config(region="eu-central-1", table="prod"), {}, SystemClock())
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_without_the_sdk_the_driver_is_described_and_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SDK], capture_output=True, text=True, check=True, timeout=60
+    )
+    described, refused = done.stdout.splitlines()
+    assert described == "dynamodb"
+    assert refused.startswith("BackendRefused")
+    assert "pip install 'engines[dynamodb]'" in refused

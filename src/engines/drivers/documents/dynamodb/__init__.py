@@ -2,7 +2,8 @@
 
 Owns what a backend record of it holds, and the six verbs. A write of one document is a conditional PutItem or
 DeleteItem, a batch one TransactWriteItems. Every read is consistent. Leaves items and requests to `items.py`,
-sending and the translation of errors to `client.py` and `errors.py`, provisioning to `table.py`.
+sending and the translation of errors to `client.py` and `errors.py`, provisioning to `table.py`, and the
+numbers to `limits.py`.
 
 The SDK is imported by `open_driver`, so what is described here can be read without it.
 """
@@ -19,62 +20,33 @@ import msgspec
 
 from engines.clock import Clock
 from engines.drivers.documents.dynamodb.items import (
-    BODY,
-    EXPIRY,
     KEY,
-    PARTITION,
-    VERSION,
     live_doc,
     primary_key,
     range_request,
     write_request,
 )
-from engines.errors import BackendRefused, Conflict, Invalid, OutcomeUnknown, Throttled, Unavailable
-from engines.ports.documents import (
-    BODY_BYTES_MAX,
-    KEY_BYTES_MAX,
-    OPS_MAX,
-    PARTITION_BYTES_MAX,
-    WRITE_BYTES_MAX,
-    Absent,
-    Doc,
-    DriverDescription,
-    Match,
-    Op,
-    Page,
+from engines.drivers.documents.dynamodb.limits import (
+    ITEM_BYTES_MAX,
+    OVERHEAD_BYTES_MAX,
+    PARTITION_READ_UNITS_PER_S,
+    PARTITION_WRITE_UNITS_PER_S,
+    POOL_SIZE_MAX,
+    READ_UNIT_BYTES,
+    TOKEN_LENGTH_MAX,
+    TRANSACTION_BYTES_MAX,
+    TRANSACTION_OPS_MAX,
+    WAIT_TIMEOUT_S,
+    WAITING_MAX,
+    WRITE_UNIT_BYTES,
 )
+from engines.errors import BackendRefused, Conflict, Invalid, OutcomeUnknown, Throttled, Unavailable
+from engines.ports.documents import BODY_BYTES_MAX, Absent, Doc, DriverDescription, Match, Op, Page
 from engines.ports.secrets import Secret
 
 if TYPE_CHECKING:
     from engines.drivers.documents.dynamodb.client import Client
     from engines.drivers.documents.dynamodb.table import Table
-
-POOL_SIZE_MAX: Final = 1_000
-
-# The service's own limits. Sizes are of UTF-8, names of attributes included.
-ITEM_BYTES_MAX: Final = 400 * 1024
-TRANSACTION_OPS_MAX: Final = 100
-TRANSACTION_BYTES_MAX: Final = 4 * 1024 * 1024
-PARTITION_WRITE_UNITS_PER_S: Final = 1_000
-PARTITION_READ_UNITS_PER_S: Final = 3_000
-WRITE_UNIT_BYTES: Final = 1024
-READ_UNIT_BYTES: Final = 4 * 1024
-TOKEN_LENGTH_MAX: Final = 36
-
-# What an item holds beside its body: keys, version, expiry (a number takes 21 bytes at most), names.
-VERSION_BYTES_MAX: Final = 36
-NUMBER_BYTES_MAX: Final = 21
-OVERHEAD_BYTES_MAX: Final = (
-    sum(map(len, (PARTITION, KEY, BODY, VERSION, EXPIRY)))
-    + PARTITION_BYTES_MAX
-    + KEY_BYTES_MAX
-    + VERSION_BYTES_MAX
-    + NUMBER_BYTES_MAX
-)
-# A body is counted by core as it is when escaped once more, which is never less than its UTF-8.
-assert BODY_BYTES_MAX + OVERHEAD_BYTES_MAX <= ITEM_BYTES_MAX
-assert WRITE_BYTES_MAX + OPS_MAX * OVERHEAD_BYTES_MAX <= TRANSACTION_BYTES_MAX
-assert OPS_MAX <= TRANSACTION_OPS_MAX
 
 DESCRIPTION: Final = DriverDescription(
     name="dynamodb",
@@ -94,7 +66,7 @@ DESCRIPTION: Final = DriverDescription(
     secrets={
         "access_key_id": "of a user or role; without it the SDK's own chain finds credentials",
         "secret_access_key": "goes with access_key_id",
-        "session_token": "for temporary credentials alone",
+        "session_token": "for temporary credentials alone; nobody renews those given here",
     },
     limits={
         "item": f"{ITEM_BYTES_MAX:,} bytes with keys and names; a body of {BODY_BYTES_MAX:,} always fits,"
@@ -102,6 +74,7 @@ DESCRIPTION: Final = DriverDescription(
         "batch": f"{TRANSACTION_OPS_MAX} documents and {TRANSACTION_BYTES_MAX:,} bytes",
         "partition": f"{PARTITION_WRITE_UNITS_PER_S:,} write and {PARTITION_READ_UNITS_PER_S:,} read"
         " units a second",
+        "calls that wait for a connection": f"{WAITING_MAX:,} a process, {WAIT_TIMEOUT_S:g} s each",
         "expired documents": "absent at once; swept by the service within days, and stored until then",
         "global tables": "one region alone; never with strong consistency between regions, which has no"
         " transactions",
@@ -113,6 +86,7 @@ DESCRIPTION: Final = DriverDescription(
         "get": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of each document, 1 for a missing one",
         "scan": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of all that is read, expired ones too",
         "expiry": "nothing",
+        "point-in-time recovery": "by the size of the table, each month",
     },
     provisions="the table, billed on demand, with its time to live and point-in-time recovery",
     policy="""{
