@@ -74,6 +74,11 @@ class DynamoServer:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
+
     def is_running(self) -> bool:
         return self._process is not None and self._process.is_running()
 
