@@ -37,6 +37,7 @@ from engines.ports.secrets import Secret
 from engines.testing.clock import ManualClock
 from engines.testing.documents.harness import PARTITION, bodies, fresh_write_id, get, put, read_keys, write
 from engines.testing.documents.writes import text_of_size
+from engines.wiring import open_control_plane
 from tests.conformance.harnesses import DYNAMODB_CREDENTIALS
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.dynamodb_relay import Answer, DynamoRelay, Request, Script, refusal, silence
@@ -261,15 +262,29 @@ class TestAnswersOnTheWire:
         [
             (refusal("InternalServerError", status=500), OutcomeUnknown, Unavailable),
             (refusal("ServiceUnavailable", status=503), OutcomeUnknown, Unavailable),
-            (Answer(b"<html>gateway</html>", 502), OutcomeUnknown, Unavailable),
+            (Answer(b"<html>gateway</html>", 502, {}), OutcomeUnknown, Unavailable),
+            (Answer(b"<html>welcome</html>", 200, {}), OutcomeUnknown, Unavailable),
+            (Answer(b"{}", 200, {}), OutcomeUnknown, Unavailable),
             (refusal("ThrottlingException"), Throttled, Throttled),
             (refusal("ProvisionedThroughputExceededException"), Throttled, Throttled),
             (refusal("TransactionConflictException"), Unavailable, Unavailable),
             (refusal("AccessDeniedException"), BackendRefused, BackendRefused),
             (refusal("ExpiredTokenException"), BackendRefused, BackendRefused),
-            (Answer(b"<html>not here</html>", 404), BackendRefused, BackendRefused),
+            (Answer(b"<html>not here</html>", 404, {}), BackendRefused, BackendRefused),
         ],
-        ids=["500", "503", "502", "throttled", "throughput", "contended", "denied", "expired", "404"],
+        ids=[
+            "500",
+            "503",
+            "502",
+            "200",
+            "200 and JSON",
+            "throttled",
+            "throughput",
+            "contended",
+            "denied",
+            "expired",
+            "404",
+        ],
     )
     async def test_a_failure_is_told_once_and_not_sent_again(
         self,
@@ -554,6 +569,19 @@ class TestConnecting:
         relay.seen.clear()
         await opened({}).provision()
         assert {request.access_key_id for request in relay.seen} == {"of-the-environment"}
+
+    async def test_a_control_plane_may_lie_in_a_table(
+        self, relay: DynamoRelay, table: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-environment")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-environment")
+        url = f"dynamodb://{REGION}/{table}?endpoint={relay.endpoint}&point_in_time_recovery=false"
+        async with open_control_plane(url) as plane:
+            version = await plane.documents.write(PARTITION, [put("k1")])
+        async with open_control_plane(url) as plane:
+            found = await plane.documents.get(PARTITION, "k1")
+            assert found is not None
+            assert found.version == version
 
     @pytest.mark.usefixtures("driver")
     async def test_callers_at_once_share_one_client(

@@ -61,11 +61,15 @@ class Client:
         await self._enter()
         try:
             sdk = self._sdk or await self._open()
-            return await getattr(sdk, method)(**request)
+            answer = await getattr(sdk, method)(**request)
         except SDK_ERRORS as error:
             raise await self._translated(error, lost, keys) from error
         finally:
             self._slots.release()
+        # Whatever answers 200 passes for a success with the SDK, a gateway's page of welcome too.
+        if "RequestId" not in answer["ResponseMetadata"]:
+            raise lost("the answer did not come from DynamoDB")
+        return answer
 
     async def close(self) -> None:
         """Waits for the calls under way; later ones are Unavailable."""
