@@ -43,6 +43,7 @@ from tests.servers.dynamodb import DynamoServer
 from tests.servers.dynamodb_relay import Answer, DynamoRelay, Request, Script, refusal, silence
 
 REGION = "eu-central-1"
+ANSWER_TIMEOUT_S = 20.0
 SECRETS = {name: Secret(value) for name, value in DYNAMODB_CREDENTIALS.items()}
 Open = Callable[..., DocumentDriver]
 
@@ -220,7 +221,8 @@ class TestPartialBatches:
         relay.script = only("BatchGetItem", nothing)
         relay.seen.clear()
         with pytest.raises(Throttled):
-            await bodies(driver, "k1", "k2")
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await bodies(driver, "k1", "k2")
         assert relay.operations() == ["BatchGetItem"]
 
 
@@ -558,12 +560,23 @@ class TestConnecting:
         with pytest.raises(BackendRefused, match="credentials"):
             await get(opened({}), "k1")
 
-    async def test_a_records_secrets_and_endpoint_come_before_the_environments(
+    async def test_an_endpoint_of_the_environment_is_not_followed(
+        self, relay: DynamoRelay, table: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The region has no endpoint of its own, so nothing is asked anywhere."""
+        monkeypatch.setenv("AWS_ENDPOINT_URL", relay.endpoint)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", relay.endpoint)
+        driver = dynamodb.open_driver(Config(region="eu-nowhere-9", table=table), SECRETS, ManualClock())
+        with pytest.raises(BackendRefused):
+            await get(driver, "k1")
+        await driver.close()
+        assert relay.seen == []
+
+    async def test_a_records_secrets_come_before_the_environments(
         self, opened: Open, relay: DynamoRelay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-environment")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-environment")
-        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:1")
         await opened().provision()
         assert {request.access_key_id for request in relay.seen} == {"local"}
         relay.seen.clear()
