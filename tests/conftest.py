@@ -1,8 +1,9 @@
 """What every test may ask for: real servers, and an honest account of what did not run.
 
-Owns the PostgreSQL and the Firestore emulator of the session, each started by the first test that wants it
-and shared by all, with fresh databases for each. A test may kill or stop that server: the next one that asks
-for a database finds it running. Leaves fixtures of one area to that area's own conftest.py.
+Owns the PostgreSQL, DynamoDB, Firestore and Cosmos DB of the session, each started by the first test that
+wants it and shared by all, with fresh databases or tables for each. A test may kill or stop such a server:
+the next one that asks for a database or a table finds it running. Leaves fixtures of one area to that area's
+own conftest.py.
 """
 
 import os
@@ -13,6 +14,7 @@ from types import FrameType
 
 import pytest
 
+from tests.servers.dynamodb import DynamoServer, DynamoUnavailableError
 from tests.servers.firestore import FirestoreServer, FirestoreUnavailableError
 from tests.servers.postgres import PostgresServer, PostgresUnavailableError
 
@@ -56,6 +58,20 @@ def firestore_server() -> Iterator[FirestoreServer]:
     except (FirestoreUnavailableError, TimeoutError) as error:
         server.close()
         pytest.skip(f"no Firestore emulator: {error}")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def dynamodb_server() -> Iterator[DynamoServer]:
+    """The session's DynamoDB. Where it cannot be had, for want of npm, the test is *not run*."""
+    server = DynamoServer()
+    try:
+        server.start()
+    except (DynamoUnavailableError, TimeoutError) as error:
+        pytest.skip(f"no DynamoDB server: {error}")
     try:
         yield server
     finally:

@@ -19,8 +19,12 @@ from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.testing.clock import ManualClock
 from engines.testing.documents import DocumentHarness, Network, NotOffered, Process, Server
+from tests.servers.dynamodb import DynamoServer
 from tests.servers.firestore import FirestoreServer
 from tests.servers.postgres import PostgresServer
+
+# Any will do: the server does not check signatures.
+DYNAMODB_CREDENTIALS = {"access_key_id": "local", "secret_access_key": "local"}  # pragma: allowlist secret
 
 HarnessMaker = Callable[[pytest.FixtureRequest], DocumentHarness]
 
@@ -35,7 +39,7 @@ def sqlite_harness(request: pytest.FixtureRequest) -> DocumentHarness:
         open=lambda: module.open_driver(msgspec.convert(config, module.Config), {}, clock),
         server=NotOffered("SQLite has no server: its process is the client's"),
         network=NotOffered("SQLite has no network: it is a file"),
-        process=_process("sqlite", config, None),
+        process=_process("sqlite", config, {}),
     )
 
 
@@ -46,11 +50,11 @@ def postgres_harness(request: pytest.FixtureRequest) -> DocumentHarness:
     module = document_driver("postgres")
     url = f"{server.url(database)}?schema=kit_{uuid.uuid4().hex}&pool_size=6"
     config, password = module.config_from_url(url)
-    secrets = {"password": Secret(password or "")}
+    secrets = {"password": password or ""}
 
     def open_at(host: str, port: int) -> DocumentDriver:
         there = {**config, "host": host, "port": port}
-        return module.open_driver(msgspec.convert(there, module.Config), secrets, clock)
+        return module.open_driver(msgspec.convert(there, module.Config), _secret(secrets), clock)
 
     address = (config["host"], config["port"])
     return DocumentHarness(
@@ -60,7 +64,7 @@ def postgres_harness(request: pytest.FixtureRequest) -> DocumentHarness:
             kill=lambda: asyncio.to_thread(server.kill9), start=lambda: asyncio.to_thread(server.start)
         ),
         network=Network(address=address, open=open_at),
-        process=_process("postgres", config, password),
+        process=_process("postgres", config, secrets),
     )
 
 
@@ -90,26 +94,58 @@ def firestore_harness(request: pytest.FixtureRequest) -> DocumentHarness:
             kill=lambda: asyncio.to_thread(server.kill9), start=lambda: asyncio.to_thread(server.start)
         ),
         network=Network(address=address, open=open_at),
-        process=_process("firestore", config, None),
+        process=_process("firestore", config, {}),
+    )
+
+
+def dynamodb_harness(request: pytest.FixtureRequest) -> DocumentHarness:
+    server: DynamoServer = request.getfixturevalue("dynamodb_server")
+    server.start()
+    clock = ManualClock()
+    module = document_driver("dynamodb")
+    config = {
+        "region": "eu-central-1",
+        "table": f"kit_{uuid.uuid4().hex}",
+        "endpoint": server.endpoint,
+        "pool_size": 6,
+        "point_in_time_recovery": False,  # The server has none.
+    }
+
+    def open_at(host: str, port: int) -> DocumentDriver:
+        there = {**config, "endpoint": f"http://{host}:{port}"}
+        return module.open_driver(msgspec.convert(there, module.Config), _secret(DYNAMODB_CREDENTIALS), clock)
+
+    return DocumentHarness(
+        clock=clock,
+        open=lambda: open_at(*server.address),
+        server=Server(
+            kill=lambda: asyncio.to_thread(server.kill9), start=lambda: asyncio.to_thread(server.start)
+        ),
+        network=Network(address=server.address, open=open_at),
+        process=_process("dynamodb", config, DYNAMODB_CREDENTIALS),
     )
 
 
 HARNESSES: Mapping[str, HarnessMaker] = {
     "sqlite": sqlite_harness,
     "postgres": postgres_harness,
+    "dynamodb": dynamodb_harness,
     "firestore": firestore_harness,
 }
 
 
-def open_client(driver: str, config: dict[str, Any], password: str | None) -> DocumentDriver:
+def open_client(driver: str, config: dict[str, Any], secrets: dict[str, str]) -> DocumentDriver:
     """What another process calls to open a client."""
     module = document_driver(driver)
-    secrets = {} if password is None else {"password": Secret(password)}
-    return module.open_driver(msgspec.convert(config, module.Config), secrets, SystemClock())
+    return module.open_driver(msgspec.convert(config, module.Config), _secret(secrets), SystemClock())
 
 
-def _process(driver: str, config: dict[str, Any], password: str | None) -> Process:
+def _process(driver: str, config: dict[str, Any], secrets: dict[str, str]) -> Process:
     return Process(
         function=f"{__name__}:{open_client.__name__}",
-        arguments={"driver": driver, "config": config, "password": password},
+        arguments={"driver": driver, "config": config, "secrets": secrets},
     )
+
+
+def _secret(values: Mapping[str, str]) -> dict[str, Secret]:
+    return {name: Secret(value) for name, value in values.items()}

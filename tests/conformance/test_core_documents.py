@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from engines.clock import SystemClock
-from engines.core.documents import Documents
+from engines.core.documents import TIMEOUT_S, Documents
 from engines.errors import BackendRefused, Conflict, OutcomeUnknown, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import ABSENT, ALWAYS, Delete, DocumentDriver, Match, Op
@@ -28,9 +28,9 @@ def faulty(driver: DocumentDriver) -> FaultyDriver:
     return FaultyDriver(driver)
 
 
-def documents_on(faulty: DocumentDriver, **options: float) -> Documents:
+def documents_on(faulty: DocumentDriver, *, timeout_s: float = TIMEOUT_S) -> Documents:
     clock = SystemClock()
-    return Documents(faulty, ids=Ids(clock), clock=clock, **options)
+    return Documents(faulty, ids=Ids(clock), clock=clock, timeout_s=timeout_s)
 
 
 @pytest.fixture

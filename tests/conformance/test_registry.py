@@ -13,6 +13,7 @@ from engines.testing.documents import DocumentHarness
 CLASSES = {"cloud", "server", "host_local"}
 URLS = {
     "sqlite": "sqlite:///nowhere/a.db",
+    "dynamodb": "dynamodb://eu-central-1/engines?endpoint=http://192.0.2.1:8000",
     "postgresql": "postgresql://u:hunter2@192.0.2.1/d",  # pragma: allowlist secret
     "firestore": "firestore://a-project/a-database?collection=elsewhere&endpoint=192.0.2.1:8080",
 }

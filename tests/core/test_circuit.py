@@ -29,18 +29,17 @@ def test_it_opens_after_many_failures_over_some_time_and_an_answer_closes_it() -
     clock = ManualClock()
     circuit = Circuit(clock)
     fail(circuit, clock, over_s=FAILING_S, count=FAILURES_MAX - 1)
-    assert not circuit.is_open
+    circuit.admit()
     circuit.failed()
-    assert circuit.is_open
-    circuit.admit()  # One tries, the others learn at once.
+    circuit.admit()  # It is open now: one tries, the others learn at once.
     with pytest.raises(Unavailable) as caught:
         circuit.admit()
     assert caught.value.retry_after_s == TRY_S
     clock.advance(TRY_S)
     circuit.admit()
     circuit.succeeded()
-    assert not circuit.is_open
-    circuit.admit()
+    for _ in range(3):
+        circuit.admit()
 
 
 def test_a_short_absence_and_one_with_answers_leave_it_closed() -> None:
@@ -74,9 +73,9 @@ async def test_a_hung_database_costs_its_callers_little_once_that_is_known(postg
         assert await refusals(documents, 100) == 100
         assert clock.monotonic() - began_s < 2  # One of them may have tried, for its second.
         proxy.behave(WELL)
-        async with asyncio.timeout(5):
-            while await refusals(documents, 1):
-                await asyncio.sleep(TRY_S)
+        healed_s = clock.monotonic()
+        while await refusals(documents, 1):
+            assert clock.monotonic() - healed_s < 5
         await documents.close()
 
 

@@ -23,6 +23,7 @@ from engines.ports.secrets import Secret, SecretSource
 DOCUMENT_DRIVERS: Final[Mapping[str, str]] = {
     "sqlite": "engines.drivers.documents.sqlite",
     "postgres": "engines.drivers.documents.postgres",
+    "dynamodb": "engines.drivers.documents.dynamodb",
     "firestore": "engines.drivers.documents.firestore",
 }
 # The schemes of secret handles, and the source that reads each.
@@ -35,6 +36,7 @@ SECRET_SOURCES: Final[Mapping[str, str]] = {
 URL_SCHEMES: Final[Mapping[str, str]] = {
     "sqlite": "sqlite",
     "postgresql": "postgres",
+    "dynamodb": "dynamodb",
     "firestore": "firestore",
 }
 
