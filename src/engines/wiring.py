@@ -114,7 +114,7 @@ def open_driver(url: str, clock: Clock) -> tuple[DocumentDriver, Backend]:
     name = driver_of_url(url)
     module = document_driver(name)
     config, password = module.config_from_url(url)
-    secrets = {} if password is None else {"password": Secret(password)}
+    secrets = {} if password is None else dict.fromkeys(module.DESCRIPTION.secrets, Secret(password))
     driver = module.open_driver(msgspec.convert(config, module.Config), secrets, clock)
     record = Backend(
         backend_id=CONTROL_BACKEND,

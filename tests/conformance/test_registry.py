@@ -14,6 +14,7 @@ CLASSES = {"cloud", "server", "host_local"}
 URLS = {
     "sqlite": "sqlite:///nowhere/a.db",
     "postgresql": "postgresql://u:hunter2@192.0.2.1/d",  # pragma: allowlist secret
+    "cosmos": "cosmos://:hunter2@192.0.2.1/d/c",  # pragma: allowlist secret
 }
 
 

@@ -23,6 +23,7 @@ from engines.ports.secrets import Secret, SecretSource
 DOCUMENT_DRIVERS: Final[Mapping[str, str]] = {
     "sqlite": "engines.drivers.documents.sqlite",
     "postgres": "engines.drivers.documents.postgres",
+    "cosmos": "engines.drivers.documents.cosmos",
 }
 # The schemes of secret handles, and the source that reads each.
 SECRET_SOURCES: Final[Mapping[str, str]] = {
@@ -34,6 +35,7 @@ SECRET_SOURCES: Final[Mapping[str, str]] = {
 URL_SCHEMES: Final[Mapping[str, str]] = {
     "sqlite": "sqlite",
     "postgresql": "postgres",
+    "cosmos": "cosmos",
 }
 
 
