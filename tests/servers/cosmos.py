@@ -2,7 +2,8 @@
 
 Owns the choice. `ENGINES_TEST_COSMOS_URL` names an account or a running emulator; else, where docker works,
 Microsoft's vNext emulator is started; else `cosmos_wire.py`, which shows our wiring and not Azure's
-behaviour, and every report says so. Only the wire-level server can be killed, started again and told what to answer.
+behaviour, and every report says so. Only the wire-level server can be killed, started again and told what to
+answer.
 """
 
 import base64
@@ -36,7 +37,10 @@ EMULATOR_PORT = 8081
 EMULATOR_TIMEOUT_S = 120.0
 # The emulator's one key, the same everywhere: "Azure Cosmos DB emulator",
 # https://learn.microsoft.com/azure/cosmos-db/emulator#authentication
-EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="  # pragma: allowlist secret
+EMULATOR_KEY = (
+    "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5"
+    "DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="  # pragma: allowlist secret
+)
 
 
 class CosmosServer:
@@ -103,7 +107,7 @@ class CosmosServer:
         self._steer("order", list(replies))
 
     def account(self, **facts: Any) -> None:
-        """What the account says of itself: `consistency`, `write_regions`."""
+        """What the account says of itself: `consistency`, `write_regions`; `writes_at` is another region."""
         self._steer("account", facts)
 
     def seen(self) -> list[dict[str, Any]]:

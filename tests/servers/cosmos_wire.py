@@ -45,6 +45,7 @@ HEADERS_KNOWN: Final = frozenset(
     {
         "x-ms-date",
         "x-ms-version",
+        "x-ms-consistency-level",
         "x-ms-activity-id",
         "x-ms-client-id",
         "x-ms-cosmos-sdk-supportedcapabilities",
@@ -191,6 +192,9 @@ class Wire:
             {"name": f"Region {n}", "databaseAccountEndpoint": here}
             for n in range(self.account["write_regions"])
         ]
+        written = regions
+        if self.account.get("writes_at"):
+            written = [{"name": "Elsewhere", "databaseAccountEndpoint": self.account["writes_at"]}]
         return {
             "_self": "",
             "id": "wire",
@@ -198,7 +202,7 @@ class Wire:
             "_dbs": "//dbs/",
             "media": "//media/",
             "addresses": "//addresses/",
-            "writableLocations": regions,
+            "writableLocations": written,
             "readableLocations": regions,
             "enableMultipleWriteLocations": len(regions) > 1,
             "userConsistencyPolicy": {"defaultConsistencyLevel": self.account["consistency"]},

@@ -135,8 +135,8 @@ BackendClass = Literal["cloud", "server", "host_local"]
 class DriverDescription(msgspec.Struct, frozen=True):
     """What documentation and operators need to know of a driver; constants in its module.
 
-    `costs` are in the service's own units, by operation; `provisions` is what `provision` creates; `policy` is
-    the least privilege that the driver runs with, to copy.
+    `costs` are in the service's own units, by operation; `provisions` is what `provision` creates; `policy`
+    is the least privilege that the driver runs with, to copy.
     """
 
     name: str

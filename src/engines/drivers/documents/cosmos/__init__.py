@@ -10,6 +10,7 @@ Not run on Azure yet: see DESCRIPTION's limits for what rests on documentation a
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import OrderedDict
@@ -112,7 +113,7 @@ DESCRIPTION: Final = DriverDescription(
     policy=json.dumps(_ROLE, indent=2),
 )
 
-_NAME = re.compile(r"[^/\\#?\s]{1,255}")
+_NAME = re.compile(r"[^/\\#?\t\r\n]{0,254}[^/\\#?\s]")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -171,15 +172,26 @@ def open_driver(config: Config, secrets: Mapping[str, Secret], clock: Clock) -> 
         from engines.drivers.documents.cosmos.account import Account
     except ModuleNotFoundError as error:
         raise BackendRefused("the driver cosmos is not installed: pip install 'engines[cosmos]'") from error
-    key = secrets.get("key")
+    key = secrets["key"].reveal() if "key" in secrets else None
+    if key is None and not config.endpoint.startswith("https:"):
+        raise BackendRefused("without the secret `key` a token is sent, and none is sent without TLS")
+    if key is not None and not _is_key(key):
+        raise BackendRefused("the secret `key` is no account key: those are base64")
     account = Account(
         endpoint=config.endpoint,
-        key=key.reveal() if key else None,
+        key=key,
         database=config.database,
         container=config.container,
         autoscale_rus_max=config.autoscale_rus_max,
     )
     return CosmosDocuments(account, clock)
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return bool(base64.b64decode(text, validate=True))
+    except ValueError:
+        return False
 
 
 class CosmosDocuments:

@@ -12,6 +12,7 @@ which would come back as a false conflict.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -39,6 +40,9 @@ from engines.errors import BackendRefused, EnginesError, OutcomeUnknown, Throttl
 CONNECT_TIMEOUT_S: Final = 3.0
 # The service gives up a request after 5 s ("Azure Cosmos DB service quotas", per-request limits).
 READ_TIMEOUT_S: Final = 8.0
+# Calls under way when the driver is closed have this long to end.
+CLOSE_TIMEOUT_S: Final = 15.0
+CALLS_MAX: Final = 10_000
 PAGE_ITEMS_MAX: Final = 1_000
 CONSISTENCIES: Final = ("BoundedStaleness", "Strong")
 # Bodies are opaque; only what queries name is worth an index. `id` and `_ts` are always in it.
@@ -155,7 +159,8 @@ class Account:
         """Waits for the calls under way, which their timeouts end; later ones are Unavailable."""
         self._closed = True
         if self._calls:
-            await self._idle.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), CLOSE_TIMEOUT_S)
         await self._disconnect()
 
     # --- connecting ---
@@ -168,11 +173,17 @@ class Account:
 
     async def _guarded(self, call: Callable[[], Awaitable[R]], *, lost: type[EnginesError]) -> R:
         self.check_open()
+        if self._calls >= CALLS_MAX:
+            raise Throttled("too many calls wait for the service")
         self._calls += 1
         try:
             return await call()
         except (AzureError, aiohttp.ClientError, OSError, TimeoutError) as error:
             raise translate(error, lost=lost) from error
+        except (AssertionError, RuntimeError, ValueError, AttributeError) as error:
+            if not self._closed:
+                raise
+            raise lost("the backend was closed during the call") from error
         finally:
             self._calls -= 1
             if self._closed and not self._calls:
@@ -193,7 +204,7 @@ class Account:
             client = self._new_client()
             try:
                 await client.__aenter__()
-                check_account(await client.client_connection.GetDatabaseAccount())
+                check_account(await client.client_connection.GetDatabaseAccount(), self._endpoint)
             except BaseException:
                 await client.close()
                 await self._drop_credential()
@@ -254,8 +265,12 @@ async def _unless_there(creation: Awaitable[Any]) -> None:
         return
 
 
-def check_account(account: Any) -> None:
-    """Raises BackendRefused for an account on which a read may miss a write that was acknowledged before."""
+def check_account(account: Any, endpoint: str) -> None:
+    """Raises BackendRefused for an account on which a read may miss a write that was acknowledged before.
+
+    In the region that writes, Bounded Staleness reads as Strong does: "Consistency levels in Azure Cosmos
+    DB", https://learn.microsoft.com/azure/cosmos-db/consistency-levels
+    """
     consistency = (account.ConsistencyPolicy or {}).get("defaultConsistencyLevel")
     if consistency not in CONSISTENCIES:
         raise BackendRefused(
@@ -263,6 +278,12 @@ def check_account(account: Any) -> None:
         )
     if len(account.WritableLocations) > 1:
         raise BackendRefused("the account writes in several regions: switch multi-region writes off")
+    writable, readable = (
+        {str(region["databaseAccountEndpoint"]).rstrip("/") for region in regions}
+        for regions in (account.WritableLocations, account.ReadableLocations)
+    )
+    if endpoint.rstrip("/") in readable - writable:
+        raise BackendRefused("the endpoint is that of a region for reading: give the account's own URI")
 
 
 def check_container(found: Mapping[str, Any]) -> None:
@@ -288,6 +309,7 @@ _STATUSES: Final[Mapping[int, type[EnginesError]]] = {
     409: Unavailable,  # contention that nobody conditioned on
     412: Unavailable,
     413: BackendRefused,
+    423: Unavailable,  # a container's throughput is being changed
     429: Throttled,
     449: Unavailable,  # "retry with": a transient conflict, nothing was applied
 }
@@ -329,9 +351,7 @@ def of_status(
         return Throttled("the container's throughput is used up", retry_after_s=seconds)
     if (status, substatus) in ((403, _WRITE_FORBIDDEN), (404, _SESSION_NOT_AVAILABLE)):
         return Unavailable("the account is changing its write region")
-    found = _STATUSES.get(
-        status or 0, BackendRefused if 400 <= (status or 0) < 500 and status not in (408, 410) else lost
-    )
+    found = _STATUSES.get(status or 0, lost)
     return found(_REMEDIES.get(status or 0, _DETAILS[found]))
 
 
