@@ -181,6 +181,14 @@ class TestOneRequestACall:
             await write(driver, put("k1"))
         assert caught.value.retry_after_s == 0.25
 
+    @pytest.mark.parametrize(("substatus", "remedy"), [(1014, "20 GB"), (5300, "with the key"), (0, "role")])
+    async def test_what_is_forbidden_has_a_remedy(
+        self, wire: CosmosServer, driver: CosmosDocuments, substatus: int, remedy: str
+    ) -> None:
+        wire.order({"status": 403, "headers": {"x-ms-substatus": str(substatus)}})
+        with pytest.raises(BackendRefused, match=remedy):
+            await write(driver, put("k1"))
+
     async def test_a_change_of_the_write_region_is_unavailable(
         self, wire: CosmosServer, driver: CosmosDocuments
     ) -> None:
@@ -355,6 +363,15 @@ class TestItems:
         if item.get("body") != 1:  # A condition is judged without the body.
             with pytest.raises(Corrupt, match="kforeign"):
                 await write(driver, put("kforeign", "1", Match("v")))
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    async def test_another_order_of_keys_than_that_of_bytes_is_refused(
+        self, wire: CosmosServer, driver: CosmosDocuments, *, reverse: bool
+    ) -> None:
+        items = [{"id": key, "body": "1", "version": "v", "_etag": '"e"'} for key in ("ka", "kB", "kc")]
+        wire.order({"status": 200, "body": {"Documents": items[::-1] if reverse else items}})
+        with pytest.raises(BackendRefused, match="bytes"):
+            await driver.scan(PARTITION, above="k", below="l", limit=10, reverse=reverse)
 
     async def test_a_scan_passes_over_so_many_lapsed_documents_and_then_ends_its_page(
         self, driver: CosmosDocuments, place: Place, monkeypatch: pytest.MonkeyPatch

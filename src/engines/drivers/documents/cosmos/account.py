@@ -1,6 +1,7 @@
 """One account's container over azure-cosmos, and what its errors mean.
 
-Owns the client (opened by the first call, with every retry of the SDK switched off), what an account and a
+Owns the client (opened by the first call, with the SDK's retries off but for its look at the account), what
+an account and a
 container must be like, creating them, and the one table that translates errors. Leaves documents to
 `items.py` and the rules of a write to the driver.
 
@@ -34,7 +35,7 @@ from azure.cosmos.exceptions import (
     CosmosResourceNotFoundError,
 )
 
-from engines.drivers.documents.cosmos.items import Item, Operation, Parameters
+from engines.drivers.documents.cosmos.items import INDEXING_POLICY, Item, Operation, Parameters
 from engines.errors import BackendRefused, EnginesError, OutcomeUnknown, Throttled, Unavailable
 
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -45,13 +46,6 @@ CLOSE_TIMEOUT_S: Final = 15.0
 CALLS_MAX: Final = 10_000
 PAGE_ITEMS_MAX: Final = 1_000
 CONSISTENCIES: Final = ("BoundedStaleness", "Strong")
-# Bodies are opaque; only what queries name is worth an index. `id` and `_ts` are always in it.
-INDEXING_POLICY: Final[Mapping[str, Any]] = {
-    "indexingMode": "consistent",
-    "automatic": True,
-    "includedPaths": [{"path": "/pk/?"}],
-    "excludedPaths": [{"path": "/*"}],
-}
 TTL_ON_WITHOUT_DEFAULT: Final = -1
 
 R = TypeVar("R")
@@ -136,19 +130,19 @@ class Account:
             raise Unavailable("the backend is closed")
 
     async def provision(self) -> None:
-        """Create the database and the container where they are missing; somebody else may be first."""
+        """Create the database and the container where they are missing; somebody else may be first.
+
+        Needs no right to create anything where everything is there.
+        """
 
         async def create() -> None:
             client = await self._connected()
             database = client.get_database_client(self._database)
-            try:
-                await database.read()
-            except CosmosResourceNotFoundError:
-                await _unless_there(client.create_database(self._database))
             container = database.get_container_client(self._name)
             try:
                 found = await container.read()
             except CosmosResourceNotFoundError:
+                await _unless_there(client.create_database(self._database))
                 await _unless_there(self._create_container(database))
                 found = await container.read()
             check_container(found)
@@ -301,6 +295,8 @@ def check_container(found: Mapping[str, Any]) -> None:
 _OWNER_MISSING: Final = 1003
 _SESSION_NOT_AVAILABLE: Final = 1002
 _WRITE_FORBIDDEN: Final = 3
+_PARTITION_FULL: Final = 1014
+_NO_DATA_OPERATION: Final = 5300
 _STATUSES: Final[Mapping[int, type[EnginesError]]] = {
     400: BackendRefused,
     401: BackendRefused,
@@ -316,10 +312,16 @@ _STATUSES: Final[Mapping[int, type[EnginesError]]] = {
 _REMEDIES: Final[Mapping[int, str]] = {
     400: "the service did not accept the request",
     401: "the service did not accept the key: give the account's present key, or set this machine's clock",
-    403: "the service forbids it: this machine's clock is wrong, a role assignment or a firewall rule is"
-    " missing, or the logical partition is full",
+    403: "the service forbids it: this machine's clock is wrong, or a role assignment or a firewall rule is"
+    " missing",
     404: "the database or the container is missing: provision the backend",
     413: "the service finds the request too large",
+}
+# "Diagnose and troubleshoot Azure Cosmos DB forbidden exceptions",
+# https://learn.microsoft.com/azure/cosmos-db/troubleshoot-forbidden
+_FORBIDDEN: Final[Mapping[int | None, str]] = {
+    _PARTITION_FULL: "a logical partition is full: it holds 20 GB",
+    _NO_DATA_OPERATION: "a token creates no database or container: provision with the key or the az tool",
 }
 _DETAILS: Final[Mapping[type[EnginesError], str]] = {
     OutcomeUnknown: "the reply to a write did not come",
@@ -351,6 +353,8 @@ def of_status(
         return Throttled("the container's throughput is used up", retry_after_s=seconds)
     if (status, substatus) in ((403, _WRITE_FORBIDDEN), (404, _SESSION_NOT_AVAILABLE)):
         return Unavailable("the account is changing its write region")
+    if status == 403 and substatus in _FORBIDDEN:
+        return BackendRefused(_FORBIDDEN[substatus])
     found = _STATUSES.get(status or 0, lost)
     return found(_REMEDIES.get(status or 0, _DETAILS[found]))
 

@@ -1,8 +1,8 @@
 """How a document lies in Cosmos DB, and the queries that find it.
 
-Owns the item's fields, its `ttl`, every query text, and reading an item back. An item is not a document of
-ours if a field is missing or of another type; that is Corrupt and never passed over. Leaves requests to
-`account.py`.
+Owns the item's fields, its `ttl`, what of it is indexed, every query text, and reading an item back. An item
+is not a document of ours if a field is missing or of another type; that is Corrupt and never passed over.
+Leaves requests to `account.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ from engines.ports.documents import ABSENT, Absent, Always, Delete, Doc, Match, 
 # signature from is further from its own than this. Until then every read judges `exp` by the driver's clock.
 CLOCK_SKEW_S: Final = 15 * 60
 TTL_S_MAX: Final = 2**31 - 1
+
+# Bodies are opaque. `id` is indexed without being named, the partition key only if it is: "Azure Cosmos DB
+# indexing policies", https://learn.microsoft.com/azure/cosmos-db/index-policy
+INDEXING_POLICY: Final[Mapping[str, Any]] = {
+    "indexingMode": "consistent",
+    "automatic": True,
+    "includedPaths": [{"path": "/pk/?"}],
+    "excludedPaths": [{"path": "/*"}],
+}
 
 Item = dict[str, Any]
 Parameters = list[dict[str, Any]]
