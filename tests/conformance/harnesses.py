@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from engines.clock import SystemClock
-from engines.drivers.registry import document_driver
+from engines.drivers.registry import document_driver, url_secrets
 from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.testing.clock import ManualClock
@@ -103,7 +103,7 @@ HARNESSES: Mapping[str, HarnessMaker] = {
 def open_client(driver: str, config: dict[str, Any], password: str | None) -> DocumentDriver:
     """What another process calls to open a client."""
     module = document_driver(driver)
-    secrets = {} if password is None else dict.fromkeys(module.DESCRIPTION.secrets, Secret(password))
+    secrets = url_secrets(module, password)
     return module.open_driver(msgspec.convert(config, module.Config), secrets, SystemClock())
 
 

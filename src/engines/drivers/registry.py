@@ -74,6 +74,13 @@ def driver_of_url(url: str) -> str:
     return name
 
 
+def url_secrets(module: DocumentDriverModule, password: str | None) -> dict[str, Secret]:
+    """The password of a control plane's URL, under the name of the driver's first secret."""
+    if password is None:
+        return {}
+    return {next(iter(module.DESCRIPTION.secrets)): Secret(password)}
+
+
 class SecretSourceModule(Protocol):
     """What the module of a source of secrets offers."""
 
