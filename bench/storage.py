@@ -15,9 +15,8 @@ from engines.clock import SystemClock
 from engines.core.documents import Documents
 from engines.core.keys import partition
 from engines.core.log import Log
-from engines.drivers.registry import document_driver, driver_of_url
+from engines.drivers.registry import document_driver, driver_of_url, url_secrets
 from engines.ids import Ids
-from engines.ports.secrets import Secret
 
 KIND = "event_spine"
 TENANT = "t_bench"
@@ -86,7 +85,7 @@ async def _documents(url: str) -> AsyncIterator[Documents]:
     clock = SystemClock()
     module = document_driver(driver_of_url(url))
     config, password = module.config_from_url(url)
-    secrets = {} if password is None else {"password": Secret(password)}
+    secrets = url_secrets(module, password)
     driver = module.open_driver(msgspec.convert(config, module.Config), secrets, clock)
     documents = Documents(driver, ids=Ids(clock), clock=clock)
     try:

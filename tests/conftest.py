@@ -14,6 +14,7 @@ from types import FrameType
 
 import pytest
 
+from tests.servers.cosmos import WIRE_ALONE, CosmosAccount, CosmosServer, is_wire_alone, open_cosmos
 from tests.servers.dynamodb import DynamoServer, DynamoUnavailableError
 from tests.servers.firestore import FirestoreServer, FirestoreUnavailableError
 from tests.servers.postgres import PostgresServer, PostgresUnavailableError
@@ -102,6 +103,20 @@ def postgres_database(new_postgres_database: Callable[[], str]) -> str:
     return new_postgres_database()
 
 
+@pytest.fixture(scope="session")
+def cosmos_server() -> Iterator[CosmosServer | CosmosAccount]:
+    """The session's Cosmos DB: an account, Microsoft's emulator, or the wire-level server."""
+    service = open_cosmos()
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def pytest_report_header() -> str | None:
+    return WIRE_ALONE if is_wire_alone() else None
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """script/test says which of its checks failed before the tests; then the run as a whole has failed."""
     if _failed_checks() and session.exitstatus == pytest.ExitCode.OK:
@@ -111,6 +126,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what did not run, each with its reason, and the checks that failed before the tests."""
     lines = sorted({_not_run(report) for report in terminalreporter.getreports("skipped")})
+    if is_wire_alone():
+        lines.append(f"not run: {WIRE_ALONE}")
     if lines:
         terminalreporter.section("not run")
     for line in lines:

@@ -31,14 +31,13 @@ from engines.core.documents import Documents
 from engines.core.lease import Lease
 from engines.core.outbox import Backlog, Relay
 from engines.core.secrets import Secrets
-from engines.drivers.registry import document_driver, driver_of_url, secret_sources
+from engines.drivers.registry import document_driver, driver_of_url, secret_sources, url_secrets
 from engines.errors import EnginesError, Invalid
 from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit
 from engines.identity.tokens import TokenVerifier
 from engines.ids import Ids
 from engines.ports.documents import DocumentDriver
-from engines.ports.secrets import Secret
 from engines.routing.backends import CONTROL_BACKEND, Backends
 from engines.routing.diagnostics import Diagnostics
 from engines.routing.mover import Movers
@@ -118,7 +117,7 @@ def open_driver(url: str, clock: Clock) -> tuple[DocumentDriver, Backend]:
     name = driver_of_url(url)
     module = document_driver(name)
     config, password = module.config_from_url(url)
-    secrets = {} if password is None else {"password": Secret(password)}
+    secrets = url_secrets(module, password)
     driver = module.open_driver(msgspec.convert(config, module.Config), secrets, clock)
     record = Backend(
         backend_id=CONTROL_BACKEND,

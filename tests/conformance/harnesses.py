@@ -19,6 +19,7 @@ from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.testing.clock import ManualClock
 from engines.testing.documents import DocumentHarness, Network, NotOffered, Process, Server
+from tests.servers.cosmos import CosmosAccount, CosmosServer
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.firestore import FirestoreServer
 from tests.servers.postgres import PostgresServer
@@ -65,6 +66,35 @@ def postgres_harness(request: pytest.FixtureRequest) -> DocumentHarness:
         ),
         network=Network(address=address, open=open_at),
         process=_process("postgres", config, secrets),
+    )
+
+
+def cosmos_harness(request: pytest.FixtureRequest) -> DocumentHarness:
+    """An account or an emulator, where there is one, is neither killed nor disturbed."""
+    service: CosmosServer | CosmosAccount = request.getfixturevalue("cosmos_server")
+    clock = ManualClock()
+    module = document_driver("cosmos")
+    config, key = module.config_from_url(service.url("conformance", f"kit_{uuid.uuid4().hex}"))
+    secrets = {"key": key or ""}
+
+    def open_at(host: str, port: int) -> DocumentDriver:
+        there = {**config, "endpoint": f"http://{host}:{port}/"}
+        return module.open_driver(msgspec.convert(there, module.Config), _secret(secrets), clock)
+
+    server: Server | NotOffered = NotOffered("the account is somebody else's: it is not killed")
+    network: Network | NotOffered = NotOffered("the account's network is not ours to disturb")
+    if isinstance(service, CosmosServer):
+        service.start()
+        server = Server(
+            kill=lambda: asyncio.to_thread(service.kill9), start=lambda: asyncio.to_thread(service.start)
+        )
+        network = Network(address=("127.0.0.1", service.port), open=open_at)
+    return DocumentHarness(
+        clock=clock,
+        open=lambda: module.open_driver(msgspec.convert(config, module.Config), _secret(secrets), clock),
+        server=server,
+        network=network,
+        process=_process("cosmos", config, secrets),
     )
 
 
@@ -131,6 +161,7 @@ HARNESSES: Mapping[str, HarnessMaker] = {
     "postgres": postgres_harness,
     "dynamodb": dynamodb_harness,
     "firestore": firestore_harness,
+    "cosmos": cosmos_harness,
 }
 
 

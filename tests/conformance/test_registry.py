@@ -16,6 +16,7 @@ URLS = {
     "dynamodb": "dynamodb://eu-central-1/engines?endpoint=http://192.0.2.1:8000",
     "postgresql": "postgresql://u:hunter2@192.0.2.1/d",  # pragma: allowlist secret
     "firestore": "firestore://a-project/a-database?collection=elsewhere&endpoint=192.0.2.1:8080",
+    "cosmos": "cosmos://:hunter2@192.0.2.1/d/c",  # pragma: allowlist secret
 }
 
 

@@ -25,6 +25,7 @@ DOCUMENT_DRIVERS: Final[Mapping[str, str]] = {
     "postgres": "engines.drivers.documents.postgres",
     "dynamodb": "engines.drivers.documents.dynamodb",
     "firestore": "engines.drivers.documents.firestore",
+    "cosmos": "engines.drivers.documents.cosmos",
 }
 # The schemes of secret handles, and the source that reads each.
 SECRET_SOURCES: Final[Mapping[str, str]] = {
@@ -38,6 +39,7 @@ URL_SCHEMES: Final[Mapping[str, str]] = {
     "postgresql": "postgres",
     "dynamodb": "dynamodb",
     "firestore": "firestore",
+    "cosmos": "cosmos",
 }
 
 
@@ -74,6 +76,13 @@ def driver_of_url(url: str) -> str:
         schemes = ", ".join(f"{scheme}://" for scheme in URL_SCHEMES)
         raise Invalid(f"a control plane's URL begins with one of {schemes}", field="control_plane")
     return name
+
+
+def url_secrets(module: DocumentDriverModule, password: str | None) -> dict[str, Secret]:
+    """The password of a control plane's URL, under the name of the driver's first secret."""
+    if password is None:
+        return {}
+    return {next(iter(module.DESCRIPTION.secrets)): Secret(password)}
 
 
 class SecretSourceModule(Protocol):
