@@ -17,12 +17,17 @@ from tests.servers.postgres import PostgresServer, PostgresUnavailableError
 
 
 def pytest_configure() -> None:
-    """SIGTERM ends the run as Ctrl-C does: fixtures stop what they started."""
+    """SIGTERM ends the run as Ctrl-C does: fixtures stop what they started.
+
+    Ctrl-C counts again even where the run was started in the background: a shell without job control has
+    such a process and all its children ignore SIGINT, and tests interrupt both.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
