@@ -231,6 +231,14 @@ async def test_host_local_is_for_mode_lab_alone(service: Service) -> None:
         await Modes(service).put(ADMIN, Mode(mode="saas", allowed_classes=("host_local",)))
 
 
+async def test_a_lab_cannot_lock_itself_out(service: Service) -> None:
+    modes = Modes(service)
+    with pytest.raises(Conflict, match="host-local"):
+        await modes.put(ADMIN, Mode(mode="lab", allowed_classes=("cloud", "server")))
+    await modes.put(ADMIN, Mode(mode="lab", allowed_classes=("host_local",), optional_kinds=("notes_store",)))
+    assert (await modes.get("lab")).record.allowed_classes == ("host_local",)
+
+
 async def test_an_issuer_has_one_source_of_keys_and_one_record(service: Service) -> None:
     issuers = Issuers(service)
     one = Issuer(
