@@ -83,7 +83,8 @@ class Shell:
         context = call.known_context
         if context is not None:
             fields.append((b"traceparent", f"00-{context.trace_id}-{context.span_id}-01".encode()))
-        if self._engines.directory.lab or (context is not None and context.lab):
+        caller = call.known_caller
+        if self._engines.directory.lab or (caller is not None and caller.lab):
             fields.append(_LAB)
         return fields
 
