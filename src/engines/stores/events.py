@@ -18,6 +18,7 @@ from engines.core.idempotency import Request
 from engines.core.listing import START, Listed, Window
 from engines.core.log import SEGMENT_SIZE_DEFAULT, Head
 from engines.core.place import Places
+from engines.core.slots import Slots
 from engines.errors import Invalid
 from engines.ids import Ids
 from engines.scope import RequestContext, check_id
@@ -44,6 +45,10 @@ __all__ = [
 ]
 
 SPINE_STREAM: Final = "spine"
+# A verification reads a whole log: minutes of a backend's time where it is long.
+VERIFYING_TENANT_MAX: Final = 1
+VERIFYING_MAX: Final = 4
+VERIFYING_RETRY_S: Final = 5.0
 
 
 class NewEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +104,12 @@ class EventSpine:
     ) -> None:
         logs = OpenLogs(ids, clock, segment_size_default=segment_size_default)
         self._logs = EventLogs(catalogue.EVENT_SPINE, places, logs)
+        self._verifying = Slots(
+            "verifications",
+            tenant_max=VERIFYING_TENANT_MAX,
+            process_max=VERIFYING_MAX,
+            retry_after_s=VERIFYING_RETRY_S,
+        )
 
     async def append(
         self, context: RequestContext, events: Sequence[NewEvent], *, request: Request | None = None
@@ -150,9 +161,13 @@ class EventSpine:
         return await self._logs.follow(context, SPINE_STREAM, after)
 
     async def verify(self, context: RequestContext, *, expected: Head | None = None) -> LogVerification:
-        """Read the whole spine and its digests. `expected`: a head seen before, which it must still hold."""
+        """Read the whole spine and its digests. `expected`: a head seen before, which it must still hold.
+
+        Raises Throttled while as many are under way as there may be of the tenant, or in this process.
+        """
         context.require_data("events.verify")
-        return await self._logs.verify(context, SPINE_STREAM, expected)
+        with self._verifying.hold(context.tenant_id):
+            return await self._logs.verify(context, SPINE_STREAM, expected)
 
     async def close(self) -> None:
         """Finish the appends that wait, end the followers."""
