@@ -154,6 +154,29 @@ async def test_a_follower_that_leaves_is_let_go(tmp_path: Path) -> None:
         await until(is_let_go, timeout_s=2)
 
 
+async def test_a_follower_too_many_is_429_until_another_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FOLLOWERS_TENANT_MAX", 2)
+    async with deployed(tmp_path) as inside, wire(inside.port) as first:
+        await first.send(follow("/events/stream", inside.token))
+        await read_until(first, b"retry:")
+        async with wire(inside.port) as second:
+            await second.send(follow("/streams/s/stream", inside.token))
+            await read_until(second, b"retry:")
+            refused = await inside.member("GET", "/events/stream")
+            refused.problem(429, "Throttled")
+            assert refused.headers["Retry-After"] == "5"
+            assert (await inside.member("GET", "/events")).status == 200
+
+        async def is_admitted() -> bool:
+            async with wire(inside.port) as third:
+                await third.send(follow("/events/stream", inside.token))
+                return b" 200 " in await read_until(third, b"\r\n")
+
+        await until(is_admitted, timeout_s=5)
+
+
 @pytest.mark.slow
 async def test_a_follower_hears_that_the_server_is_still_there(tmp_path: Path) -> None:
     async with deployed(tmp_path) as inside, wire(inside.port) as line:

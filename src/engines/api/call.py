@@ -21,6 +21,7 @@ from engines.api.protocol import ANSWER
 from engines.api.reply import HeaderFields, Send, internal_problem_reply, problem_reply
 from engines.core.idempotency import Request, identify
 from engines.core.records import Condition
+from engines.core.slots import Slots
 from engines.errors import (
     ContextMismatch,
     Corrupt,
@@ -57,6 +58,7 @@ class Call:
         "endpoint",
         "engines",
         "fields",
+        "followers",
         "metrics",
         "parameters",
         "receive",
@@ -75,6 +77,7 @@ class Call:
         send: Send,
         *,
         common_fields: Callable[[Call], HeaderFields],
+        followers: Slots,
     ) -> None:
         self.engines = engines
         self.metrics = metrics
@@ -82,6 +85,7 @@ class Call:
         self.receive = receive
         self._send = send
         self._common_fields = common_fields
+        self.followers = followers
         self.fields = Fields(scope["headers"])
         self.request_id = ""
         self.endpoint: Endpoint | None = None

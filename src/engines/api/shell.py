@@ -21,6 +21,7 @@ from engines.api.logs import Account
 from engines.api.metrics import Metrics
 from engines.api.paths import check_path
 from engines.api.reply import Send
+from engines.api.stream import follower_slots
 from engines.errors import EnginesError
 from engines.scope import check_id
 
@@ -42,12 +43,21 @@ class Shell:
         self._engines = engines
         self._metrics = metrics
         self._tell = tell
+        self._followers = follower_slots()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "lifespans and websockets are turned off where the server is set up"
         clock = self._engines.clock
         began = clock.monotonic()
-        call = Call(self._engines, self._metrics, scope, receive, send, common_fields=self._fields)
+        call = Call(
+            self._engines,
+            self._metrics,
+            scope,
+            receive,
+            send,
+            common_fields=self._fields,
+            followers=self._followers,
+        )
         try:
             await self._answer(call)
         finally:
