@@ -77,6 +77,21 @@ async def test_a_bug_of_ours_is_500_with_a_request_id_for_the_user_and_the_cause
         assert (await inside.member("GET", "/me")).status == 200
 
 
+async def test_work_that_was_ended_under_a_request_is_503_and_not_our_bug(tmp_path: Path) -> None:
+    router = Router("ended")
+
+    @router.get("/ended")
+    async def wait_for_what_is_ended(_: Call) -> Sendable:
+        """Wait for work that somebody else ends."""
+        work = asyncio.create_task(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(work.cancel)
+        await work
+        raise AssertionError
+
+    async with deployed(tmp_path, routers=(*ROUTERS, router)) as inside:
+        (await inside.member("GET", "/ended")).problem(503, "Unavailable")
+
+
 # --- followers ---
 
 

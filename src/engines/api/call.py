@@ -6,6 +6,7 @@ turning whatever is raised into a problem document. Leaves deriving to `identity
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,6 +30,7 @@ from engines.errors import (
     Invalid,
     RequestTimeout,
     TooLarge,
+    Unavailable,
 )
 from engines.scope import RequestContext
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 STATUS_CLIENT_GONE: Final = 499
 """In the log alone: nobody was there to be answered."""
+STOPPING_RETRY_S: Final = 1.0
 
 Scope = MutableMapping[str, Any]
 T = TypeVar("T")
@@ -247,6 +250,14 @@ class Runner:
             return await problem_of(call, error)
         except ClientGone:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not this request was ended but work that it waited for: what that belongs to is being closed.
+            return await problem_of(
+                call, Unavailable("the server is stopping", retry_after_s=STOPPING_RETRY_S)
+            )
         except Exception:
             log.exception("unexpected error", request_id=call.request_id, route=self.endpoint.path)
             return internal_problem_reply(call.request_id)
