@@ -29,7 +29,7 @@ ANY = Condition(versions=("*",))
 
 @pytest.fixture
 def blackboard(home: Home) -> Blackboard:
-    return Blackboard(home, home.ids, home.clock)
+    return Blackboard(home, home.clock)
 
 
 def at(entry: BlackboardEntry) -> Condition:

@@ -41,7 +41,6 @@ __all__ = [
     "NewStreamEvent",
     "NewStreamEvents",
     "SystemEvent",
-    "append_body_type",
 ]
 
 SPINE_STREAM: Final = "spine"
@@ -68,28 +67,6 @@ class NewStreamEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     events: list[NewEvent]
     expected_position: int | None = None
-
-
-class _Shape(msgspec.Struct):
-    events: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-_SHAPE: Final = msgspec.json.Decoder(_Shape)
-
-
-def append_body_type(body: bytes, *, positioned: bool) -> type[msgspec.Struct]:
-    """Which Struct an append's body is to be decoded into: one event, or several where it has `events`.
-
-    `positioned`: for a stream, where `expected_position` may stand beside them. What is no JSON object at all
-    is left to the decoder of that Struct to refuse.
-    """
-    try:
-        several = _SHAPE.decode(body).events is not msgspec.UNSET
-    except (msgspec.DecodeError, RecursionError):
-        several = False
-    if positioned:
-        return NewStreamEvents if several else NewStreamEvent
-    return NewEvents if several else NewEvent
 
 
 class EventSpine:
