@@ -14,6 +14,7 @@ from engines.control.directory import Directory
 from engines.control.products import apps, projects, surfaces
 from engines.control.records import App, Issuer, Mode, Project, Surface, Tenant, User, UserIdentity
 from engines.control.service import Service
+from engines.control.tables import KEYS
 from engines.control.tenants import Members, Modes, Tenants, Users
 from engines.core.records import Condition
 from engines.core.secrets import Secrets
@@ -184,6 +185,8 @@ async def test_another_tenants_key_is_not_found(service: Service) -> None:
     await keys.revoke(owner, "k1")
     with pytest.raises(NotFound):
         await keys.revoke(owner, "k1")
+    versions = (await service.store.versions(KEYS, "k1")).items
+    assert [(item.deleted, item.record.revoked) for item in versions] == [(False, False), (True, True)]
 
 
 async def test_spellings_of_a_surface_are_one_and_belong_to_one(service: Service) -> None:
