@@ -23,15 +23,15 @@ from tests.servers.postgres import PostgresServer, PostgresUnavailableError
 def pytest_configure() -> None:
     """SIGTERM ends the run as Ctrl-C does: fixtures stop what they started.
 
-    Ctrl-C is heard even where the run was started with it ignored, as a shell does with what it puts into the
-    background; programs that tests start would ignore it as well.
+    Ctrl-C counts again even where the run was started in the background: a shell without job control has
+    such a process and all its children ignore SIGINT, and tests interrupt both.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,11 @@ SESSION_MEMORY: Final = "memory_store"
 BLACKBOARD: Final = "blackboard_store"
 NOTES: Final = "notes_store"
 
+# A record holds 256 KiB, in which quotes and backslashes count twice. What stands around a value in it (the
+# identity with its longest ids, the key, the version, two times) takes less than 2 KiB of that, and 4 KiB are
+# left for it. A value with many quotes and backslashes meets the record's limit before this one.
+_VALUE_BYTES_MAX: Final = 252 * 1024
+
 KINDS: Final = (
     Kind(ROUTING_REGISTRY, "documents", "routes themselves", served=True),
     Kind(
@@ -74,7 +79,13 @@ KINDS: Final = (
         "project?, run",
         served=True,
         options=(
-            Option("value_bytes_max", 1, 256 * 1024, 256 * 1024, "bytes of one value, as compact JSON"),
+            Option(
+                "value_bytes_max",
+                1,
+                _VALUE_BYTES_MAX,
+                _VALUE_BYTES_MAX,
+                "bytes of one value, as compact JSON; a record counts quotes and backslashes twice",
+            ),
             Option("versions_kept", 1, 10_000, 100, "versions of a key that stay readable"),
         ),
     ),

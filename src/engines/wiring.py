@@ -181,9 +181,9 @@ async def open_engines(
             diagnostics=Diagnostics(router, backends),
             spine=spine,
             streams=streams,
-            tables=Tables(router, ids, clock),
-            memory=SessionMemory(router, ids, clock),
-            blackboard=Blackboard(router, ids, clock),
+            tables=Tables(router, clock),
+            memory=SessionMemory(router, clock),
+            blackboard=Blackboard(router, clock),
             notes=Notes(router, ids, clock),
         )
         lease = Lease(control.documents, PARTITION, "outbox", holder=ids.write_id(), clock=clock)

@@ -398,7 +398,7 @@ async def test_a_scrape_key_reads_metrics_and_nothing_else(admin: Client, anyone
     assert made.status == 201
     scraper = anyone.bearing(made.json["key"])
     assert (await scraper("GET", "/metrics")).status == 200
-    for path in ("/notes", "/events", "/users", "/backends", "/keys"):
+    for path in ("/notes", "/events", "/users", "/backends", "/keys", "/diagnostics/routes"):
         (await scraper("GET", path)).problem(403, "Forbidden")
 
 

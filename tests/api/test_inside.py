@@ -77,6 +77,21 @@ async def test_a_bug_of_ours_is_500_with_a_request_id_for_the_user_and_the_cause
         assert (await inside.member("GET", "/me")).status == 200
 
 
+async def test_work_that_was_ended_under_a_request_is_503_and_not_our_bug(tmp_path: Path) -> None:
+    router = Router("ended")
+
+    @router.get("/ended")
+    async def wait_for_what_is_ended(_: Call) -> Sendable:
+        """Wait for work that somebody else ends."""
+        work = asyncio.create_task(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(work.cancel)
+        await work
+        raise AssertionError
+
+    async with deployed(tmp_path, routers=(*ROUTERS, router)) as inside:
+        (await inside.member("GET", "/ended")).problem(503, "Unavailable")
+
+
 # --- followers ---
 
 
@@ -152,6 +167,29 @@ async def test_a_follower_that_leaves_is_let_go(tmp_path: Path) -> None:
             return not [task for task in asyncio.all_tasks() if task.get_name().startswith("stream-")]
 
         await until(is_let_go, timeout_s=2)
+
+
+async def test_a_follower_too_many_is_429_until_another_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FOLLOWERS_TENANT_MAX", 2)
+    async with deployed(tmp_path) as inside, wire(inside.port) as first:
+        await first.send(follow("/events/stream", inside.token))
+        await read_until(first, b"retry:")
+        async with wire(inside.port) as second:
+            await second.send(follow("/streams/s/stream", inside.token))
+            await read_until(second, b"retry:")
+            refused = await inside.member("GET", "/events/stream")
+            refused.problem(429, "Throttled")
+            assert refused.headers["Retry-After"] == "5"
+            assert (await inside.member("GET", "/events")).status == 200
+
+        async def is_admitted() -> bool:
+            async with wire(inside.port) as third:
+                await third.send(follow("/events/stream", inside.token))
+                return b" 200 " in await read_until(third, b"\r\n")
+
+        await until(is_admitted, timeout_s=5)
 
 
 @pytest.mark.slow

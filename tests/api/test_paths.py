@@ -161,7 +161,7 @@ async def test_allow_names_every_method_of_the_path(member: Client) -> None:
 
 async def test_every_reserved_kind_is_501_whatever_is_asked(member: Client, anyone: Client) -> None:
     for kind in ("pii_vault", "nexus", "tool_registry", "canvas_registry", "connector_execution"):
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "PURGE"):
             answer = await member(method, f"/reserved/{kind}", data=b"anything", Content_Type="text/plain")
             assert answer.problem(501, "Reserved")["resource_kind"] == kind
         assert (await member("HEAD", f"/reserved/{kind}")).status == 501

@@ -350,3 +350,30 @@ async def test_an_answer_has_the_servers_own_fields(port: int) -> None:
     async with wire(port) as line:
         await line.send(sent("/"))
         assert "date" in (await line.answer())[1]
+
+
+class TwoConnections(BoundedProtocol):
+    connections_max = 2
+
+
+async def test_a_connection_too_many_is_told_so_and_ended_and_the_others_go_on() -> None:
+    async with serving(echo, protocol=TwoConnections) as (_, port), wire(port) as first:
+        await first.send(b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await first.answer())[0] == 200
+        async with wire(port) as second, wire(port) as third:
+            await second.send(b"GET /b HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert (await second.answer())[0] == 200
+            await third.send(b"POST /c HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody")
+            status, fields, body = await third.answer()
+            assert (status, fields["retry-after"], fields["connection"]) == (429, "1", "close")
+            problem = json.loads(body)
+            assert (problem["code"], problem["request_id"]) == ("Throttled", fields["x-request-id"])
+            assert await third.rest() == b""
+            await first.send(b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert (await first.answer())[0] == 200
+        async with asyncio.timeout(5):
+            while True:
+                async with wire(port) as again:
+                    await again.send(b"GET /d HTTP/1.1\r\nhost: a\r\n\r\n")
+                    if (await again.answer())[0] == 200:
+                        break

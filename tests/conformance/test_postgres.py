@@ -41,6 +41,12 @@ def open_at(url: str, **fields: Any) -> PostgresDocuments:
     return open_driver(msgspec.convert({**config, **fields}, Config), secrets, ManualClock())
 
 
+_OURS = (
+    'CREATE TABLE engines.documents (partition text COLLATE "C" NOT NULL, key text COLLATE "C" NOT NULL,'
+    " body text NOT NULL, version text NOT NULL, expires_at bigint, PRIMARY KEY (partition, key))"
+)
+
+
 @pytest_asyncio.fixture
 async def driver(postgres_database: str) -> AsyncIterator[PostgresDocuments]:
     opened = open_at(postgres_database, pool_size=4)
@@ -132,6 +138,43 @@ class TestRefusals:
         await admin.execute('ALTER TABLE engines.documents ALTER key TYPE text COLLATE "default"')
         with pytest.raises(BackendRefused, match="order"):
             await provisioned(postgres_database)
+
+    @pytest.mark.parametrize(
+        "others",
+        [
+            "CREATE TABLE engines.documents (id bigint PRIMARY KEY, title text)",
+            "CREATE VIEW engines.documents AS SELECT 1 AS key",
+            _OURS.replace("expires_at bigint", "expires_at timestamptz"),
+            _OURS.replace("body text NOT NULL", "body jsonb NOT NULL"),
+            _OURS.replace("PRIMARY KEY (partition, key)", "PRIMARY KEY (key, partition)"),
+            _OURS.replace("PRIMARY KEY (partition, key)", "PRIMARY KEY (key)"),
+            _OURS.replace(", PRIMARY KEY (partition, key)", ""),
+            _OURS.replace("expires_at bigint", "expires_at bigint, owner text NOT NULL"),
+            "CREATE TABLE engines.other (n int); CREATE INDEX documents_expiry ON engines.other (n)",
+        ],
+    )
+    async def test_somebody_elses_table_is_refused_and_left_as_it_is(
+        self, postgres_database: str, admin: asyncpg.Connection, others: str
+    ) -> None:
+        await admin.execute(f"CREATE SCHEMA engines; {others}")
+        objects = "SELECT count(*) FROM pg_class WHERE relnamespace = 'engines'::regnamespace"
+        before = await admin.fetchval(objects)
+        with pytest.raises(BackendRefused, match="somebody else's"):
+            await provisioned(postgres_database)
+        assert await admin.fetchval(objects) == before
+        functions = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'engines'::regnamespace"
+        assert await admin.fetchval(functions) == 0
+
+    async def test_our_table_is_completed_and_a_column_that_needs_no_value_does_no_harm(
+        self, postgres_database: str, admin: asyncpg.Connection
+    ) -> None:
+        await admin.execute(f"CREATE SCHEMA engines; {_OURS}; ALTER TABLE engines.documents ADD note text")
+        client = open_at(postgres_database)
+        await client.provision()
+        await client.provision()
+        await write(client, put("k1", "1"), put("k2", "2", ABSENT))
+        assert await bodies(client, "k1", "k2") == {"k1": "1", "k2": "2"}
+        await client.close()
 
     async def test_provisioning_needs_no_right_to_create_where_everything_is_there(
         self, postgres_database: str, admin: asyncpg.Connection

@@ -6,12 +6,20 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from engines.drivers.documents.sqlite import Config, SqliteDocuments, config_from_url, open_driver
-from engines.errors import BackendRefused, Corrupt, Invalid, Unavailable
+from engines.drivers.documents.sqlite import (
+    Config,
+    SqliteDocuments,
+    _run_writes,
+    _translate,
+    config_from_url,
+    open_driver,
+)
+from engines.errors import BackendRefused, Corrupt, Invalid, OutcomeUnknown, Unavailable
 from engines.ports.documents import ABSENT
 from engines.testing.clock import ManualClock
 from engines.testing.documents.harness import bodies, get, put, read_keys, write
@@ -116,6 +124,50 @@ class TestGroup:
         await client.close()
         assert {type(failure) for failure in failures} == {BackendRefused}
         assert len({id(failure) for failure in failures}) == 5
+
+
+class TestFault:
+    """What no statement brings about: memory or the stack at its end."""
+
+    @pytest.mark.parametrize("fault", [MemoryError, RecursionError, SystemExit])
+    async def test_all_that_wait_are_answered_and_the_next_calls_succeed(
+        self, driver: SqliteDocuments, fault: type[BaseException]
+    ) -> None:
+        def fail(_: sqlite3.Connection) -> None:
+            raise fault
+
+        async with asyncio.timeout(10):
+            for lane in (driver._reader, driver._writer):
+                answers = await asyncio.gather(*(lane.call(fail) for _ in range(5)), return_exceptions=True)
+                assert {type(answer) for answer in answers} == {Unavailable}
+                assert all(isinstance(answer.__cause__, fault) for answer in answers)
+            await write(driver, put("k1"))
+            assert await read_keys(driver) == ["k1"]
+
+    async def test_what_shares_its_transaction_is_not_applied(self, driver: SqliteDocuments) -> None:
+        def put_and_fail(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO documents (partition, key, body, version) VALUES ('p', 'k', '1', 'v')"
+            )
+            raise MemoryError
+
+        with pytest.raises(Unavailable):
+            await driver._writer.call(put_and_fail)
+        assert await driver.get("p", ["k"]) == {}
+
+    async def test_a_fault_after_the_commit_leaves_the_outcome_unknown(self, path: Path) -> None:
+        class FailsAfterCommit(sqlite3.Connection):
+            def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+                cursor = super().execute(sql, *arguments)
+                if sql == "COMMIT":
+                    raise MemoryError
+                return cursor
+
+        connection = sqlite3.connect(path, isolation_level=None, factory=FailsAfterCommit)
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            _run_writes(connection, [])
+        assert isinstance(_translate(caught.value), OutcomeUnknown)
+        connection.close()
 
 
 class TestConfig:

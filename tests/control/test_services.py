@@ -14,6 +14,7 @@ from engines.control.directory import Directory
 from engines.control.products import apps, projects, surfaces
 from engines.control.records import App, Issuer, Mode, Project, Surface, Tenant, User, UserIdentity
 from engines.control.service import Service
+from engines.control.tables import KEYS
 from engines.control.tenants import Members, Modes, Tenants, Users
 from engines.core.records import Condition
 from engines.core.secrets import Secrets
@@ -186,6 +187,8 @@ async def test_another_tenants_key_is_not_found(service: Service) -> None:
     await keys.revoke(owner, "k1")
     with pytest.raises(NotFound):
         await keys.revoke(owner, "k1")
+    versions = (await service.store.versions(KEYS, "k1")).items
+    assert [(item.deleted, item.record.revoked) for item in versions] == [(False, False), (True, True)]
 
 
 async def test_spellings_of_a_surface_are_one_and_belong_to_one(service: Service) -> None:
@@ -231,6 +234,14 @@ async def test_projects_are_a_tenants_own(service: Service) -> None:
 async def test_host_local_is_for_mode_lab_alone(service: Service) -> None:
     with pytest.raises(ForbiddenBackendClass):
         await Modes(service).put(ADMIN, Mode(mode="saas", allowed_classes=("host_local",)))
+
+
+async def test_a_lab_cannot_lock_itself_out(service: Service) -> None:
+    modes = Modes(service)
+    with pytest.raises(Conflict, match="host-local"):
+        await modes.put(ADMIN, Mode(mode="lab", allowed_classes=("cloud", "server")))
+    await modes.put(ADMIN, Mode(mode="lab", allowed_classes=("host_local",), optional_kinds=("notes_store",)))
+    assert (await modes.get("lab")).record.allowed_classes == ("host_local",)
 
 
 async def test_an_issuer_has_one_source_of_keys_and_one_record(service: Service) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+import engines.control.store as store_module
 from engines.control.records import Membership, Tenant, User, UserIdentity
 from engines.control.store import PARTITION, Actor, ControlStore, Stored
 from engines.control.tables import MEMBERSHIPS, TENANTS, USERS
@@ -215,3 +216,22 @@ async def test_pages_of_records_pass_over_the_deleted_and_end_exactly(another: A
     assert [item.record.user_id for item in backwards.items] == ["u5", "u4", "u3"]
     rest = await store.page(USERS, limit=3, descending=True, after=backwards.after)
     assert ([item.record.user_id for item in rest.items], rest.after) == (["u0"], None)
+
+
+async def test_a_page_looks_at_a_bounded_number_of_the_deleted_and_goes_on_from_there(
+    another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "LOOKED_AT_MAX", 4)
+    monkeypatch.setattr(store_module, "SCAN_LIMIT_MAX", 3)
+    store = (await another()).store
+    for number in range(10):
+        await put_user(store, User(user_id=f"u{number}"))
+    for number in range(1, 9):
+        await store.delete(USERS, [f"u{number}"], actor=ACTOR)
+    for descending, first_and_last in ((False, ["u0", "u9"]), (True, ["u9", "u0"])):
+        pages = [await store.page(USERS, limit=5, descending=descending)]
+        while (after := pages[-1].after) is not None:
+            pages.append(await store.page(USERS, limit=5, after=after, descending=descending))
+        assert [item.record.user_id for page in pages for item in page.items] == first_and_last
+        assert [len(page.items) for page in pages] == [1, 1]
+        assert pages[0].after == ("u4" if descending else "u5")

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from engines.errors import Unauthenticated, Unavailable
-from engines.identity.jwks import KeysRefused
+from engines.identity.jwks import KeySet, KeysRefused
 from engines.identity.key_ring import KEYS_AGE_MAX_S, RETRY_S, KeyRing
 from engines.identity.key_sources import (
     JWKS_BYTES_MAX,
@@ -278,6 +278,36 @@ async def test_closing_ends_a_fetch_under_way(issuer: Issuer) -> None:
 async def test_a_port_where_nobody_listens_is_an_outage() -> None:
     with pytest.raises(Unavailable):
         await ring_of("http://127.0.0.1:1/jwks", ManualClock()).find("k1", "EdDSA")
+
+
+class FaultyKeys(UrlKeys):
+    """Keys whose reading breaks in a way that nobody foresaw, for as long as `fault` stands."""
+
+    fault: Exception | None = None
+
+    async def load(self) -> KeySet:
+        if self.fault is not None:
+            raise self.fault
+        return await super().load()
+
+
+@pytest.mark.parametrize("fault", [OSError("no descriptors"), ValueError("?"), RecursionError("deep")])
+async def test_a_fault_nobody_foresaw_is_a_failed_reading_and_not_the_last(
+    issuer: Issuer, fault: Exception
+) -> None:
+    clock = ManualClock()
+    source = FaultyKeys(issuer.url)
+    ring = KeyRing(source, clock, issuer_id="main", on_change=lambda: None)
+    source.fault = fault
+    with pytest.raises(Unavailable):
+        await ring.find("k1", "EdDSA")
+    source.fault = None
+    clock.advance(RETRY_S)
+    assert await ring.find("k1", "EdDSA") is not None
+    source.fault = fault
+    clock.advance(URL_REFRESH_S)
+    assert await ring.find("k1", "EdDSA") is not None  # Answered with the keys at hand.
+    await until(lambda: ring.recheck_at == clock.monotonic() + RETRY_S)
 
 
 # --- answers that are not believed ---

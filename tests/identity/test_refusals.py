@@ -221,7 +221,12 @@ async def test_a_mismatch_found_later_is_told_of_the_context_or_principal(
     context = await world.contexts.context(world.token(), request_id="req-7")
     await audit.record(ContextMismatch("the body names another", field="tenant_id"), context)
     principal = Principal(
-        user_id="ivy", tenant_id="t_system", request_id="req-8", trace_id="0" * 32, span_id="0" * 16
+        user_id="ivy",
+        tenant_id="t_system",
+        request_id="req-8",
+        trace_id="0" * 32,
+        span_id="0" * 16,
+        lab=False,
     )
     await audit.record(ContextMismatch("no invitation", field="tenant_id"), principal)
     assert [event[:3] for event in told.events] == [("t_one", "ada", "req-7"), ("t_system", "ivy", "req-8")]

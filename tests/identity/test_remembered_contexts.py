@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engines.control.records import Tenant
+from engines.control.records import Issuer, Tenant
 from engines.control.tables import TENANTS
 from engines.errors import (
     ContextMismatch,
@@ -13,6 +13,7 @@ from engines.errors import (
     Unauthenticated,
     Unavailable,
 )
+from engines.identity import tokens
 from engines.identity.context import TEMPLATE_KEY_BYTES_MAX, Contexts
 from engines.identity.key_sources import FILE_REFRESH_S
 from tests.identity.judging import context_of
@@ -98,3 +99,22 @@ async def test_a_removed_tenant_is_forbidden_and_not_an_error(world: World) -> N
     await world.store.delete(TENANTS, ["t_gone"], actor=ACTOR)
     with pytest.raises(Forbidden):
         await context_of(world, world.token("eve", tenant_id="t_gone"))
+
+
+async def test_a_token_that_is_forgotten_while_it_is_looked_at_again_still_verifies(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "VERIFIED_MAX", 1)
+    one, another = world.token(), world.token("bob")
+    looks: list[str] = []
+
+    async def issuer_of(iss: str) -> Issuer | None:
+        looks.append(iss)
+        if len(looks) == 2:
+            await world.verifier.verify(another, world.directory.issuer_of)
+        return await world.directory.issuer_of(iss)
+
+    first, _ = await world.verifier.verify(one, issuer_of)
+    again, _ = await world.verifier.verify(one, issuer_of)
+    assert again == first
+    assert len(looks) == 2

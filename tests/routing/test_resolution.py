@@ -13,7 +13,8 @@ from engines.control.store import PARTITION
 from engines.core.records import Condition
 from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute, Unavailable
 from engines.ports.documents import ABSENT, Put
-from engines.routing.backends import PROBE_TIMEOUT_S
+from engines.routing import diagnostics
+from engines.routing.backends import PROBE_TIMEOUT_S, Backends
 from engines.routing.router import Where, where
 from engines.scope import RouteScope
 from engines.testing.clock import ManualClock
@@ -178,6 +179,67 @@ async def test_the_report_names_each_state(new_process: NewProcess, tmp_path: Pa
     forbidden = where(context(mode="enterprise"))
     states = {report.resource_kind: report.state for report in await process.diagnostics.report(forbidden)}
     assert states["event_spine"] == "forbidden"
+
+
+async def test_backends_are_asked_at_once_and_one_that_is_silent_holds_up_no_other(
+    new_process: NewProcess,
+) -> None:
+    process = await new_process()
+    arrived: asyncio.Queue[None] = asyncio.Queue()
+    released = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.put_nowait(None)
+        await released.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for name, kind in (("silent1", "notes_store"), ("silent2", "memory_store")):
+            config = {"host": "127.0.0.1", "port": port, "user": "u", "database": name}
+            silent = Backend(
+                backend_id=name, driver="postgres", backend_class="server", config=config, offered_to="*"
+            )
+            await add_backend(process, silent)
+            await process.routes.put(context(), kind, name, scope=RouteScope(), options={}, condition=NEW)
+        reporting = asyncio.create_task(process.diagnostics.report(where(context())))
+        async with asyncio.timeout(4):  # A connection is given up after five seconds.
+            for _ in range(2):
+                await arrived.get()
+        released.set()
+        states = {report.resource_kind: report.state for report in await reporting}
+    assert [states[kind] for kind in ("notes_store", "memory_store", "event_spine")] == [
+        "unreachable",
+        "unreachable",
+        "ready",
+    ]
+
+
+async def test_asking_in_a_loop_probes_each_backend_once_in_a_while(
+    new_process: NewProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    probed: list[str] = []
+
+    async def counted(backends: Backends, record: Backend) -> diagnostics.Probe:
+        probed.append(record.backend_id)
+        return await probe(backends, record)
+
+    probe = diagnostics.probe
+    monkeypatch.setattr(diagnostics, "probe", counted)
+    clock = ManualClock()
+    process = await new_process(clock)
+    at = where(context())
+    await asyncio.gather(*(process.diagnostics.report(at) for _ in range(5)))
+    assert sorted(probed) == ["control", "lab"]
+    clock.advance(diagnostics.FINDING_S)
+    await process.directory.refresh()
+    await process.diagnostics.report(at)
+    assert sorted(probed) == ["control", "control", "lab", "lab"]
+    changed = sqlite_backend("lab", tmp_path / "missing")
+    await process.records.put(ADMIN, changed, condition=ANY)
+    states = {report.resource_kind: report.state for report in await process.diagnostics.report(at)}
+    assert states["notes_store"] == "unreachable"
+    assert len(probed) == 5
 
 
 async def test_a_changed_backend_is_opened_anew_and_calls_on_the_old_one_end_well(

@@ -28,7 +28,7 @@ class TablesSubject:
     creating = ANYTHING
 
     def __init__(self, home: Home) -> None:
-        self.store = Tables(home, home.ids, home.clock)
+        self.store = Tables(home, home.clock)
 
     async def put(self, context: RequestContext, value: Any, **options: Any) -> Change[Any]:
         given = options.pop("named", {})
@@ -52,7 +52,7 @@ class MemorySubject:
     creating = ANYTHING
 
     def __init__(self, home: Home) -> None:
-        self.store = SessionMemory(home, home.ids, home.clock)
+        self.store = SessionMemory(home, home.clock)
 
     async def put(self, context: RequestContext, value: Any, **options: Any) -> Change[Any]:
         given = options.pop("named", {})
@@ -76,7 +76,7 @@ class BlackboardSubject:
     creating = Condition(absent=True)
 
     def __init__(self, home: Home) -> None:
-        self.store = Blackboard(home, home.ids, home.clock)
+        self.store = Blackboard(home, home.clock)
 
     async def put(self, context: RequestContext, value: Any, **options: Any) -> Change[Any]:
         given = options.pop("named", {})

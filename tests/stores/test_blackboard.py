@@ -29,7 +29,7 @@ ANY = Condition(versions=("*",))
 
 @pytest.fixture
 def blackboard(home: Home) -> Blackboard:
-    return Blackboard(home, home.ids, home.clock)
+    return Blackboard(home, home.clock)
 
 
 def at(entry: BlackboardEntry) -> Condition:
@@ -212,13 +212,32 @@ class TestLimits:
     async def test_three_documents_of_the_largest_record_fit_into_one_write(
         self, blackboard: Blackboard
     ) -> None:
-        await put(blackboard, "x" * (RECORD_BYTES_MAX - 1_000), NEW)
+        await put(blackboard, '"' * (RECORD_BYTES_MAX // 4 - 1_000), NEW)
         with pytest.raises(TooLarge):
             await put(blackboard, "x" * RECORD_BYTES_MAX, NEW, key="past")
 
-    def test_no_route_may_allow_more_than_a_record_holds(self) -> None:
+    async def test_the_most_that_a_route_may_allow_is_kept_under_the_longest_ids_and_no_byte_more(
+        self, home: Home, blackboard: Blackboard
+    ) -> None:
+        bound = {option.name: option for option in kind_named(BLACKBOARD).options}["value_bytes_max"]
+        home.options[BLACKBOARD] = {"value_bytes_max": bound.maximum}
+        longest = context(
+            tenant_id="t_" + "t" * 62,
+            env="e" * 32,
+            surface_id="s" * 64,
+            **dict.fromkeys(
+                ("mode", "user_id", "app_id", "project_id", "run_id", "step_id", "thread_id"), "i" * 128
+            ),
+        )
+        value = "x" * (bound.maximum - len('""'))
+        entry = BlackboardInput(value=value)
+        change = await blackboard.put(longest, "r" * 128, "k" * 128, entry, condition=NEW)
+        assert change.record.value == value
+        with pytest.raises(TooLarge, match=str(bound.maximum)):
+            await put(blackboard, value + "x", NEW, key="past")
+
+    def test_no_route_may_keep_more_versions_than_have_a_number(self) -> None:
         bounds = {option.name: option for option in kind_named(BLACKBOARD).options}
-        assert bounds["value_bytes_max"].maximum <= RECORD_BYTES_MAX
         assert bounds["versions_kept"].minimum >= 1
         assert bounds["versions_kept"].maximum <= VERSION_MAX
 

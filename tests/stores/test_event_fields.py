@@ -19,11 +19,6 @@ from engines.stores.events import (
     Causality,
     EventSpine,
     EventStreams,
-    NewEvent,
-    NewEvents,
-    NewStreamEvent,
-    NewStreamEvents,
-    append_body_type,
 )
 from tests.stores.home import Home, context
 from tests.stores.samples import OWN_ID, event, everything
@@ -169,27 +164,6 @@ class TestFields:
         with pytest.raises(Forbidden):
             await spine.append(context(), [event(), event("audit")])
         assert await everything(spine) == ()
-
-
-class TestBodies:
-    @pytest.mark.parametrize(
-        ("body", "positioned", "expected"),
-        [
-            (b'{"event_type": "rl", "payload": {}}', False, NewEvent),
-            (b'{"events": []}', False, NewEvents),
-            (b'{"events": null}', False, NewEvents),
-            (b'{"event_type": "rl"}', True, NewStreamEvent),
-            (b'{"events": [], "expected_position": 0}', True, NewStreamEvents),
-            (b"[]", False, NewEvent),
-            (b"{", False, NewEvent),
-            (b'{"payload": {"events": []}}', False, NewEvent),
-            (b"[" * 100_000, True, NewStreamEvent),
-        ],
-    )
-    def test_a_body_is_one_event_or_several(
-        self, body: bytes, positioned: Any, expected: type[msgspec.Struct]
-    ) -> None:
-        assert append_body_type(body, positioned=positioned) is expected
 
 
 class TestOwnIds:

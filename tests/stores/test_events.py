@@ -18,10 +18,12 @@ from engines.errors import (
     Invalid,
     MissingRoute,
     NotFound,
+    Throttled,
     TooLarge,
     Unavailable,
 )
 from engines.stores.events import (
+    VERIFYING_MAX,
     Causality,
     EventSpine,
     EventStreams,
@@ -318,3 +320,22 @@ class TestStreams:
         longest = context(tenant_id="t_" + "x" * 62, env="e" * 32)
         await streams.append(longest, "s" * 128, [event()])
         assert len((await streams.list(longest, "s" * 128)).items) == 1
+
+
+class TestVerifying:
+    async def test_one_at_a_time_of_a_tenant_and_a_few_of_all(self, spine: EventSpine) -> None:
+        tenants = [f"t_{number}" for number in range(VERIFYING_MAX + 1)]
+        for tenant_id in tenants:
+            await spine.append(context(tenant_id=tenant_id), [event()])
+        for _ in range(2):  # Whoever was done has given their slot back.
+            own = await asyncio.gather(*(spine.verify(context()) for _ in range(3)), return_exceptions=True)
+            assert sorted(type(found).__name__ for found in own) == [
+                "LogVerification",
+                "Throttled",
+                "Throttled",
+            ]
+            calls = (spine.verify(context(tenant_id=tenant_id)) for tenant_id in tenants)
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            refused = [answer for answer in found if isinstance(answer, Throttled)]
+            assert len(refused) == 1
+            assert refused[0].retry_after_s is not None

@@ -86,7 +86,7 @@ class TestValues:
         assert home.driver.calls == []
 
     async def test_a_value_past_the_size_of_a_record_is_too_large(self, subject: Subject) -> None:
-        await subject.put(context(), "é" * ((RECORD_BYTES_MAX - 1_000) // 2), condition=subject.creating)
+        await subject.put(context(), "é" * ((RECORD_BYTES_MAX - 5_000) // 2), condition=subject.creating)
         with pytest.raises(TooLarge):
             await subject.put(context(), '"' * ((RECORD_BYTES_MAX - 100) // 2), condition=ABSENT, key="other")
         with pytest.raises(NotFound):

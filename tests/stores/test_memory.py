@@ -16,7 +16,7 @@ from tests.stores.home import Home, context
 
 @pytest.fixture
 def memory(home: Home) -> SessionMemory:
-    return SessionMemory(home, home.ids, home.clock)
+    return SessionMemory(home, home.clock)
 
 
 def remember(value: Any = 1, ttl_seconds: int | None = None) -> MemoryInput:

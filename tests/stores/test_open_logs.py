@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from engines.api.stream import FOLLOWERS_MAX
 from engines.core.log import Entry, Log
 from engines.core.place import Place
-from engines.errors import Unavailable
-from engines.stores.open_logs import IDLE_S_MAX, LOOKED_AT, OpenLogs
+from engines.errors import Throttled, Unavailable
+from engines.stores.open_logs import IDLE_S_MAX, LOGS_OPEN_MAX, OpenLogs
 from tests.stores.home import Home, context
 
 
@@ -56,15 +57,30 @@ async def test_of_too_many_the_longest_unused_is_closed(home: Home, logs: OpenLo
 
 async def test_a_log_in_use_is_never_closed_and_the_rest_still_are(home: Home, logs: OpenLogs) -> None:
     async with AsyncExitStack() as held:
-        used = [await held.enter_async_context(logs.use(await place(home), f"used-{n}")) for n in range(5)]
+        used = [await held.enter_async_context(logs.use(await place(home), f"used-{n}")) for n in range(2)]
         for number in range(40):
             await touch(home, logs, f"once-{number}")
-        assert len(logs) <= 5 + LOOKED_AT
+            assert len(logs) <= 3
         assert not any([await is_closed(log) for log in used])
-    for number in range(20):
-        await touch(home, logs, f"again-{number}")
-    assert len(logs) <= 3
     await logs.close()
+
+
+async def test_where_all_are_in_use_another_stream_waits_until_one_is_not(home: Home, logs: OpenLogs) -> None:
+    async with AsyncExitStack() as held:
+        for name in "abc":
+            await held.enter_async_context(logs.use(await place(home), name))
+        with pytest.raises(Throttled) as caught:
+            await touch(home, logs, "d")
+        assert caught.value.retry_after_s is not None
+        await touch(home, logs, "a")
+        assert len(logs) == 3
+    await touch(home, logs, "d")
+    assert len(logs) == 3
+    await logs.close()
+
+
+def test_followers_leave_room_for_appends() -> None:
+    assert FOLLOWERS_MAX <= LOGS_OPEN_MAX // 2
 
 
 async def test_a_log_that_is_idle_too_long_is_closed(home: Home, logs: OpenLogs) -> None:

@@ -17,7 +17,7 @@ ALL_ID_CHARACTERS = "aA0._~:@|+-"
 
 @pytest.fixture
 def tables(home: Home) -> Tables:
-    return Tables(home, home.ids, home.clock)
+    return Tables(home, home.clock)
 
 
 def row(value: Any) -> TableRowInput:

@@ -6,6 +6,7 @@ turning whatever is raised into a problem document. Leaves deriving to `identity
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from engines.api.protocol import ANSWER
 from engines.api.reply import HeaderFields, Send, internal_problem_reply, problem_reply
 from engines.core.idempotency import Request, identify
 from engines.core.records import Condition
+from engines.core.slots import Slots
 from engines.errors import (
     ContextMismatch,
     Corrupt,
@@ -28,6 +30,7 @@ from engines.errors import (
     Invalid,
     RequestTimeout,
     TooLarge,
+    Unavailable,
 )
 from engines.scope import RequestContext
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 STATUS_CLIENT_GONE: Final = 499
 """In the log alone: nobody was there to be answered."""
+STOPPING_RETRY_S: Final = 1.0
 
 Scope = MutableMapping[str, Any]
 T = TypeVar("T")
@@ -57,6 +61,7 @@ class Call:
         "endpoint",
         "engines",
         "fields",
+        "followers",
         "metrics",
         "parameters",
         "receive",
@@ -75,6 +80,7 @@ class Call:
         send: Send,
         *,
         common_fields: Callable[[Call], HeaderFields],
+        followers: Slots,
     ) -> None:
         self.engines = engines
         self.metrics = metrics
@@ -82,6 +88,7 @@ class Call:
         self.receive = receive
         self._send = send
         self._common_fields = common_fields
+        self.followers = followers
         self.fields = Fields(scope["headers"])
         self.request_id = ""
         self.endpoint: Endpoint | None = None
@@ -243,6 +250,14 @@ class Runner:
             return await problem_of(call, error)
         except ClientGone:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not this request was ended but work that it waited for: what that belongs to is being closed.
+            return await problem_of(
+                call, Unavailable("the server is stopping", retry_after_s=STOPPING_RETRY_S)
+            )
         except Exception:
             log.exception("unexpected error", request_id=call.request_id, route=self.endpoint.path)
             return internal_problem_reply(call.request_id)

@@ -12,6 +12,7 @@ from engines.api.metrics import MEDIA_TYPE
 from engines.api.reply import Reply, json_reply
 from engines.api.views import Page
 from engines.catalogue import KINDS, Kind
+from engines.control.service import require_in_tenant
 from engines.errors import EnginesError, Forbidden, Unavailable
 from engines.routing.diagnostics import KindReport
 from engines.scope import SYSTEM_TENANT, RequestContext
@@ -76,8 +77,12 @@ async def get_metrics(call: Call) -> Sendable:
 
 @router.get("/diagnostics/routes", reply=Page[KindReport])
 async def get_routes_report(call: Call) -> Sendable:
-    """Each kind of the tenant: ready, missing, forbidden or unreachable."""
+    """Each kind of the tenant: ready, missing, forbidden or unreachable.
+
+    Each backend is written to and read back, but no more often than every few seconds.
+    """
     context = await call.context()
+    require_in_tenant(context, "routes.read")
     engines = call.engines
     report = await engines.diagnostics.report(await engines.routes.where(context))
     return json_reply(Page(tuple(report), None))

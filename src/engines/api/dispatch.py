@@ -20,13 +20,17 @@ _PARAMETER: Final = "{}"
 
 
 class _Node:
-    """A place in the tree. `runners` by method, where a template ends here, and its parameters' names."""
+    """A place in the tree. `runners` by method, where a template ends here, and its parameters' names.
 
-    __slots__ = ("branches", "names", "runners")
+    `any_method` runs what is called by a method that `runners` does not have.
+    """
+
+    __slots__ = ("any_method", "branches", "names", "runners")
 
     def __init__(self) -> None:
         self.branches: dict[str, _Node] = {}
         self.runners: dict[str, Runner] = {}
+        self.any_method: Runner | None = None
         self.names: tuple[str, ...] = ()
 
 
@@ -44,7 +48,7 @@ class Dispatch:
         node = _walk(self._root, path[1:].split("/"), 0, values)
         if node is None:
             raise NotFound("there is no such path")
-        runner = node.runners.get(method)
+        runner = node.runners.get(method, node.any_method)
         if runner is None:
             allowed = sorted(node.runners)
             raise MethodNotAllowed(f"this path has {', '.join(allowed)}", allowed=allowed)
@@ -58,6 +62,8 @@ class Dispatch:
         assert endpoint.method not in node.runners, f"{endpoint.method} {endpoint.path} is mounted twice"
         assert not node.runners or node.names == endpoint.parameters, "one path has one set of names"
         node.runners[endpoint.method] = Runner(endpoint)
+        if endpoint.answers_any_method:
+            node.any_method = node.runners[endpoint.method]
         node.names = endpoint.parameters
 
 

@@ -30,6 +30,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
+    `answers_any_method`: it also answers every method for which its path has no endpoint.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     is_stream: bool = False
     is_idempotent: bool = False
     ignores_input: bool = False
+    answers_any_method: bool = False
     media_type: str = "application/json"
 
     @property

@@ -1,9 +1,10 @@
 """HTTP/1.1 on one connection, bounded: what uvicorn's parser is given, and for how long it may wait.
 
-Owns the limits below a request: the size of the header section, the time in which it must be complete, the
-time that a reader may leave an answer unread, and how a connection ends. A client that breaks a limit gets an
-answer in its turn, after those to the requests that it sent before, and then the connection ends in
-order: a close over unread bytes would reset it and could destroy the answer on its way.
+Owns the limits below a request: how many connections there are, the size of the header section, the time in
+which it must be complete, the time that a reader may leave an answer unread, and how a connection ends. A
+client that breaks a limit gets an answer in its turn, after those to the requests that it sent before, and
+then the connection ends in order: a close over unread bytes would reset it and could destroy the answer on
+its way.
 
 Leaves parsing to httptools, requests to uvicorn's cycle, and the body to `api/body.py`.
 """
@@ -22,11 +23,14 @@ from uvicorn.server import ServerState
 
 from engines.api.reply import CLOSE, HeaderFields, Reply, problem_reply
 from engines.clock import SystemClock
-from engines.errors import EnginesError, HeadersTooLarge, RequestTimeout
+from engines.errors import EnginesError, HeadersTooLarge, RequestTimeout, Throttled
 from engines.ids import Ids
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 HEADERS_TIMEOUT_S: Final = 10.0
+# Of one process. Each costs a descriptor, and what it has sent of a request.
+CONNECTIONS_MAX: Final = 4_096
+CONNECTIONS_RETRY_S: Final = 1.0
 WRITE_STALL_TIMEOUT_S: Final = 30.0
 # After the last answer, what the client still sends is read and dropped, within these bounds.
 LINGER_TIMEOUT_S: Final = 2.0
@@ -39,6 +43,9 @@ _ERRORS: Final[Mapping[HTTPStatus, EnginesError]] = {
         f"a header section has at most {HEADER_BYTES_MAX:,} bytes"
     ),
     HTTPStatus.REQUEST_TIMEOUT: RequestTimeout(f"a header section comes within {HEADERS_TIMEOUT_S:g} s"),
+    HTTPStatus.TOO_MANY_REQUESTS: Throttled(
+        "too many connections are open here", retry_after_s=CONNECTIONS_RETRY_S
+    ),
 }
 REQUEST_ID_BYTES: Final = 16
 _ids: Final = Ids(SystemClock())
@@ -82,6 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
     The limits are class attributes so that a subclass can have others.
     """
 
+    connections_max: int = CONNECTIONS_MAX
     header_bytes_max: int = HEADER_BYTES_MAX
     headers_timeout_s: float = HEADERS_TIMEOUT_S
     write_stall_timeout_s: float = WRITE_STALL_TIMEOUT_S
@@ -96,6 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.ending = False
         """Whether the last byte that this connection will send has been given to the transport."""
+        self._is_one_too_many = False
         self._raw: asyncio.Transport
         self._current: RequestResponseCycle | None = None  # being answered; pipelined ones wait in `pipeline`
         # Between requests and until a request's header section is complete.
@@ -116,6 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._raw = transport
         super().connection_made(cast("asyncio.Transport", _Transport(transport, self)))
+        self._is_one_too_many = len(self.connections) > self.connections_max
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -216,7 +226,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._current = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, _refuse_connection if self._is_one_too_many else app)
 
     async def _answer(
         self, cycle: RequestResponseCycle, status: int, fields: HeaderFields, body: bytes
@@ -321,16 +331,25 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stall_timer = None
 
 
+async def _refuse_connection(scope: Any, _receive: Any, _send: Any) -> None:
+    """The app of a connection too many: its first request is answered, and it is ended."""
+    reply = _refusal(HTTPStatus.TOO_MANY_REQUESTS)
+    await scope[ANSWER](reply.status, (*reply.fields, reply.length_field, CLOSE), reply.body)
+
+
 def _refusal_answer(status: HTTPStatus) -> bytes:
+    reply = _refusal(status)
+    return _head(status, (*reply.fields, reply.length_field, CLOSE)) + reply.body
+
+
+def _refusal(status: HTTPStatus) -> Reply:
     """What is HTTP and breaks a limit gets a problem document like any other, garbage one line."""
     error = _ERRORS.get(status)
     if error is None:
-        reply = Reply(status, status.phrase.encode(), ((b"content-type", b"text/plain; charset=utf-8"),))
-    else:
-        request_id = _ids.token(REQUEST_ID_BYTES).hex()
-        reply = problem_reply(error, request_id)
-        reply = Reply(status, reply.body, (*reply.fields, (b"x-request-id", request_id.encode())))
-    return _head(status, (*reply.fields, reply.length_field, CLOSE)) + reply.body
+        return Reply(status, status.phrase.encode(), ((b"content-type", b"text/plain; charset=utf-8"),))
+    request_id = _ids.token(REQUEST_ID_BYTES).hex()
+    reply = problem_reply(error, request_id)
+    return Reply(status, reply.body, (*reply.fields, (b"x-request-id", request_id.encode())))
 
 
 def _head(status: int, fields: HeaderFields) -> bytes:

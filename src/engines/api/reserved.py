@@ -8,6 +8,7 @@ from engines.catalogue import KINDS
 from engines.errors import Reserved
 
 router = Router("reserved")
+# Those that are described; any other (TRACE, an extension) is answered as GET is.
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 _RESERVED = frozenset(kind.name for kind in KINDS if kind.family == "reserved")
 
@@ -19,6 +20,11 @@ async def answer_reserved(call: Call) -> Sendable:
 
 
 for _method in METHODS:
-    router.add(_method, "/reserved/{kind}", statuses=(501,), is_idempotent=False, ignores_input=True)(
-        answer_reserved
-    )
+    router.add(
+        _method,
+        "/reserved/{kind}",
+        statuses=(501,),
+        is_idempotent=False,
+        ignores_input=True,
+        answers_any_method=_method == "GET",
+    )(answer_reserved)

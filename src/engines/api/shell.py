@@ -21,6 +21,7 @@ from engines.api.logs import Account
 from engines.api.metrics import Metrics
 from engines.api.paths import check_path
 from engines.api.reply import Send
+from engines.api.stream import follower_slots
 from engines.errors import EnginesError
 from engines.scope import check_id
 
@@ -42,12 +43,21 @@ class Shell:
         self._engines = engines
         self._metrics = metrics
         self._tell = tell
+        self._followers = follower_slots()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "lifespans and websockets are turned off where the server is set up"
         clock = self._engines.clock
         began = clock.monotonic()
-        call = Call(self._engines, self._metrics, scope, receive, send, common_fields=self._fields)
+        call = Call(
+            self._engines,
+            self._metrics,
+            scope,
+            receive,
+            send,
+            common_fields=self._fields,
+            followers=self._followers,
+        )
         try:
             await self._answer(call)
         finally:
@@ -83,7 +93,8 @@ class Shell:
         context = call.known_context
         if context is not None:
             fields.append((b"traceparent", f"00-{context.trace_id}-{context.span_id}-01".encode()))
-        if self._engines.directory.lab or (context is not None and context.lab):
+        caller = call.known_caller
+        if self._engines.directory.lab or (caller is not None and caller.lab):
             fields.append(_LAB)
         return fields
 

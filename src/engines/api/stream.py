@@ -18,6 +18,7 @@ import structlog
 from engines.api.call import Call
 from engines.api.protocol import ON_SHUTDOWN
 from engines.api.reply import internal_problem_reply, problem_reply
+from engines.core.slots import Slots
 from engines.errors import EnginesError, Forbidden, Gone
 from engines.scope import RequestContext
 from engines.stores.events import Event
@@ -27,6 +28,10 @@ HEARTBEAT_S: Final = 15.0
 RECHECK_S: Final = 0.4
 # How long a client waits before it comes back after a broken connection.
 RETRY_MS: Final = 1_000
+# Of one process. Each follower holds a connection, a few tasks and an open log, and reads when it is behind.
+FOLLOWERS_TENANT_MAX: Final = 250
+FOLLOWERS_MAX: Final = 1_000
+FOLLOWERS_RETRY_S: Final = 5.0
 MEDIA_TYPE: Final = "text/event-stream"
 
 _HEARTBEAT: Final = b": still here\n\n"
@@ -37,10 +42,25 @@ log = structlog.get_logger(__name__)
 Batches = AsyncGenerator[tuple[Event, ...], None]
 
 
+def follower_slots() -> Slots:
+    """Room for the followers of one process."""
+    return Slots(
+        "followers",
+        tenant_max=FOLLOWERS_TENANT_MAX,
+        process_max=FOLLOWERS_MAX,
+        retry_after_s=FOLLOWERS_RETRY_S,
+    )
+
+
 class EventStream:
-    """The answer of a call that follows a log. It closes `batches`, and asks for `permission` again."""
+    """The answer of a call that follows a log. It closes `batches`, and asks for `permission` again.
+
+    It holds a follower's slot from when it is made until it was sent: whoever makes one sends it. Raises
+    Throttled where there is none.
+    """
 
     def __init__(self, call: Call, context: RequestContext, batches: Batches, *, permission: str) -> None:
+        call.followers.take(context.tenant_id)
         self._call = call
         self._context = context
         self._batches = batches
@@ -48,6 +68,12 @@ class EventStream:
         self._stopping = asyncio.Event()
 
     async def send(self, call: Call) -> None:
+        try:
+            await self._send(call)
+        finally:
+            call.followers.give_back(self._context.tenant_id)
+
+    async def _send(self, call: Call) -> None:
         call.scope[ON_SHUTDOWN] = self._stopping.set
         waiting = [
             asyncio.create_task(self._stopping.wait(), name="stream-stop"),

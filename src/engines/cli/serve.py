@@ -22,7 +22,6 @@ import uvloop
 from engines.api.app import create_app
 from engines.api.logs import Lines
 from engines.api.protocol import BoundedProtocol
-from engines.cli.logs import configure_logs
 from engines.clock import SystemClock
 from engines.errors import Invalid
 from engines.settings import Settings, read_settings
@@ -116,7 +115,6 @@ def run(
     what: Served, listener: socket.socket, announce: Announce | None = None, *, parent: int | None = None
 ) -> None:
     """Serve in this process until a signal ends it, or `parent` (a file descriptor) becomes readable."""
-    configure_logs()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(what, listener, announce or _say_where, parent))
 

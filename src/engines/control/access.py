@@ -6,6 +6,8 @@ Owns who may mint and revoke keys and what a key may be bound to. Leaves making 
 
 from __future__ import annotations
 
+import msgspec
+
 from engines.control.records import ApiKey, Issuer
 from engines.control.service import Service, actor, require_in_tenant, require_system_admin
 from engines.control.store import Listing, Stored
@@ -92,10 +94,11 @@ class Keys:
         await self._service.admit(context)
         tenant_id = context.target_tenant_id
 
-        async def check(existing: ApiKey) -> None:
+        async def check(existing: ApiKey) -> ApiKey:
             if existing.tenant_id != tenant_id:
                 raise NotFound("there is no such key")
             await require_may_grant(self._store, context, existing.role)
+            return msgspec.structs.replace(existing, revoked=True)
 
         return await self._store.delete(
             KEYS, [key_id], actor=actor(context, tenant_id), condition=condition, request=request, check=check

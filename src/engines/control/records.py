@@ -130,7 +130,10 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A key's record: what it is bound to and the SHA-256 of its secret, never the secret."""
+    """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
+
+    `revoked` is true in the last version of a key that was revoked, which is all that is left of it.
+    """
 
     key_id: Id
     tenant_id: TenantId

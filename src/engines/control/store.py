@@ -23,6 +23,7 @@ from engines.codec import Codec, decode_json, encode_json
 from engines.core.documents import Documents
 from engines.core.idempotency import Request, first_answer, marker_put
 from engines.core.keys import join, partition, record_key, within
+from engines.core.listing import LOOKED_AT_MAX, SCANS_MAX
 from engines.core.outbox import Backlog, outbox_put
 from engines.core.records import ANYTHING, Condition
 from engines.core.versioned import oldest_after, version_ops
@@ -155,16 +156,22 @@ class ControlStore:
     async def page(
         self, table: Table[T], *ids: str, after: str | None = None, limit: int = 100, descending: bool = False
     ) -> Listing[T]:
-        """Live records below `ids`, by key. `after` is an earlier listing's."""
+        """Live records below `ids`, by key. `after` is an earlier listing's.
+
+        Deleted records keep their heads, so a page may be short, or empty, and have `after`: it ends where
+        so many documents were looked at as a page of any list looks at.
+        """
         prefix = table.prefix(*ids)
         above, below = within(*prefix)
         if after is not None:
             above, below = (above, join(*prefix, after)) if descending else (join(*prefix, after), below)
         items: list[Stored[T]] = []
         last_key = ""
-        while True:
+        looked_at = 0
+        wanted = min(SCAN_LIMIT_MAX, limit + 1)
+        for _ in range(SCANS_MAX):
             page = await self.documents.scan(
-                PARTITION, above=above, below=below, limit=min(SCAN_LIMIT_MAX, limit + 1), reverse=descending
+                PARTITION, above=above, below=below, limit=wanted, reverse=descending
             )
             for doc in page.docs:
                 stored = _open(table, doc)
@@ -175,7 +182,12 @@ class ControlStore:
                     last_key = doc.key
             if page.resume is None:
                 return Listing(tuple(items), None)
+            looked_at += len(page.docs)
             above, below = (above, page.resume) if descending else (page.resume, below)
+            if looked_at >= LOOKED_AT_MAX:
+                break
+            wanted = SCAN_LIMIT_MAX  # Many were deleted.
+        return Listing(tuple(items), _tail_of(below if descending else above, prefix))
 
     async def resolve_index(self, key: str) -> Any:
         """What an index entry holds, or None."""

@@ -107,9 +107,7 @@ class Tenants:
             raise Invalid("an env is named twice", field="envs")
         if await self._store.read(MODES, tenant.mode) is None:
             raise Invalid("there is no such mode", field="mode")
-        system = await self._store.read(TENANTS, SYSTEM_TENANT)
-        in_lab = system is not None and system.record.mode == LAB_MODE
-        if in_lab and tenant.mode != LAB_MODE:
+        if tenant.mode != LAB_MODE and await in_lab(self._store):
             raise ForbiddenBackendClass(
                 "the control plane of this deployment is host-local: every tenant's mode is lab", field="mode"
             )
@@ -247,6 +245,12 @@ async def require_may_grant(store: ControlStore, context: RequestContext, role: 
         raise Forbidden("this role may do more than yours", field="role")
 
 
+async def in_lab(store: ControlStore) -> bool:
+    """Whether the control plane's own database is host-local, which is what makes a deployment a lab."""
+    system = await store.read(TENANTS, SYSTEM_TENANT)
+    return system is not None and system.record.mode == LAB_MODE
+
+
 class Modes:
     """What each mode allows, as data."""
 
@@ -262,12 +266,23 @@ class Modes:
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Stored[Mode]:
+        """Raises Forbidden, ForbiddenBackendClass (host_local outside lab), Conflict (a lab without it)."""
         require_system_admin(context)
         await self._service.admit(context)
 
         async def build(_: Mode | None) -> Mode:
-            if "host_local" in mode.allowed_classes and mode.mode != LAB_MODE:
-                raise ForbiddenBackendClass("host_local is allowed in mode lab only", field="allowed_classes")
+            if "host_local" in mode.allowed_classes:
+                if mode.mode != LAB_MODE:
+                    raise ForbiddenBackendClass(
+                        "host_local is allowed in mode lab only", field="allowed_classes"
+                    )
+            elif mode.mode == LAB_MODE and await in_lab(self._store):
+                # Its spine is host-local: nothing could be changed any more, this mode included.
+                raise Conflict(
+                    "this deployment is a lab, whose own database is host-local: without host_local in mode"
+                    " lab nobody could change anything in it, nor take this back",
+                    field="allowed_classes",
+                )
             # A start compares kinds by name: an alias or a slip of the pen here would mean nothing to it.
             marked = {
                 field: tuple(kind_named(kind, field).name for kind in getattr(mode, field))

@@ -253,5 +253,17 @@ def check_write(partition: str, ops: Sequence[Op]) -> None:
 
 
 def _guards_itself(ops: Sequence[Op]) -> bool:
-    """Whether applying the write makes one of its own conditions false, so that it cannot land twice."""
+    """Whether applying the write makes one of its own conditions false, so that it is not applied twice.
+
+    What a condition guards against is an attempt that was given up and is delivered late, after a repeat of
+    it was applied. A write is all or nothing, so one condition guards all of it:
+
+    - Match guards for ever: no document ever has an earlier version again.
+    - Absent guards for as long as the document stands. Where it was deleted or has expired in between, the
+      late attempt finds it absent once more and puts it back. The window is what a backend needs to be done
+      with an attempt that nobody waits for any more: on PostgreSQL a statement that was already sent, which
+      `statement_timeout` ends; on SQLite none. A put that must not come back needs a Match in the same
+      write, or something Absent that outlives the window: an idempotency marker, which stays for a day, or
+      a commit of a log, which is never deleted that young.
+    """
     return any(not isinstance(op.when, Always) for op in ops)

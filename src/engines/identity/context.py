@@ -57,13 +57,17 @@ _REQUEST_SOURCES: Final = {
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """A proven user outside any tenant. `tenant_id` is the one whose spine is told of their refusals."""
+    """A proven user outside any tenant. `tenant_id` is the one whose spine is told of their refusals.
+
+    `lab`: the deployment is one, or the tenant that invites them is in mode lab.
+    """
 
     user_id: str
     tenant_id: str
     request_id: str
     trace_id: str
     span_id: str
+    lab: bool
 
 
 class _Template(msgspec.Struct, frozen=True):
@@ -228,6 +232,7 @@ class Contexts:
             request_id=own_id,
             trace_id=trace_of(sent) or minted[:32],
             span_id=minted[32:],
+            lab=await derivation.is_lab_of(tenant_id),
         )
 
 

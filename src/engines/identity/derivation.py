@@ -111,6 +111,18 @@ class Derivation:
             self._refuse("user_id", user_id)
         self._check_user()
 
+    async def is_lab_of(self, tenant_id: str) -> bool:
+        """Whether a member of the tenant, also an invited one, is in a lab.
+
+        To anybody else no tenant is a lab of its own: nobody learns here which tenants there are.
+        """
+        if self._directory.lab:
+            return True
+        if await self._directory.membership(tenant_id, self._credential.user_id) is None:
+            return False
+        tenant = await self._directory.tenant(tenant_id)
+        return tenant is not None and tenant.mode == LAB_MODE
+
     # --- the tenant ---
 
     async def _own(self) -> Own:

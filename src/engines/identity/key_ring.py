@@ -107,6 +107,10 @@ class KeyRing:
         except (KeysRefused, TimeoutError) as error:
             self._failed = True
             log.warning("an issuer's keys cannot be read", issuer_id=self._issuer_id, reason=str(error))
+        except Exception:
+            # A fault of ours is a failed reading like any other: the next one is due after `RETRY_S`.
+            self._failed = True
+            log.exception("an issuer's keys cannot be read", issuer_id=self._issuer_id)
         else:
             self._failed = False
             self._loaded_at = began

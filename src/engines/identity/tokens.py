@@ -97,13 +97,13 @@ class TokenVerifier:
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
         try:
             remembered = self._verified.get(digest)
-            if remembered is not None and await self._still_holds(remembered, issuer_of):
-                self._verified.move_to_end(digest)
-            else:
+            if remembered is None or not await self._still_holds(remembered, issuer_of):
                 remembered = await self._verify(text, issuer_of)
-                self._verified[digest] = remembered
-                if len(self._verified) > VERIFIED_MAX:
-                    self._verified.popitem(last=False)
+            # While that was awaited, other requests may have put it out of what is remembered.
+            self._verified[digest] = remembered
+            self._verified.move_to_end(digest)
+            if len(self._verified) > VERIFIED_MAX:
+                self._verified.popitem(last=False)
         except TokenRefused as reason:
             self._verified.pop(digest, None)
             log.info("a token was refused", reason=str(reason))

@@ -6,6 +6,7 @@ served kinds. Leaves resolution to `routing/router.py`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,6 +21,7 @@ from engines.routing.backends import Backends
 from engines.routing.router import Router, Where
 from engines.scope import SYSTEM_TENANT
 
+FINDING_S: Final = 5.0
 _PARTITION: Final = partition("probe", SYSTEM_TENANT, "global", 0)
 
 
@@ -68,26 +70,39 @@ class KindReport(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str | None = None
 
 
+class _Finding:
+    """The last probe of one backend. The lock is held by whoever probes it anew."""
+
+    __slots__ = ("began_at_s", "lock", "probe", "record")
+
+    def __init__(self, record: Backend) -> None:
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.probe: Probe | None = None
+        self.began_at_s = 0.0
+
+
 class Diagnostics:
-    """`/diagnostics/routes`: every served kind, resolved and its backend asked."""
+    """`/diagnostics/routes`: every served kind, resolved and its backend asked.
+
+    A finding is remembered for `FINDING_S`, so that asking in a loop writes no more than asking at leisure.
+    """
 
     def __init__(self, router: Router, backends: Backends) -> None:
         self._router = router
         self._backends = backends
+        self._findings: dict[str, _Finding] = {}
 
     async def report(self, at: Where) -> Sequence[KindReport]:
-        """Every served kind; each backend is asked once."""
-        probes: dict[str, Probe] = {}
-        return [await self._kind(kind.name, at, probes) for kind in SERVED]
+        """Every served kind; each backend is asked once, and all at once."""
+        return await asyncio.gather(*(self._kind(kind.name, at) for kind in SERVED))
 
-    async def _kind(self, kind: str, at: Where, probes: dict[str, Probe]) -> KindReport:
+    async def _kind(self, kind: str, at: Where) -> KindReport:
         backend: Backend | None = None
         try:
             resolution = await self._router.resolve(kind, at)
             backend = await self._router.checked_backend(resolution, at)
-            if backend.backend_id not in probes:
-                probes[backend.backend_id] = await probe(self._backends, backend)
-            found = probes[backend.backend_id]
+            found = await self._probed(backend)
             state, detail = ("ready", None) if found.ok else ("unreachable", found.detail)
         except MissingRoute as error:
             state, detail = "missing", error.detail
@@ -102,3 +117,15 @@ class Diagnostics:
             backend_class=None if backend is None else backend.backend_class,
             detail=detail,
         )
+
+    async def _probed(self, record: Backend) -> Probe:
+        """What a probe found now or a moment ago; who asks meanwhile waits for the one under way."""
+        clock = self._backends.clock
+        finding = self._findings.get(record.backend_id)
+        if finding is None or finding.record != record:
+            finding = self._findings[record.backend_id] = _Finding(record)
+        async with finding.lock:
+            if finding.probe is None or clock.monotonic() >= finding.began_at_s + FINDING_S:
+                finding.began_at_s = clock.monotonic()
+                finding.probe = await probe(self._backends, record)
+            return finding.probe

@@ -33,6 +33,6 @@ Lists take `window=Window(limit, after, descending)` and give `Listed(items, aft
 of events.
 
 An `…Input`, and `NewEvent` and its relatives, is a request's body: decode into it directly. What msgspec
-then complains of, `scoped.invalid_body` turns into Invalid; `events.append_body_type` says which Struct an
-append's body is. Stores check bodies again by the same types, for callers in process.
+then complains of, `scoped.invalid_body` turns into Invalid. Stores check bodies again by the same types, for
+callers in process.
 """

@@ -18,6 +18,7 @@ from engines.core.idempotency import Request
 from engines.core.listing import START, Listed, Window
 from engines.core.log import SEGMENT_SIZE_DEFAULT, Head
 from engines.core.place import Places
+from engines.core.slots import Slots
 from engines.errors import Invalid
 from engines.ids import Ids
 from engines.scope import RequestContext, check_id
@@ -40,10 +41,13 @@ __all__ = [
     "NewStreamEvent",
     "NewStreamEvents",
     "SystemEvent",
-    "append_body_type",
 ]
 
 SPINE_STREAM: Final = "spine"
+# A verification reads a whole log: minutes of a backend's time where it is long.
+VERIFYING_TENANT_MAX: Final = 1
+VERIFYING_MAX: Final = 4
+VERIFYING_RETRY_S: Final = 5.0
 
 
 class NewEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,28 +69,6 @@ class NewStreamEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expected_position: int | None = None
 
 
-class _Shape(msgspec.Struct):
-    events: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-_SHAPE: Final = msgspec.json.Decoder(_Shape)
-
-
-def append_body_type(body: bytes, *, positioned: bool) -> type[msgspec.Struct]:
-    """Which Struct an append's body is to be decoded into: one event, or several where it has `events`.
-
-    `positioned`: for a stream, where `expected_position` may stand beside them. What is no JSON object at all
-    is left to the decoder of that Struct to refuse.
-    """
-    try:
-        several = _SHAPE.decode(body).events is not msgspec.UNSET
-    except (msgspec.DecodeError, RecursionError):
-        several = False
-    if positioned:
-        return NewStreamEvents if several else NewStreamEvent
-    return NewEvents if several else NewEvent
-
-
 class EventSpine:
     """The spine of whoever asks: one log a tenant and env.
 
@@ -99,6 +81,12 @@ class EventSpine:
     ) -> None:
         logs = OpenLogs(ids, clock, segment_size_default=segment_size_default)
         self._logs = EventLogs(catalogue.EVENT_SPINE, places, logs)
+        self._verifying = Slots(
+            "verifications",
+            tenant_max=VERIFYING_TENANT_MAX,
+            process_max=VERIFYING_MAX,
+            retry_after_s=VERIFYING_RETRY_S,
+        )
 
     async def append(
         self, context: RequestContext, events: Sequence[NewEvent], *, request: Request | None = None
@@ -150,9 +138,13 @@ class EventSpine:
         return await self._logs.follow(context, SPINE_STREAM, after)
 
     async def verify(self, context: RequestContext, *, expected: Head | None = None) -> LogVerification:
-        """Read the whole spine and its digests. `expected`: a head seen before, which it must still hold."""
+        """Read the whole spine and its digests. `expected`: a head seen before, which it must still hold.
+
+        Raises Throttled while as many are under way as there may be of the tenant, or in this process.
+        """
         context.require_data("events.verify")
-        return await self._logs.verify(context, SPINE_STREAM, expected)
+        with self._verifying.hold(context.tenant_id):
+            return await self._logs.verify(context, SPINE_STREAM, expected)
 
     async def close(self) -> None:
         """Finish the appends that wait, end the followers."""

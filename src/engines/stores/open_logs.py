@@ -1,7 +1,8 @@
 """Open logs: one `Log` for each stream that is in use, so that appends to it share commits.
 
-Owns how many stay open and for how long. A stream that a route leads elsewhere is another log. One that is
-in use is never closed here; two logs open on one stream would be right all the same, only slower.
+Owns how many are open and for how long. A stream that a route leads elsewhere is another log. One that is in
+use is never closed here, so where all are, another stream has to wait. Two logs open on one stream would be
+right all the same, only slower.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Final
 from engines.clock import Clock
 from engines.core.log import SEGMENT_SIZE_DEFAULT, Log
 from engines.core.place import Place
-from engines.errors import Unavailable
+from engines.errors import Throttled, Unavailable
 from engines.ids import Ids
 
-# Past this the log that was used longest ago is closed; open logs hold no task and little memory.
-LOGS_OPEN_MAX: Final = 1_000
+# Past this the log that was used longest ago is closed; open logs hold no task and little memory. It is twice
+# what followers can hold, so that appends always find room.
+LOGS_OPEN_MAX: Final = 2_000
+ALL_IN_USE_RETRY_S: Final = 1.0
 IDLE_S_MAX: Final = 300.0
 # Of those used longest ago, how many are looked at each time one is used.
 LOOKED_AT: Final = 4
@@ -62,7 +65,10 @@ class OpenLogs:
 
     @contextlib.asynccontextmanager
     async def use(self, place: Place, stream: str) -> AsyncIterator[Log]:
-        """The stream's log, which stays open within the block. Raises Unavailable after `close`."""
+        """The stream's log, which stays open within the block.
+
+        Raises Throttled where every open log is in use and there may be no more, Unavailable after `close`.
+        """
         opened = self._take(place, stream, await place.partition(stream))
         try:
             yield opened.log
@@ -95,6 +101,7 @@ class OpenLogs:
             self.drop(place, stream)  # The backend was opened anew.
             opened = None
         if opened is None:
+            self._make_room()
             opened = self._open[key] = _Open(self._new_log(place, stream, shard_partition), place)
         opened.users += 1
         self._open.move_to_end(key)
@@ -115,13 +122,25 @@ class OpenLogs:
             segment_size_default=self._segment_size_default,
         )
 
+    def _make_room(self) -> None:
+        """For one more: where there is none, close the log that nobody has used for longest."""
+        if len(self._open) < self._open_max:
+            return
+        unused = next((key for key, opened in self._open.items() if opened.users == 0), None)
+        if unused is None:
+            raise Throttled(
+                f"all {self._open_max} logs that may be open here are in use",
+                retry_after_s=ALL_IN_USE_RETRY_S,
+            )
+        self._close(self._open.pop(unused))
+
     def _close_unused(self) -> None:
-        """Of the logs used longest ago, close what was idle too long or is one too many."""
+        """Of the logs used longest ago, close what was idle too long."""
         now_s = self._clock.monotonic()
         for key, opened in list(islice(self._open.items(), LOOKED_AT)):
             if opened.users > 0:
                 self._open.move_to_end(key)
-            elif len(self._open) > self._open_max or now_s - opened.used_at_s > IDLE_S_MAX:
+            elif now_s - opened.used_at_s > IDLE_S_MAX:
                 del self._open[key]
                 self._close(opened)
 

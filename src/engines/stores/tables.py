@@ -21,7 +21,6 @@ from engines.core.listing import START, Listed, Window, list_records
 from engines.core.place import Places
 from engines.core.records import ANYTHING, Condition, Draft
 from engines.errors import NotFound
-from engines.ids import Ids
 from engines.ports.documents import Doc
 from engines.scope import RequestContext, check_id
 from engines.stores.scoped import Change, Deletion, IdentityFields, Stamped, check_body, stamp, with_etag
@@ -59,9 +58,8 @@ class Tables:
     OutcomeUnknown.
     """
 
-    def __init__(self, places: Places, ids: Ids, clock: Clock) -> None:
+    def __init__(self, places: Places, clock: Clock) -> None:
         self._places = places
-        self._ids = ids
         self._clock = clock
 
     async def get(self, context: RequestContext, table: str, pk: str, sk: str) -> TableRow:

@@ -271,9 +271,13 @@ class _Lane:
             try:
                 connection = connection or _connect(self._path)
                 settlements = self._run(connection, jobs)
-            except (sqlite3.Error, ValueError, OverflowError) as error:
+            except BaseException as error:  # noqa: BLE001
+                # Memory at its end, say: if the lane ended too, whoever waits for it would wait for ever.
                 # To each an exception of its own: whoever raises one changes it.
                 settlements = [(future, None, _translate(error)) for _, future in jobs]
+                if connection is not None and not isinstance(error, _FORESEEN):
+                    connection.close()  # Nobody knows what state it is in.
+                    connection = None
             self._answer(settlements)
         if connection is not None:
             connection.close()
@@ -344,7 +348,7 @@ def _run_writes(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Settl
         raise
     try:
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
+    except BaseException as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
             raise
@@ -364,18 +368,22 @@ def _attempt(connection: sqlite3.Connection, job: _Job) -> _Settlement:
         return future, None, conflict
 
 
+# What a statement or a value brings about. The connection is as good as before.
+_FORESEEN = (sqlite3.Error, ValueError, OverflowError)
 _TRANSIENT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOMEM}
 
 
-def _primary_code(error: Exception) -> int:
+def _primary_code(error: BaseException) -> int:
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF
 
 
-def _translate(error: Exception) -> EnginesError:
+def _translate(error: BaseException) -> EnginesError:
     """Every error here came before COMMIT or with the transaction rolled back, but for `_LostCommit`."""
     if isinstance(error, _LostCommit):
         translated: EnginesError = OutcomeUnknown("the database failed while it committed")
+    elif not isinstance(error, _FORESEEN):
+        translated = Unavailable("the database's thread met a fault and begins anew")
     elif _primary_code(error) in _TRANSIENT:
         translated = Unavailable("the database is busy")
     elif _primary_code(error) == sqlite3.SQLITE_CORRUPT:

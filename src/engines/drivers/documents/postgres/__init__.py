@@ -209,15 +209,22 @@ class PostgresDocuments:
             raise _conflict(rows[0][0])
 
     async def provision(self) -> None:
-        """Needs no right to create anything where everything is there."""
+        """Needs no right to create anything where everything is there, and touches nothing of others."""
 
         async def create(session: Session) -> None:
             found = await session.connection.fetchval(INSPECT, self._schema, timeout=COMMAND_TIMEOUT_S)
             if found == "missing":
                 script = PROVISION.format(schema=self._schema)
                 await session.connection.execute(script, timeout=COMMAND_TIMEOUT_S)
-            elif found != "complete":
+            elif found == "unordered":
                 raise BackendRefused("the table documents does not order its keys by bytes")
+            elif found == "foreign":
+                raise BackendRefused(
+                    f"documents or documents_expiry in schema {self._schema} is somebody else's: its columns"
+                    " or its primary key are not this driver's; choose another schema"
+                )
+            else:
+                assert found == "complete", found
 
         await self._sessions.run(create, lost=Unavailable)
 

@@ -101,18 +101,41 @@ STATEMENTS: Final[Mapping[str, str]] = {
     " FOR UPDATE SKIP LOCKED)",
 }
 
-# What is there: 'missing' (some of it), 'complete', or 'foreign': a table whose keys sort by another order.
+# What is there: 'complete', 'missing' (some of it; the table, where there is one, is ours), 'unordered': a
+# table whose keys sort by another order, or 'foreign': something of one of our names that is not ours. A
+# column that somebody added to our table does no harm, as long as a row needs no value for it.
 INSPECT: Final = """
+WITH there AS (
+    SELECT to_regclass(format('%I.documents', $1::text)) AS documents,
+        to_regclass(format('%I.documents_expiry', $1::text)) AS expiry
+), columns AS (
+    SELECT attname, format_type(atttypid, atttypmod) AS type, attnotnull, collname,
+        attnotnull AND NOT atthasdef AND attidentity = '' AS is_needed
+    FROM there JOIN pg_attribute ON attrelid = documents AND attnum > 0 AND NOT attisdropped
+        LEFT JOIN pg_collation ON pg_collation.oid = attcollation
+), ours (attname, type, attnotnull) AS (
+    VALUES ('partition', 'text', true), ('key', 'text', true), ('body', 'text', true),
+        ('version', 'text', true), ('expires_at', 'bigint', false)
+)
 SELECT CASE
-    WHEN to_regclass(format('%I.documents', $1::text)) IS NULL
-        OR to_regclass(format('%I.documents_expiry', $1::text)) IS NULL
+    WHEN documents IS NOT NULL AND (
+        (SELECT relkind FROM pg_class WHERE oid = documents) NOT IN ('r', 'p')
+        OR 5 <> (SELECT count(*) FROM columns JOIN ours USING (attname, type, attnotnull))
+        OR EXISTS (SELECT FROM columns WHERE is_needed AND attname NOT IN (SELECT attname FROM ours))
+        OR ARRAY['partition', 'key'] IS DISTINCT FROM (
+            SELECT array_agg(attname::text ORDER BY place)
+            FROM pg_constraint, unnest(conkey) WITH ORDINALITY AS part (number, place), pg_attribute
+            WHERE conrelid = documents AND contype = 'p' AND attrelid = documents AND attnum = number)
+    ) THEN 'foreign'
+    WHEN expiry IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_index WHERE indexrelid = expiry AND indrelid = documents) THEN 'foreign'
+    WHEN EXISTS (SELECT FROM columns
+            WHERE attname IN ('partition', 'key') AND collname IS DISTINCT FROM 'C') THEN 'unordered'
+    WHEN documents IS NULL OR expiry IS NULL
         OR NOT EXISTS (SELECT FROM pg_proc WHERE proname = 'write_documents_1'
             AND pronamespace = to_regnamespace(quote_ident($1::text))) THEN 'missing'
-    WHEN 2 <> (SELECT count(*) FROM pg_attribute JOIN pg_collation ON pg_collation.oid = attcollation
-            WHERE attrelid = to_regclass(format('%I.documents', $1::text))
-            AND attname IN ('partition', 'key') AND collname = 'C') THEN 'foreign'
     ELSE 'complete'
-END"""
+END FROM there"""
 
 # One transaction, one at a time. The function is given a batch in key order and takes its locks in that
 # order. `kinds` has a letter for each op: p put, c create (absent), r replace (match), d delete, m delete
