@@ -120,8 +120,7 @@ def _line(present: Move) -> str:
     """One state of a move in words."""
     progress = present.progress
     parts = [
-        f"{present.phase:8}",
-        f"{progress.documents} documents, {progress.bytes / 1_000_000:.1f} MB",
+        f"{present.phase}: {progress.documents} documents, {progress.bytes / 1_000_000:.1f} MB",
         f"{progress.documents_per_s:.0f} a second",
     ]
     if present.phase == "copy" and progress.partitions:
