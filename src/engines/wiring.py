@@ -1,8 +1,8 @@
 """The composition root: the only module that sees every floor.
 
 Owns putting the parts together for one process, the tasks that run beside requests (following the control
-plane, relaying the outbox, reclaiming what expired) and ending them in order. Leaves every decision to the
-parts.
+plane, relaying the outbox, adopting rotated secrets, reclaiming what expired) and ending them in order.
+Leaves every decision to the parts.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ async def open_engines(
         control.store.on_change = _adopt_at_once(directory, relay)
         await _check_start(directory, router, control.store)
         try:
-            async with _running(directory.follow(), relay.run(), backends.reclaim()):
+            async with _running(
+                directory.follow(), relay.run(), backends.follow_secrets(), backends.reclaim()
+            ):
                 yield engines
         finally:
             await engines.contexts.close()

@@ -1,0 +1,196 @@
+"""A rotated secret is adopted under traffic: no restart and no failed write, where one password counts."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import engines
+from engines.control.bootstrap import apply_seed, bootstrap
+from engines.control.records import Backend
+from engines.core.listing import Window
+from engines.errors import OutcomeUnknown
+from engines.routing.rotation import LOOK_PAUSE_S
+from engines.stores.notes import NoteInput
+from engines.wiring import open_control_plane
+from tests.contexts import context
+from tests.routing.conftest import SEED
+from tests.servers.postgres import PostgresServer
+
+WRITERS = 16
+POOL_SIZE = 6
+FIRST, SECOND, WRONG = "first-password", "second-password", "wrong-password"
+
+
+class Rotated:
+    """A database with a user of its own, and the file that says the user's password to Engines."""
+
+    def __init__(self, server: PostgresServer, database: str, secrets_file: Path) -> None:
+        self.server = server
+        self.database = database
+        self.user = f"u_{uuid.uuid4().hex}"
+        self.secrets_file = secrets_file
+
+    def in_source(self, password: str) -> None:
+        """As a tool would write it: whole or not at all."""
+        new = self.secrets_file.with_suffix(".new")
+        new.write_text(json.dumps({"db": {"password": password}}))
+        new.replace(self.secrets_file)
+
+    async def in_database(self, password: str) -> None:
+        await self._execute(f"ALTER ROLE {self.user} PASSWORD '{password}'")
+
+    async def end_sessions(self) -> int:
+        """End every session of the user; returns how many there were."""
+        ended = await self._execute(
+            f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{self.user}'"
+        )
+        return int(ended)
+
+    async def _execute(self, statement: str) -> str:
+        return await asyncio.to_thread(self.server.execute, statement, database=self.database)
+
+    def record(self) -> Backend:
+        return Backend(
+            backend_id="data",
+            driver="postgres",
+            backend_class="server",
+            config={
+                "host": "127.0.0.1",
+                "port": self.server.port,
+                "database": self.database,
+                "user": self.user,
+                "pool_size": POOL_SIZE,
+            },
+            secrets={"password": "json:db/password"},
+            offered_to="*",
+        )
+
+
+class Traffic:
+    """Writers that create one note after the other, and what became of each."""
+
+    def __init__(self, opened: engines.Engines) -> None:
+        self.opened = opened
+        self.acknowledged: list[str] = []
+        self.unknown: list[str] = []
+        self.failures: list[Exception] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Condition()
+        self._stopping = False
+
+    async def more(self, count: int) -> None:
+        """Until `count` further calls came to an end, or one failed."""
+        target = self._ended() + count
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ended() >= target or bool(self.failures))
+        assert not any(task.done() for task in self._tasks)
+
+    def _ended(self) -> int:
+        return len(self.acknowledged) + len(self.unknown) + len(self.failures)
+
+    async def __aenter__(self) -> "Traffic":
+        self._tasks = [asyncio.create_task(self._write(number)) for number in range(WRITERS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """A write that was begun is seen to its end, so that what became of it is known."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+    async def _write(self, writer: int) -> None:
+        who = context(user_id=f"u{writer}")
+        count = 0
+        while not self._stopping:
+            content = f"{writer}/{count}"
+            count += 1
+            try:
+                await self.opened.notes.create(who, NoteInput(content=content))
+                self.acknowledged.append(content)
+            except OutcomeUnknown:
+                self.unknown.append(content)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the test tells it)
+                self.failures.append(error)
+            async with self._changed:
+                self._changed.notify_all()
+
+
+@pytest.fixture
+def rotated(
+    postgres_server: PostgresServer, new_postgres_database: Callable[[], str], tmp_path: Path
+) -> Iterator[Rotated]:
+    database = urlsplit(new_postgres_database()).path[1:]
+    made = Rotated(postgres_server, database, tmp_path / "secrets.json")
+    made.in_source(FIRST)
+    postgres_server.execute(f"CREATE ROLE {made.user} LOGIN PASSWORD '{FIRST}'")
+    postgres_server.execute(f'GRANT CREATE ON DATABASE "{database}" TO {made.user}')
+    yield made
+    postgres_server.execute(f"DROP OWNED BY {made.user} CASCADE", database=database)
+    postgres_server.execute(f"DROP ROLE {made.user}")
+
+
+@pytest.fixture
+async def opened(rotated: Rotated, tmp_path: Path) -> AsyncIterator[engines.Engines]:
+    url = f"sqlite://{tmp_path}/control.db"
+    async with open_control_plane(url) as control:
+        await bootstrap(control.store, control.record, data=rotated.record(), host_local=True)
+        await apply_seed(control.store, SEED)
+    async with AsyncExitStack() as stack:
+        yield await stack.enter_async_context(engines.open(url, secrets={"file": str(rotated.secrets_file)}))
+
+
+async def stored(opened: engines.Engines) -> list[str]:
+    """The content of every note that is there."""
+    found: list[str] = []
+    for writer in range(WRITERS):
+        who = context(user_id=f"u{writer}")
+        after: str | None = None
+        while True:
+            page = await opened.notes.list(who, window=Window(limit=200, after=after))
+            found.extend(note.content for note in page.items)
+            after = page.after
+            if after is None:
+                break
+    return found
+
+
+def check(traffic: Traffic, found: list[str]) -> None:
+    """Every acknowledged note is there once; what nobody can tell is there once or not."""
+    assert traffic.failures == []
+    assert len(set(found)) == len(found)
+    assert set(traffic.acknowledged) <= set(found)
+    assert set(found) - set(traffic.acknowledged) <= set(traffic.unknown)
+
+
+async def test_a_password_is_rotated_at_its_source_and_then_at_the_database(
+    rotated: Rotated, opened: engines.Engines
+) -> None:
+    async with Traffic(opened) as traffic:
+        await traffic.more(200)
+        rotated.in_source(SECOND)
+        await traffic.more(50)
+        await rotated.in_database(SECOND)
+        assert await rotated.end_sessions() > 0
+        await traffic.more(400)
+    assert len(traffic.unknown) <= POOL_SIZE
+    check(traffic, await stored(opened))
+
+
+async def test_a_password_is_rotated_at_the_database_some_seconds_before_its_source(
+    rotated: Rotated, opened: engines.Engines
+) -> None:
+    """Nobody can connect meanwhile: what is refused waits, and is repeated."""
+    async with Traffic(opened) as traffic:
+        await traffic.more(200)
+        await rotated.in_database(SECOND)
+        assert await rotated.end_sessions() > 0
+        await asyncio.sleep(LOOK_PAUSE_S)
+        rotated.in_source(SECOND)
+        await traffic.more(400)
+    assert len(traffic.unknown) <= POOL_SIZE
+    check(traffic, await stored(opened))
