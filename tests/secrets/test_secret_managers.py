@@ -196,7 +196,7 @@ async def test_a_reply_that_is_none_is_refused_and_its_text_is_not_told(
 
 @pytest.mark.parametrize("cloud", [GOOGLE, AZURE], ids=["google", "azure"])
 async def test_a_redirect_leads_nowhere(secrets: Secrets, server: SecretManagers, cloud: Cloud) -> None:
-    """Where it leads to might be anybody, and the request carries a token. AWS's is a signature for one host."""
+    """Where it leads to might be anybody, and the request carries a token. AWS signs for one host."""
     server.instead = web.Response(status=307, headers={"Location": f"{server.url}/elsewhere"})
     await refused(secrets, cloud.handle, BackendRefused)
 
