@@ -202,14 +202,15 @@ async def test_a_password_is_rotated_at_its_source_and_then_at_the_database(
 
 
 async def test_a_password_is_rotated_at_the_database_some_seconds_before_its_source(
-    rotated: Rotated, opened: engines.Engines
+    rotated: Rotated, opened: engines.Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody can connect meanwhile: what is refused waits, and is repeated."""
+    monkeypatch.setattr(rotation, "LOOK_PAUSE_S", 0.5)
     async with Traffic(opened) as traffic:
         await traffic.more(200)
         await rotated.in_database(SECOND)
         assert await rotated.end_sessions() > 0
-        await asyncio.sleep(rotation.LOOK_PAUSE_S)
+        await asyncio.sleep(1.5 * rotation.LOOK_PAUSE_S)  # The second look, too, finds the former value.
         rotated.in_source(SECOND)
         await traffic.more(400)
     assert len(traffic.unknown) <= POOL_SIZE
@@ -345,11 +346,12 @@ async def test_a_refusal_that_no_secret_mends_is_raised_and_asks_the_source_now_
 ) -> None:
     await one.write()
     monkeypatch.setattr(rotation, "LOOK_PAUSE_S", 0.2)
+    began = asyncio.get_running_loop().time()
     await asyncio.to_thread(rotated.server.execute, "DROP SCHEMA engines CASCADE", database=rotated.database)
     outcomes = await asyncio.gather(*(one.write() for _ in range(50)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {BackendRefused}
     looks = one.resolver.count
-    assert looks <= 5
+    assert looks <= 2 + (asyncio.get_running_loop().time() - began) / 0.2
     with pytest.raises(BackendRefused):  # Patience is over: one look, and no more.
         await one.write()
     assert one.resolver.count <= looks + 1

@@ -170,6 +170,7 @@ class RotatingDriver:
             return
         former, self._present, self._digest = self._present, successor, digest
         self.problem = None
+        self._refused_at = float("-inf")  # Patience was not in vain.
         log.info("a changed secret is in use", backend=self._backend_id)
         self._start(_close_later(former))
 
