@@ -218,6 +218,7 @@ async def test_a_password_is_rotated_at_the_database_some_seconds_before_its_sou
 
 
 async def test_rotations_one_upon_the_other_are_adopted(rotated: Rotated, opened: engines.Engines) -> None:
+    """Back to the first value in the end: a look between may never see another one."""
     async with Traffic(opened) as traffic:
         await traffic.more(100)
         for password in (SECOND, THIRD, FIRST):

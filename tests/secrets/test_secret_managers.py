@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from engines.drivers.secrets import aws, azure, google
 from engines.errors import BackendRefused, Invalid
 from tests.secrets.refusals import VALUE, refused
 from tests.servers.secret_managers import ACCESS_KEY_ID, IDENTITY_HEADER, REGION, SecretManagers
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 class Cloud(msgspec.Struct, frozen=True):
@@ -230,6 +233,7 @@ async def test_without_its_sdk_a_handle_is_refused_with_the_command_that_install
     monkeypatch.setitem(sys.modules, cloud.sdk, None)
     error = await refused(secrets, cloud.handle, BackendRefused)
     assert f"pip install 'engines[{cloud.extra}]'" in error.detail
+    assert cloud.extra in tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
 
 
 @pytest.mark.parametrize("cloud", [GOOGLE, AZURE], ids=["google", "azure"])

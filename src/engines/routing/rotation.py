@@ -4,9 +4,9 @@ Owns the one driver of a backend that calls go to, looking its secrets up again,
 its place once that works with what changed. Documents, layouts and places stay the same objects across a
 rotation: the exchange is below them. Leaves looking now and then, beside calls, to `routing/backends.py`.
 
-BackendRefused says that nothing was applied, so a call that the former secret no longer opens is repeated on
-the new driver. A changed secret that does not work replaces nothing: the former driver stays, and `problem`
-says so.
+BackendRefused says that nothing was applied, so a call that the former secret no longer opens is repeated
+after the secrets were looked up. A changed secret that does not work replaces nothing: the former driver stays, and
+`problem` says so.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from engines.ports.secrets import Secret
 LOOK_PAUSE_S: Final = 2.0
 LOOK_TIMEOUT_S: Final = 30.0
 # Who rotates may change the database some seconds before the source of the secret. From the first refusal on,
-# calls that are refused look again for this long: well within their own deadline, past which the outcome of a
-# write would be called unknown. Where that was in vain, calls wait for one look each until it has been quiet.
+# refused calls are repeated after each look for this long: well within their own deadline, past which the
+# outcome of a write would be called unknown. Where that was in vain, a call waits for one look until no call
+# was refused for a while.
 PATIENCE_S: Final = 6.0
 PATIENCE_PAUSE_S: Final = 60.0
 
@@ -125,16 +126,19 @@ class RotatingDriver:
         await asyncio.wait((self._look_soon(),))
 
     async def _successor(self, refused: DocumentDriver, refusal: BackendRefused) -> DocumentDriver:
-        """The driver in the place of one that refused. Raises the refusal where there is none in time."""
+        """The driver to repeat a refused call on. Raises the refusal where another look is not worth it.
+
+        While patience lasts that may be the same one: who rotates may have put the former value back.
+        """
+        if self._closed:
+            raise refusal
         began = _now()
         if began >= self._refused_at + PATIENCE_PAUSE_S:
             self._patient_until = began + PATIENCE_S
         self._refused_at = began
-        while self._present is refused and not self._closed:
-            await asyncio.wait((self._look_soon(),), timeout=max(0.0, began + PATIENCE_S - _now()))
-            if _now() + LOOK_PAUSE_S > self._patient_until:
-                break
         if self._present is refused:
+            await asyncio.wait((self._look_soon(),), timeout=PATIENCE_S)
+        if self._present is refused and _now() + LOOK_PAUSE_S > self._patient_until:
             raise refusal
         return self._present
 
