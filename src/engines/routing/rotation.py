@@ -5,8 +5,8 @@ its place once that works with what changed. Documents, layouts and places stay 
 rotation: the exchange is below them. Leaves looking now and then, beside calls, to `routing/backends.py`.
 
 BackendRefused says that nothing was applied, so a call that the former secret no longer opens is repeated
-after the secrets were looked up. A changed secret that does not work replaces nothing: the former driver stays, and
-`problem` says so.
+after the secrets were looked up. A changed secret that does not work replaces nothing: the former driver
+stays, and `problem` says so.
 """
 
 from __future__ import annotations
