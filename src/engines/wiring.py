@@ -1,8 +1,8 @@
 """The composition root: the only module that sees every floor.
 
 Owns putting the parts together for one process, the tasks that run beside requests (following the control
-plane, relaying the outbox, reclaiming what expired) and ending them in order. Leaves every decision to the
-parts.
+plane, relaying the outbox, adopting rotated secrets, reclaiming what expired) and ending them in order.
+Leaves every decision to the parts.
 """
 
 from __future__ import annotations
@@ -145,62 +145,74 @@ async def open_engines(
     clock = clock or SystemClock()
     async with open_control_plane(control_plane_url, clock=clock, random_bytes=random_bytes) as control:
         ids = Ids(clock, random_bytes)
-        resolver = Secrets(secret_sources(**(secrets or {})))
-        directory = Directory(control.store, clock)
-        backends = Backends(control.documents, resolver, ids=ids, clock=clock)
-        participation = Participation(control.documents, directory, process_id=ids.write_id(), clock=clock)
-        router = Router(directory, backends, participation)
-        participation.open_target = router.open_backend
-        spine = EventSpine(router, ids, clock)
-        streams = EventStreams(router, ids, clock)
-        audit = Audit(directory, spine, ids)
-        refusals = RefusalAudit(audit.refused, clock)
-        service = Service(control.store, router)
-        routes = Routes(service, router)
-        movers = Movers(control.store, directory, backends, ids=ids, clock=clock)
-        engines = Engines(
-            clock=clock,
-            ids=ids,
-            directory=directory,
-            contexts=Contexts(directory, TokenVerifier(resolver, clock), ids, clock, refusals=refusals),
-            refusals=refusals,
-            router=router,
-            tenants=Tenants(service),
-            users=Users(service),
-            members=Members(service),
-            modes=Modes(service),
-            oses=oses(service),
-            surfaces=surfaces(service),
-            apps=apps(service),
-            projects=projects(service),
-            keys=Keys(service),
-            issuers=Issuers(service),
-            backends=BackendRecords(service, backends),
-            routes=routes,
-            moves=Moves(service, router, routes, ids),
-            diagnostics=Diagnostics(router, backends),
-            spine=spine,
-            streams=streams,
-            tables=Tables(router, clock),
-            memory=SessionMemory(router, clock),
-            blackboard=Blackboard(router, clock),
-            notes=Notes(router, ids, clock),
-        )
+        backends, participation, engines = _assemble(control, secrets or {}, ids=ids, clock=clock)
+        audit = Audit(engines.directory, engines.spine, ids)
         lease = Lease(control.documents, PARTITION, "outbox", holder=ids.write_id(), clock=clock)
         relay = Relay(control.documents, PARTITION, audit.deliver, lease=lease, clock=clock)
-        control.store.on_change = _adopt_at_once(directory, relay)
-        await _check_start(directory, router, control.store, participation)
+        movers = Movers(control.store, engines.directory, backends, ids=ids, clock=clock)
+        control.store.on_change = _adopt_at_once(engines.directory, relay)
+        await _check_start(engines.directory, engines.router, control.store, participation)
         try:
             async with _running(
-                directory.follow(), participation.run(), relay.run(), movers.run(), backends.reclaim()
+                engines.directory.follow(),
+                participation.run(),
+                relay.run(),
+                movers.run(),
+                backends.follow_secrets(),
+                backends.reclaim(),
             ):
                 yield engines
         finally:
             await engines.contexts.close()
-            await refusals.close()
-            await spine.close()
-            await streams.close()
+            await engines.refusals.close()
+            await engines.spine.close()
+            await engines.streams.close()
             await backends.close()
+
+
+def _assemble(
+    control: ControlPlane, secrets: Mapping[str, str], *, ids: Ids, clock: Clock
+) -> tuple[Backends, Participation, Engines]:
+    """Every store and service, and what runs beside them; nothing has been read yet."""
+    resolver = Secrets(secret_sources(**secrets))
+    directory = Directory(control.store, clock)
+    backends = Backends(control.documents, resolver, ids=ids, clock=clock)
+    participation = Participation(control.documents, directory, process_id=ids.write_id(), clock=clock)
+    router = Router(directory, backends, participation)
+    participation.open_target = router.open_backend
+    spine = EventSpine(router, ids, clock)
+    refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
+    service = Service(control.store, router)
+    routes = Routes(service, router)
+    engines = Engines(
+        clock=clock,
+        ids=ids,
+        directory=directory,
+        contexts=Contexts(directory, TokenVerifier(resolver, clock), ids, clock, refusals=refusals),
+        refusals=refusals,
+        router=router,
+        tenants=Tenants(service),
+        users=Users(service),
+        members=Members(service),
+        modes=Modes(service),
+        oses=oses(service),
+        surfaces=surfaces(service),
+        apps=apps(service),
+        projects=projects(service),
+        keys=Keys(service),
+        issuers=Issuers(service),
+        backends=BackendRecords(service, backends),
+        routes=routes,
+        moves=Moves(service, router, routes, ids),
+        diagnostics=Diagnostics(router, backends),
+        spine=spine,
+        streams=EventStreams(router, ids, clock),
+        tables=Tables(router, clock),
+        memory=SessionMemory(router, clock),
+        blackboard=Blackboard(router, clock),
+        notes=Notes(router, ids, clock),
+    )
+    return backends, participation, engines
 
 
 def _adopt_at_once(directory: Directory, relay: Relay) -> Callable[[], Awaitable[None]]:

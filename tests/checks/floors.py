@@ -73,9 +73,9 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("api/", "cli/"),
     "cyclopts": ("cli/",),
     # The environment.
-    "os.environ": ("settings.py", "drivers/secrets/", "testing/"),
-    "os.environb": ("settings.py", "drivers/secrets/", "testing/"),
-    "os.getenv": ("settings.py", "drivers/secrets/", "testing/"),
+    "os.environ": ("settings.py", "drivers/secrets/environment.py", "testing/"),
+    "os.environb": ("settings.py", "drivers/secrets/environment.py", "testing/"),
+    "os.getenv": ("settings.py", "drivers/secrets/environment.py", "testing/"),
     # Time is read in one place, and injected everywhere else.
     "time.time": ("clock.py",),
     "time.time_ns": ("clock.py",),

@@ -32,6 +32,9 @@ SECRET_SOURCES: Final[Mapping[str, str]] = {
     "env": "engines.drivers.secrets.environment",
     "json": "engines.drivers.secrets.json_file",
     "file": "engines.drivers.secrets.mount",
+    "aws": "engines.drivers.secrets.aws",
+    "google": "engines.drivers.secrets.google",
+    "azure": "engines.drivers.secrets.azure",
 }
 # The schemes of a control plane's URL, and the driver that reads each.
 URL_SCHEMES: Final[Mapping[str, str]] = {
@@ -92,7 +95,10 @@ class SecretSourceModule(Protocol):
 
 
 def secret_sources(**places: str) -> dict[str, SecretSource]:
-    """Every source by its scheme. `places` are the bootstrap's: a JSON `file`, a mounted `directory`."""
+    """Every source by its scheme. `places` are the bootstrap's: a JSON `file`, a mounted `directory`.
+
+    `aws_endpoint`, `google_endpoint` and `azure_endpoint` stand for a service's own address.
+    """
     return {
         scheme: cast(SecretSourceModule, importlib.import_module(module)).open_source(places)
         for scheme, module in SECRET_SOURCES.items()

@@ -2,13 +2,15 @@
 
 Owns the drivers that this process has open, one for each backend record as it now stands, and closing them.
 A changed record (its config, a secret's handle) opens a new driver; the old one is closed once its calls
-have had time to end. Leaves which backend to use to `routing/router.py` and secrets to the resolver.
+have had time to end. Secrets of all that is open are looked up again now and then. Leaves which backend to
+use to `routing/router.py`, adopting a changed secret to `routing/rotation.py`, and secrets to the resolver.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from collections.abc import Mapping
 from typing import Final
 
@@ -23,23 +25,34 @@ from engines.core.secrets import parse_handle
 from engines.drivers.registry import document_driver
 from engines.errors import BackendRefused, EnginesError, Invalid
 from engines.ids import Ids
+from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret, SecretResolver
+from engines.routing.rotation import RotatingDriver
 
 # The backend record under which the control plane's own database is known.
 CONTROL_BACKEND: Final = "control"
 PROBE_TIMEOUT_S: Final = 10.0
 RECLAIM_INTERVAL_S: Final = 60.0
 RECLAIM_MAX: Final = 1_000
+# A rotated secret that no call was refused for is adopted within this, give or take a fifth.
+LOOK_INTERVAL_S: Final = 30.0
+LOOKS_AT_ONCE_MAX: Final = 4
 
 log = structlog.get_logger(__name__)
 
 
 class OpenBackend(msgspec.Struct, frozen=True):
-    """A backend as this process has it open."""
+    """A backend as this process has it open. `rotating` is the driver below, where it has secrets."""
 
     record: Backend
     documents: Documents
     layouts: Layouts
+    rotating: RotatingDriver | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on what an operator should mend although calls succeed; None as a rule."""
+        return None if self.rotating is None else self.rotating.problem
 
 
 class _Attempt(msgspec.Struct, frozen=True):
@@ -82,21 +95,29 @@ class Backends:
             raise copy.copy(error) from error
 
     async def connect(self, record: Backend) -> Documents:
-        """A driver of the caller's own for a record that may not be stored yet; the caller closes it."""
-        module = document_driver(record.driver)
-        config = check_config(record)
-        secrets = await self._resolved(record.secrets)
-        driver = module.open_driver(config, secrets, self.clock)
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await driver.provision()
-        except TimeoutError as error:
-            await driver.close()
-            raise BackendRefused("the backend did not answer while it was set up") from error
-        except BaseException:
-            await driver.close()
-            raise
-        return Documents(driver, ids=self._ids, clock=self.clock)
+        """A driver of the caller's own for a record that may not be stored yet; the caller closes it.
+
+        Its secrets are looked up again when a call is refused, and not in between.
+        """
+        return self._documents(await self._driver(record))
+
+    async def follow_secrets(self) -> None:
+        """Adopt rotated secrets, for ever; the owner cancels it."""
+        while True:
+            spread = random.uniform(0.8, 1.2)  # noqa: S311 (it spreads processes, it hides nothing)
+            await asyncio.sleep(LOOK_INTERVAL_S * spread)
+            await self.look_once()
+
+    async def look_once(self) -> None:
+        """The same, once: look up again the secrets of all that is open."""
+        at_once = asyncio.Semaphore(LOOKS_AT_ONCE_MAX)
+
+        async def look(rotating: RotatingDriver) -> None:
+            async with at_once:
+                await rotating.look()
+
+        rotating = [opened.rotating for opened in self._open.values() if opened.rotating is not None]
+        await asyncio.gather(*map(look, rotating))
 
     async def reclaim(self) -> None:
         """Remove expired documents everywhere, for ever; the owner cancels it."""
@@ -143,8 +164,28 @@ class Backends:
     async def _open_new(self, record: Backend) -> OpenBackend:
         if record.backend_id == CONTROL_BACKEND:
             return OpenBackend(record, self._control, self._control_layouts)
-        documents = await self.connect(record)
-        return OpenBackend(record, documents, Layouts(documents))
+        driver = await self._driver(record)
+        documents = self._documents(driver)
+        rotating = driver if isinstance(driver, RotatingDriver) else None
+        return OpenBackend(record, documents, Layouts(documents), rotating)
+
+    async def _driver(self, record: Backend) -> DocumentDriver:
+        """A driver that has answered; one whose secrets may change, where it has any."""
+        config = check_config(record)
+
+        async def open_driver(secrets: Mapping[str, Secret]) -> DocumentDriver:
+            driver = document_driver(record.driver).open_driver(config, secrets, self.clock)
+            await _provision(driver)
+            return driver
+
+        if not record.secrets:
+            return await open_driver({})
+        return await RotatingDriver.open(
+            record.backend_id, lambda: self._resolved(record.secrets), open_driver
+        )
+
+    def _documents(self, driver: DocumentDriver) -> Documents:
+        return Documents(driver, ids=self._ids, clock=self.clock)
 
     async def _resolved(self, handles: Mapping[str, str]) -> dict[str, Secret]:
         return {name: await self._secrets.resolve(handle) for name, handle in handles.items()}
@@ -153,6 +194,19 @@ class Backends:
         task = asyncio.create_task(_close_later(opened))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+async def _provision(driver: DocumentDriver) -> None:
+    """Closes the driver where it fails. Raises BackendRefused, Unavailable."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await driver.provision()
+    except TimeoutError as error:
+        await driver.close()
+        raise BackendRefused("the backend did not answer while it was set up") from error
+    except BaseException:
+        await driver.close()
+        raise
 
 
 async def _close_later(opened: OpenBackend) -> None:

@@ -26,7 +26,10 @@ _PARTITION: Final = partition("probe", SYSTEM_TENANT, "global", 0)
 
 
 class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a probe found. `error` is the code of what went wrong and `detail` its sentence."""
+    """What a probe found. `error` is the code of what went wrong and `detail` its sentence.
+
+    Without an error, `detail` is what an operator should mend although the backend works.
+    """
 
     backend_id: str
     ok: bool
@@ -40,6 +43,7 @@ async def probe(backends: Backends, record: Backend) -> Probe:
     clock = backends.clock
     began = clock.monotonic()
     error: EnginesError | None = None
+    warning: str | None = None
     try:
         opened = await backends.open(record)
         documents = opened.documents
@@ -49,6 +53,7 @@ async def probe(backends: Backends, record: Backend) -> Probe:
         if doc is None or doc.version != version:
             raise BackendRefused("the backend did not give back what was written")
         await documents.write(_PARTITION, [Delete(key, ALWAYS)])
+        warning = opened.problem
     except EnginesError as refusal:
         error = refusal
     return Probe(
@@ -56,12 +61,15 @@ async def probe(backends: Backends, record: Backend) -> Probe:
         ok=error is None,
         duration_ms=round((clock.monotonic() - began) * 1000, 3),
         error=None if error is None else error.code,
-        detail=None if error is None else error.detail,
+        detail=warning if error is None else error.detail,
     )
 
 
 class KindReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One kind of a tenant: `ready`, `missing`, `forbidden` or `unreachable`, and why."""
+    """One kind of a tenant: `ready`, `missing`, `forbidden` or `unreachable`, and why.
+
+    A `ready` kind has a `detail` where its backend works and an operator has something to mend.
+    """
 
     resource_kind: str
     state: str
@@ -103,7 +111,7 @@ class Diagnostics:
             resolution = await self._router.resolve(kind, at)
             backend = await self._router.checked_backend(resolution, at)
             found = await self._probed(backend)
-            state, detail = ("ready", None) if found.ok else ("unreachable", found.detail)
+            state, detail = "ready" if found.ok else "unreachable", found.detail
         except MissingRoute as error:
             state, detail = "missing", error.detail
         except ForbiddenBackendClass as error:
