@@ -65,9 +65,9 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
 # A name from outside -> the paths below src/engines that may use it; a path ending in / is a folder.
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     # One SDK, one driver.
-    "aiobotocore": ("drivers/documents/dynamodb/",),
+    "aiobotocore": ("drivers/documents/dynamodb/", "drivers/secrets/aws.py"),
     "asyncpg": ("drivers/documents/postgres/",),
-    "botocore": ("drivers/documents/dynamodb/",),
+    "botocore": ("drivers/documents/dynamodb/", "drivers/secrets/aws.py"),
     "sqlite3": ("drivers/documents/sqlite.py",),
     # What belongs to the edges stays there.
     "uvicorn": ("api/", "cli/"),

@@ -17,6 +17,7 @@ from engines.core.transfer import PartitionTransfer
 from engines.drivers.registry import document_driver
 from engines.errors import Unavailable
 from engines.ids import Ids
+from engines.ports.documents import ALWAYS, Doc, Put
 from engines.routing.participation import DRIFT, LEASE_S, Observer, Participation
 from engines.stores.notes import NoteInput
 from engines.testing.clock import ManualClock
@@ -116,7 +117,7 @@ async def test_changes_wait_behind_the_fence_and_reads_do_not(
     process = await open_process()
     made = await process.notes.create(OWNER, NoteInput(content="here"))
     go_on = asyncio.Event()
-    hold_up(monkeypatch, go_on)
+    hold_up(monkeypatch, "compare_touched", go_on)
     stored = await process.moves.start(OWNER, "notes_store", "b")
     await reached(process, stored.record.move_id, "verify")
     assert (await process.notes.get(OWNER, made.record.note_id)).content == "here"
@@ -130,12 +131,33 @@ async def test_changes_wait_behind_the_fence_and_reads_do_not(
     assert (await process.notes.get(OWNER, waited.record.note_id)).content == "there"
 
 
-def hold_up(monkeypatch: pytest.MonkeyPatch, until: asyncio.Event) -> None:
-    """The comparison behind the fence takes as long as the test wants."""
-    compare = PartitionTransfer.compare_touched
+def hold_up(monkeypatch: pytest.MonkeyPatch, name: str, until: asyncio.Event) -> None:
+    """One step of the mover takes as long as the test wants."""
+    step = getattr(PartitionTransfer, name)
 
-    async def compare_later(transfer: PartitionTransfer) -> None:
+    async def later(transfer: PartitionTransfer) -> None:
         await until.wait()
-        await compare(transfer)
+        await step(transfer)
 
-    monkeypatch.setattr(PartitionTransfer, "compare_touched", compare_later)
+    monkeypatch.setattr(PartitionTransfer, name, later)
+
+
+async def test_the_fence_waits_for_a_change_that_began_before_it(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await open_process()
+    compared = asyncio.Event()
+    hold_up(monkeypatch, "compare", compared)
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    await reached(process, stored.record.move_id, "follow")
+    async with process.router.changing("notes_store", OWNER) as place:
+        compared.set()
+        await reached(process, stored.record.move_id, "fence")
+        with pytest.raises(TimeoutError):
+            await reached(process, stored.record.move_id, "verify", timeout_s=0.5)
+        partition = await place.partition("u1")
+        version = await place.documents.write(partition, [Put("n!u1!late", '"late"', ALWAYS)])
+    await ended(process, stored.record.move_id)
+    there = await process.router.place("notes_store", OWNER)
+    doc = await there.documents.get(await there.partition("u1"), "n!u1!late")
+    assert (there.backend_id, doc) == ("b", Doc("n!u1!late", '"late"', version))
