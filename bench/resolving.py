@@ -34,7 +34,8 @@ async def _resolving(stage: Stage, deployment: Deployment) -> list[Result]:
             watch = Stopwatch()
             for _ in range(count):
                 context = await contexts.context_of(headers)
-                await router.place_for_change(NOTES, context)
+                async with router.changing(NOTES, context):
+                    pass
             seconds = watch.seconds()
             if number > 0:
                 costs.append(seconds / count * 1e6)

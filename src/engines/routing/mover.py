@@ -98,8 +98,10 @@ class Movers:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, move_id: str, _: asyncio.Task[None]) -> None:
+    def _ended(self, move_id: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(move_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a mover failed; another goes on", move=move_id, exc_info=error)
 
     async def _work(self, move_id: str) -> None:
         """Work on one move for as long as the lease can be kept."""
@@ -334,8 +336,9 @@ class Mover:
         """Changes wait. A mover that finds the fence closed knows not what was compared, and opens it."""
         if self._sides is None:
             raise Unavailable("another mover closed the fence")
+        assert self._paused_at_s is not None
         try:
-            async with asyncio.timeout(FENCE_S_MAX):
+            async with asyncio.timeout(self._paused_at_s + FENCE_S_MAX - self._clock.monotonic()):
                 if self._sides.envs != await self._envs(move):
                     raise Unavailable("the tenant has another env")
                 yield self._sides
@@ -458,8 +461,9 @@ class Mover:
             await self._report()
 
     async def _report(self) -> None:
+        self._progress.measure(self._tally, self._clock)
         with contextlib.suppress(EnginesError):  # The next one says it.
-            await self._progresses.write(self._move_id, self._progress.measured(self._tally, self._clock))
+            await self._progresses.write(self._move_id, self._progress)
 
 
 def _actor(move: Move) -> Actor:

@@ -61,8 +61,8 @@ class Progress(msgspec.Struct, tag_field="schema", tag="progress/1", omit_defaul
     pause_ms: float | None = None
     error: str | None = None
 
-    def measured(self, tally: Tally, clock: Clock) -> Progress:
-        """The same with the present counts, and the rate and the end that follow from them."""
+    def measure(self, tally: Tally, clock: Clock) -> None:
+        """Take the present counts over, and the rate and the end that follow from them."""
         now = clock.now()
         self.started_at = self.started_at or now
         self.updated_at = now
@@ -74,7 +74,6 @@ class Progress(msgspec.Struct, tag_field="schema", tag="progress/1", omit_defaul
             self.estimated_end = timestamp(now + left_s)
         else:
             self.estimated_end = None
-        return self
 
 
 _PROGRESS: Final = Codec(Progress)
