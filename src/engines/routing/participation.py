@@ -55,12 +55,8 @@ class _Standing(msgspec.Struct, frozen=True, tag_field="schema", tag="process/1"
 _CODEC: Final = Codec(_Standing)
 
 
-class Change(msgspec.Struct, frozen=True):
-    """A change under way: of which tenant and kind, what was known when it began, and under which tenure."""
-
-    pair: Pair
-    generation: int
-    tenure: int
+# A change under way: of which tenant and kind, what was known when it began, and under which tenure.
+Change = tuple[Pair, int, int]
 
 
 class Participation:
@@ -95,19 +91,20 @@ class Participation:
         generation = self._directory.generation
         counts = self._under_way.setdefault(pair, {})
         counts[generation] = counts.get(generation, 0) + 1
-        return Change(pair, generation, self._tenure)
+        return pair, generation, self._tenure
 
     def leave(self, change: Change) -> bool:
         """It is over; whether it may be acknowledged: else a move may have gone on without this process."""
-        counts = self._under_way[change.pair]
-        counts[change.generation] -= 1
-        if counts[change.generation] == 0:
-            del counts[change.generation]
+        pair, generation, tenure = change
+        counts = self._under_way[pair]
+        counts[generation] -= 1
+        if counts[generation] == 0:
+            del counts[generation]
             if not counts:
-                del self._under_way[change.pair]
-            if change.pair in self._awaited:
+                del self._under_way[pair]
+            if pair in self._awaited:
                 self._wake.set()
-        return self._tenure == change.tenure and self._holds()
+        return self._tenure == tenure and self._holds()
 
     def _holds(self) -> bool:
         """By either clock: a machine may have been asleep."""

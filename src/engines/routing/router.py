@@ -57,6 +57,22 @@ class Resolution(msgspec.Struct, frozen=True):
     looked_at: tuple[Looked, ...]
 
 
+_Key = tuple[str, str, str, str, str | None, str | None, str | None]
+
+
+def _key(kind: str, context: RequestContext) -> _Key:
+    """What a place depends on."""
+    return (
+        kind,
+        context.tenant_id,
+        context.mode,
+        context.env,
+        context.surface_id,
+        context.app_id,
+        context.project_id,
+    )
+
+
 class Router:
     """`core.place.Places`, from the directory's routes and backends."""
 
@@ -66,29 +82,16 @@ class Router:
         self._participation = participation
         # One for each move, so that a log stays open while other routes change.
         self._journalled: dict[tuple[str, str], tuple[Documents, Documents]] = {}
-        self._places: dict[tuple[str, str, str, str, str | None, str | None, str | None], Place] = {}
+        self._places: dict[_Key, Place] = {}
+        self._changeable: dict[_Key, Place] = {}
         self._generation = -1
 
     async def place(self, kind: str, context: RequestContext) -> Place:
-        self._directory.check_fresh()
-        if self._generation != self._directory.generation:
-            self._places.clear()
-            self._generation = self._directory.generation
-        key = (
-            kind,
-            context.tenant_id,
-            context.mode,
-            context.env,
-            context.surface_id,
-            context.app_id,
-            context.project_id,
-        )
-        place = self._places.get(key)
+        place = self._known(self._places, kind, context)
         if place is None:
             generation = self._generation
             place = await self._find(kind, where(context))
-            if generation == self._directory.generation and len(self._places) < PLACES_CACHED_MAX:
-                self._places[key] = place
+            self._remember(self._places, kind, context, place, generation)
         return place
 
     async def check(self, kind: str, context: RequestContext) -> None:
@@ -100,24 +103,39 @@ class Router:
     def changing(self, kind: str, context: RequestContext) -> _Changing:
         return _Changing(self, self._participation, kind, context)
 
+    def known_for_change(self, kind: str, context: RequestContext) -> Place | None:
+        """What `place_for_change` gave for the same before, if it still holds. Raises Unavailable."""
+        return self._known(self._changeable, kind, context)
+
     async def place_for_change(self, kind: str, context: RequestContext) -> Place:
         """The place that takes changes now; what it rests on is still what is known when this returns."""
-        generation = self._directory.generation
-        await self.place(EVENT_SPINE, context)
-        place = await self.place(kind, context)
-        if place.accepts_changes and generation == self._directory.generation:
-            return place
         try:
             async with asyncio.timeout(PAUSE_S_MAX):
                 while True:
                     generation = self._directory.generation
+                    await self.place(EVENT_SPINE, context)
                     place = await self.place(kind, context)
                     if place.accepts_changes and generation == self._directory.generation:
+                        self._remember(self._changeable, kind, context, place, generation)
                         return place
                     if not place.accepts_changes:
                         await self._directory.changed(generation)
         except TimeoutError as error:
             raise Unavailable("a move takes long to change sides", retry_after_s=1.0) from error
+
+    def _known(self, places: dict[_Key, Place], kind: str, context: RequestContext) -> Place | None:
+        self._directory.check_fresh()
+        if self._generation != self._directory.generation:
+            self._places.clear()
+            self._changeable.clear()
+            self._generation = self._directory.generation
+        return places.get(_key(kind, context))
+
+    def _remember(
+        self, places: dict[_Key, Place], kind: str, context: RequestContext, place: Place, generation: int
+    ) -> None:
+        if generation == self._directory.generation and len(places) < PLACES_CACHED_MAX:
+            places[_key(kind, context)] = place
 
     async def resolve(self, kind: str, at: Where) -> Resolution:
         """The first in order: the tenant's own, most specific first, then t_system's. Raises MissingRoute."""
@@ -223,7 +241,9 @@ class _Changing:
         self._change: Change | None = None
 
     async def __aenter__(self) -> Place:
-        place = await self._router.place_for_change(self._kind, self._context)
+        place = self._router.known_for_change(self._kind, self._context)
+        if place is None:
+            place = await self._router.place_for_change(self._kind, self._context)
         self._change = self._participation.enter((place.tenant_id, place.kind))
         return place
 
