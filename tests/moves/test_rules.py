@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from engines.control.tables import MOVES
+from engines.core.records import Condition
 from engines.core.transfer import FENCE_KEY
 from engines.errors import Conflict, Forbidden, Invalid, NotFound
 from engines.scope import RouteScope
@@ -17,6 +18,7 @@ from tests.contexts import ADMIN, PERMISSIONS_OF, context
 from tests.moves.conftest import NEW, OWNER, Open, ended, reached, sqlite_backend
 
 ADMIN_FOR_A = msgspec.structs.replace(ADMIN, acting_on="t_a")
+ANYTHING_THERE = Condition(versions=("*",))
 MEMBER = context("t_a", roles=("member",), permissions=PERMISSIONS_OF["member"])
 
 
@@ -147,3 +149,20 @@ async def test_the_phases_of_a_move_are_on_the_tenants_spine(open_process: Open)
     assert retired.record.phase == "retire"
     with pytest.raises(Conflict):
         await process.moves.retire(OWNER, stored.record.move_id)
+
+
+async def test_routes_written_after_a_move_lead_to_what_was_moved(open_process: Open) -> None:
+    process = await open_process()
+    made = await process.notes.create(OWNER, NoteInput(content="moved"))
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    await ended(process, stored.record.move_id)
+    scope = RouteScope(surface_id="chat")
+    await process.routes.put(OWNER, "notes_store", "b", scope=scope, options={}, condition=NEW)
+    assert (await process.notes.get(OWNER, made.record.note_id)).content == "moved"
+    await process.routes.put(OWNER, "notes_store", "a", scope=scope, options={}, condition=ANYTHING_THERE)
+    with pytest.raises(NotFound):  # Elsewhere is elsewhere, and nowhere is what was left behind.
+        await process.notes.get(OWNER, made.record.note_id)
+    await process.routes.delete(OWNER, "notes_store", scope, condition=ANYTHING_THERE)
+    assert (await process.notes.get(OWNER, made.record.note_id)).content == "moved"
+    with pytest.raises(Conflict, match="left behind"):
+        await process.routes.delete(OWNER, "notes_store", RouteScope(), condition=ANYTHING_THERE)

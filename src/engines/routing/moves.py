@@ -29,7 +29,7 @@ from engines.errors import Conflict, Invalid, NotFound, Throttled
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Put
 from engines.routing.router import Router, is_offered, source_of
-from engines.routing.routes import CONTROL_KINDS, Routes, moving_key, own_routes
+from engines.routing.routes import CONTROL_KINDS, Routes, moving_key, newest_generation, own_routes
 from engines.routing.sides import Sides
 from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
 
@@ -148,8 +148,8 @@ class Moves:
             claimed = await self._store.resolve_index(moving_key(move.tenant_id, move.resource_kind))
             if claimed is not None:
                 raise Conflict(f"this kind is being moved already: {claimed}")
-            generation = await self._last_generation(move) + 1
-            return msgspec.structs.replace(move, target_generation=generation, retire=retire)
+            newest = await newest_generation(self._store, move.tenant_id, move.resource_kind)
+            return msgspec.structs.replace(move, target_generation=newest + 1, retire=retire)
 
         return await self._store.put(
             MOVES, [move.move_id], build, actor=actor(context, move.tenant_id), request=request
@@ -301,13 +301,6 @@ class Moves:
                     f"a default of t_system leads this kind to {default.backend_id} for a part of the tenant;"
                     " give the tenant routes of its own first"
                 )
-
-    async def _last_generation(self, move: Move) -> int:
-        """The newest generation of this kind of this tenant, of whatever came of its move."""
-        numbers = await self._store.scan_index(
-            "i", "moves", move.tenant_id, move.resource_kind, limit=1, descending=True
-        )
-        return max(move.source_generation, *(int(number) for number in numbers), 0)
 
 
 def _progress_key(move_id: str) -> str:

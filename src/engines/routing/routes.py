@@ -70,6 +70,12 @@ async def own_routes(store: ControlStore, tenant_id: str, kind: str) -> list[Rou
             return routes
 
 
+async def newest_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
+    """That of the tenant's last move of the kind, whatever came of it; 0 where there was none."""
+    numbers = await store.scan_index("i", "moves", tenant_id, kind, limit=1, descending=True)
+    return int(numbers[0]) if numbers else 0
+
+
 class BackendRecords:
     """`/backends`: t_system's admins alone."""
 
@@ -204,7 +210,7 @@ class Routes:
                 scope=checked,
                 backend_id=backend_id,
                 options=dict(options),
-                generation=0 if existing is None else existing.generation,
+                generation=await self._generation(owner, named.name, backend_id, existing),
             )
 
         ids = route_ids(owner, named.name, _folded(scope))
@@ -237,8 +243,13 @@ class Routes:
             raise Forbidden("the routes of the control plane's own kinds cannot be deleted")
         ids = route_ids(owner, named.name, _folded(scope))
 
-        async def check(_: Route) -> None:
+        async def check(existing: Route) -> None:
             await self._check_not_moving(owner, named.name)
+            if existing.generation > 0 and existing.scope == RouteScope():
+                raise Conflict(
+                    "this kind was moved here: without the route, a default of t_system would show what was"
+                    " left behind. Move it, or put another route"
+                )
 
         return await self._store.delete(
             ROUTES, ids, actor=actor(context, owner), condition=condition, request=request, check=check
@@ -315,6 +326,20 @@ class Routes:
         if scope.env is not None and owner != SYSTEM_TENANT and scope.env not in tenant.record.envs:
             raise ContextMismatch("the tenant does not declare this env", field="scope.env")
         return folded
+
+    async def _generation(self, owner: str, kind: str, backend_id: str, existing: Route | None) -> int:
+        """Under which generation a kind lies where a route leads: its others' there, or the newest.
+
+        So routes to one backend share what lies there, and none leads to what a move left behind.
+        """
+        if owner == SYSTEM_TENANT:
+            return 0
+        if existing is not None and existing.backend_id == backend_id:
+            return existing.generation
+        for route in await own_routes(self._store, owner, kind):
+            if route.backend_id == backend_id:
+                return route.generation
+        return await newest_generation(self._store, owner, kind)
 
     async def _check_not_moving(self, owner: str, kind: str) -> None:
         move_id = await self._store.resolve_index(moving_key(owner, kind))
