@@ -47,6 +47,11 @@ GET /routes
 PUT,DELETE /routes/{resource_kind}
 GET /routes/{resource_kind}/resolve
 GET /routes/{resource_kind}/history
+POST /routes/{resource_kind}/move
+GET /moves
+GET /moves/{move_id}
+POST /moves/{move_id}/cancel
+POST /moves/{move_id}/retire
 GET /health/live
 GET /health/ready
 GET /metrics
@@ -155,7 +160,7 @@ CHECKS_LEFT_OUT = (
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
 DATA = r"^/(notes|memory|tables|blackboard|events|streams|me|health|bootstrap)"
-CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|modes|diagnostics)"
+CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnostics)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
 

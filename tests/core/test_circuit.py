@@ -28,7 +28,7 @@ def fail(circuit: Circuit, clock: ManualClock, *, over_s: float, count: int) -> 
 def test_it_opens_after_many_failures_over_some_time_and_an_answer_closes_it() -> None:
     clock = ManualClock()
     circuit = Circuit(clock)
-    fail(circuit, clock, over_s=FAILING_S, count=FAILURES_MAX - 1)
+    fail(circuit, clock, over_s=FAILING_S + 0.1, count=FAILURES_MAX - 1)
     circuit.admit()
     circuit.failed()
     circuit.admit()  # It is open now: one tries, the others learn at once.

@@ -90,7 +90,7 @@ class TestFollow:
         await spine.append(context(), [numbered(1)])
         async with aclosing(await spine.follow(context())) as batches:
             await anext(batches)
-            home.generation = 1
+            home.backend_id = "elsewhere"
             with pytest.raises(Unavailable):
                 await anext(batches)
         async with aclosing(await spine.follow(context())) as batches:
