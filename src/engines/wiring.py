@@ -1,8 +1,8 @@
 """The composition root: the only module that sees every floor.
 
 Owns putting the parts together for one process, the tasks that run beside requests (following the control
-plane, relaying the outbox, reclaiming what expired) and ending them in order. Leaves every decision to the
-parts.
+plane, relaying the outbox, projecting spines, reclaiming what expired) and ending them in order. Leaves every
+decision to the parts.
 """
 
 from __future__ import annotations
@@ -192,15 +192,13 @@ async def open_engines(
         await _check_start(directory, router, control.store, participation)
         try:
             async with _running(
-                directory.follow(), participation.run(), relay.run(), movers.run(), backends.reclaim()
+                *(directory.follow(), participation.run(), relay.run()),
+                *(movers.run(), backends.reclaim(), spine.projector.run()),
             ):
                 yield engines
         finally:
-            await engines.contexts.close()
-            await refusals.close()
-            await spine.close()
-            await streams.close()
-            await backends.close()
+            for close in (engines.contexts.close, refusals.close, spine.close, streams.close, backends.close):
+                await close()
 
 
 def _adopt_at_once(directory: Directory, relay: Relay) -> Callable[[], Awaitable[None]]:
