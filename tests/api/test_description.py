@@ -56,6 +56,8 @@ POST,GET /events
 GET /events/{event_id}
 GET /events/stream
 GET /events/verify
+GET /events/index
+POST /events/index/rebuild
 POST,GET /streams/{stream_id}/events
 GET /streams/{stream_id}/stream
 PUT,GET,DELETE /tables/{table}/{pk}/{sk}
@@ -137,7 +139,7 @@ def test_changes_take_an_idempotency_key_and_single_records_have_an_etag() -> No
             for parameter in operation.get("parameters", ())
             if "$ref" in parameter
         }
-        takes_key = method != "GET" and not path.endswith("/probe") and not path.startswith("/reserved")
+        takes_key = method != "GET" and not path.endswith(("/probe", "/rebuild")) and not path.startswith("/reserved")
         assert ("Idempotency-Key" in names) == takes_key, (method, path)
         if method in ("PUT", "PATCH") and not path.startswith("/reserved"):
             assert {"If-Match", "If-None-Match"} <= names

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from engines.codec import Codec
+from engines.core.chain import Chain
 from engines.core.documents import Documents
 from engines.core.feed import Feed, position_of
 from engines.core.keys import join, partition, shard_of
@@ -99,18 +100,25 @@ class Index:
             self.layout = _LAYOUT.decode(layout.body)
         return position_of(docs.get(checkpoint_key))
 
+    async def exists(self) -> bool:
+        """Learn the layout; False where nothing was ever projected."""
+        doc = await self._documents.get(self.root, _LAYOUT_KEY)
+        if doc is not None:
+            self.layout = _LAYOUT.decode(doc.body)
+        return doc is not None
+
     async def create(self) -> None:
         """Learn the layout or fix it. Whoever comes first fixes it for all."""
-        doc = await self._documents.get(self.root, _LAYOUT_KEY)
-        if doc is None:
-            put = Put(_LAYOUT_KEY, _LAYOUT.encode(self._layout_default), ABSENT)
-            try:
-                await self._documents.write(self.root, [put])
-            except Conflict:
-                doc = await self._documents.get(self.root, _LAYOUT_KEY)
-                if doc is None:
-                    raise Corrupt("the layout of an index was written and cannot be read") from None
-        self.layout = self._layout_default if doc is None else _LAYOUT.decode(doc.body)
+        if await self.exists():
+            return
+        put = Put(_LAYOUT_KEY, _LAYOUT.encode(self._layout_default), ABSENT)
+        try:
+            await self._documents.write(self.root, [put])
+        except Conflict:
+            if not await self.exists():
+                raise Corrupt("the layout of an index was written and cannot be read") from None
+        else:
+            self.layout = self._layout_default
 
     async def write(self, block: int, entries: Entries) -> None:
         """Write all postings of one block, the same at every attempt. Durable once it returns."""
@@ -186,3 +194,21 @@ def _key(view: str, value: str, block: int) -> str:
 
 def _block_of(doc: Doc) -> int:
     return int(doc.key[-_BLOCK_DIGITS:])
+
+
+async def index_partitions(chain: Chain) -> list[str]:
+    """The partitions in which a stream's index may lie, if it has one."""
+    at = chain.address
+    index = Index(
+        chain.documents,
+        kind=at.kind,
+        tenant_id=at.tenant_id,
+        env=at.env,
+        stream=at.stream,
+        generation=at.generation,
+        layout_default=Layout(),
+    )
+    if not await index.exists() or not await chain.open():
+        return []
+    last = await chain.tail()
+    return list(index.partitions(0 if last is None else last.last))

@@ -47,10 +47,11 @@ class Turn(enum.Enum):
 
 
 class _Due:
-    __slots__ = ("again", "context", "failures", "ready_at_s", "running")
+    __slots__ = ("again", "context", "failures", "ready_at_s", "running", "since_s")
 
-    def __init__(self, context: RequestContext) -> None:
+    def __init__(self, context: RequestContext, since_s: float) -> None:
         self.context = context
+        self.since_s = since_s
         self.ready_at_s = 0.0
         self.failures = 0
         self.running = False
@@ -74,11 +75,17 @@ class Projector:
         """How many spines are known to have a block that is not projected."""
         return len(self._due)
 
+    @property
+    def lag_s(self) -> float:
+        """Seconds since the due spine that has waited longest came on or became due; 0 where none is due."""
+        now_s = self._clock.monotonic()
+        return max((now_s - due.since_s for due in self._due.values()), default=0.0)
+
     def notice(self, key: Key, context: RequestContext) -> None:
         """The context's spine has a block to project."""
         due = self._due.get(key)
         if due is None:
-            due = self._due[key] = _Due(context)
+            due = self._due[key] = _Due(context, self._clock.monotonic())
             if len(self._due) > DUE_MAX:
                 self._due.popitem(last=False)
         due.context, due.again = context, True
@@ -132,7 +139,7 @@ class Projector:
             return
         finally:
             due.running = False
-        due.failures = 0
+        due.failures, due.since_s = 0, self._clock.monotonic()
         if outcome is Turn.DONE and not due.again:
             if self._due.get(key) is due:
                 del self._due[key]
