@@ -57,7 +57,7 @@ async def rare_positions(process: engines.Engines) -> list[int]:
 async def indexed(process: engines.Engines) -> None:
     """Returns once the first block is projected, as the process does by itself."""
     async with asyncio.timeout(30):
-        while (await process.spine.index_status(OWNER)).position != BLOCK:
+        while (await process.spine.index_status(OWNER)).position != BLOCK:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 

@@ -24,6 +24,7 @@ from tests.stores.samples import event, numbered, numbers
 SMALL = Layout(block=5, segment_blocks=3, shards=2)
 RUNS = ("run-0", "run-1", "run-12", "run")
 USERS = ("ada", "bob", "a")
+PAGES_MAX = 500
 TYPES = ("rl", "tuning", "rlha")
 
 
@@ -57,7 +58,7 @@ async def collect(
 ) -> list[Event]:
     found: list[Event] = []
     after: str | None = None
-    while True:
+    for _ in range(PAGES_MAX):
         page = await spine.list(
             context(), where, window=Window(limit=limit, after=after, descending=descending)
         )
@@ -66,6 +67,7 @@ async def collect(
         after = page.after
         if after is None:
             return found
+    raise AssertionError("a list ends")
 
 
 def admitted(events: list[Event], where: EventFilter) -> list[Event]:
@@ -261,7 +263,7 @@ class TestProjecting:
     async def test_one_that_was_paused_over_a_takeover_moves_nothing_back(
         self, home: Home, paused_at: int
     ) -> None:
-        """Writes of a turn: the lease, the layout, two shards, the checkpoint; the lease is not among them."""
+        """Behind the lease a turn writes a block's postings, its checkpoint, the next block's postings."""
         random = Random(paused_at)
         paused, other = new_spine(home), new_spine(home)
         await fill(paused, 30, random)
