@@ -6,8 +6,11 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 import engines
 from engines.core.listing import Window
+from engines.errors import Unavailable
 from engines.stores.event_records import NewEvent
 from engines.stores.events import EventFilter
 from tests.moves.conftest import OWNER, Open, ended
@@ -32,6 +35,10 @@ async def test_a_moved_spine_is_indexed_anew_and_leaves_no_index_behind(
     stored = await process.moves.start(OWNER, "event_spine", "b", retire=True)
     while not process.directory.moves:
         await process.directory.changed(process.directory.generation)
+    with pytest.raises(Unavailable, match="being moved"):
+        await process.spine.rebuild_index(OWNER)
+    began = await process.spine.index_status(OWNER)
+    assert began.position == BLOCK
     while process.directory.moves:
         assert await rare_positions(process) == expected
         await asyncio.sleep(0.05)

@@ -194,6 +194,17 @@ class TestLists:
         assert len(home.driver.calls) < 6
         await spine.close()
 
+    async def test_a_list_backwards_looks_at_the_tail_alone(self, home: Home) -> None:
+        """Otherwise it would call for an index that there is."""
+        spine, reader = (new_spine(home, layout=Layout(), segment_size=50_000) for _ in range(2))
+        for _ in range(3):
+            await spine.append(context(), [event(event_type="rl")] * 490)
+        await project(spine)
+        await reader.list(context(), EventFilter(run_id="nobody"), window=Window(descending=True))
+        assert reader.projector.due == 0
+        await spine.close()
+        await reader.close()
+
     async def test_an_index_is_not_believed_about_events_that_were_redacted(
         self, home: Home, small: EventSpine
     ) -> None:

@@ -21,7 +21,7 @@ from engines.core.index import Entries, Index, Layout
 from engines.core.lease import Lease
 from engines.core.log import PAGE_EVENTS_MAX, Log, Sealed, StoredEvent
 from engines.core.place import Place, Places
-from engines.errors import Conflict, Corrupt, EnginesError, Invalid
+from engines.errors import Conflict, Corrupt, EnginesError, Invalid, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import PAGE_BYTES
 from engines.scope import RequestContext, check_id
@@ -164,16 +164,23 @@ class EventIndex:
 
         Raises Conflict where a block was just finished: call again.
         """
-        async with self._places.changing(self._kind, context) as place:
-            index = self._index(place)
-            await index.create()
-            await index.feed().restart()
+        place = await self._places.place(self._kind, context)
+        _check_stays(place)
+        index = self._index(place)
+        await index.create()
+        await index.feed().restart()
         self.projector.notice(_key(context), context)
         return await self.status(context)
 
     async def turn(self, context: RequestContext) -> Turn:
-        """Project some blocks, if no other process does."""
+        """Project some blocks, if no other process does.
+
+        It takes no part in moves: what it writes to a place that was left is removed with that, and no move
+        has to wait for an index.
+        """
         place = await self._places.place(self._kind, context)
+        if place.is_moving:
+            return Turn.TAKEN
         lease = Lease(
             place.documents,
             self._index(place).root,
@@ -196,15 +203,16 @@ class EventIndex:
 
     async def step(self, context: RequestContext) -> bool:
         """Project the next block; False where none is whole. Raises Conflict where another process did it."""
-        async with self._places.changing(self._kind, context) as place:
-            index = self._index(place)
-            await index.create()
-            try:
-                async with self._logs.use(place, self._stream) as log:
-                    return await index.feed().advance(log, lambda events: _project(index, events))
-            except Sealed:
-                self._logs.drop(place, self._stream)
-                raise
+        place = await self._places.place(self._kind, context)
+        _check_stays(place)
+        index = self._index(place)
+        await index.create()
+        try:
+            async with self._logs.use(place, self._stream) as log:
+                return await index.feed().advance(log, lambda events: _project(index, events))
+        except Sealed:
+            self._logs.drop(place, self._stream)
+            raise
 
     def _index(self, place: Place) -> Index:
         return Index(
@@ -216,6 +224,11 @@ class EventIndex:
             generation=place.generation,
             layout_default=self._layout_default,
         )
+
+
+def _check_stays(place: Place) -> None:
+    if place.is_moving:
+        raise Unavailable("the spine is being moved; its index is made anew at the target", retry_after_s=5.0)
 
 
 async def _project(index: Index, events: Sequence[StoredEvent]) -> None:

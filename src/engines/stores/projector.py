@@ -27,7 +27,7 @@ TURNS_AT_ONCE: Final = 4
 TURN_TIMEOUT_S: Final = 10.0
 # Between two turns of one spine, so that catching up leaves room for requests.
 PAUSE_S: Final = 0.1
-# While another process is at it, and after a failure: doubled each time, up to the maximum.
+# While another process or a move is at it, and after a failure: doubled each time, up to the maximum.
 TAKEN_PAUSE_S: Final = 5.0
 FAILURE_PAUSE_S: Final = 1.0
 FAILURE_PAUSE_MAX_S: Final = 60.0
@@ -43,7 +43,7 @@ class Turn(enum.Enum):
 
     DONE = "done"  # There is no whole block left.
     MORE = "more"
-    TAKEN = "taken"  # Another process is at it.
+    TAKEN = "taken"  # Another process is at it, or a move.
 
 
 class _Due:
