@@ -1,8 +1,8 @@
 """The composition root: the only module that sees every floor.
 
 Owns putting the parts together for one process, the tasks that run beside requests (following the control
-plane, relaying the outbox, adopting rotated secrets, reclaiming what expired) and ending them in order.
-Leaves every decision to the parts.
+plane, taking part in moves, relaying the outbox, projecting spines, adopting rotated secrets, reclaiming what
+expired) and ending them in order. Leaves every decision to the parts.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ async def open_engines(
                 participation.run(),
                 relay.run(),
                 movers.run(),
+                engines.spine.projector.run(),
                 backends.follow_secrets(),
                 backends.reclaim(),
             ):

@@ -411,6 +411,7 @@ async def test_metrics_are_for_the_operator(admin: Client, owner: Client) -> Non
     assert re.search(
         r'engines_http_requests_total\{method="GET",route="/notes/\{note_id\}",status="4xx"\} \d', text
     )
+    assert "engines_index_lag_seconds 0.0" in text
     assert "nothing" not in text
     buckets = re.findall(
         r'duration_seconds_bucket\{le="([^"]+)",method="GET",route="/metrics",status="2xx"\} (\S+)',

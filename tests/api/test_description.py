@@ -61,6 +61,8 @@ POST,GET /events
 GET /events/{event_id}
 GET /events/stream
 GET /events/verify
+GET /events/index
+POST /events/index/rebuild
 POST,GET /streams/{stream_id}/events
 GET /streams/{stream_id}/stream
 PUT,GET,DELETE /tables/{table}/{pk}/{sk}
@@ -142,7 +144,9 @@ def test_changes_take_an_idempotency_key_and_single_records_have_an_etag() -> No
             for parameter in operation.get("parameters", ())
             if "$ref" in parameter
         }
-        takes_key = method != "GET" and not path.endswith("/probe") and not path.startswith("/reserved")
+        takes_key = (
+            method != "GET" and not path.endswith(("/probe", "/rebuild")) and not path.startswith("/reserved")
+        )
         assert ("Idempotency-Key" in names) == takes_key, (method, path)
         if method in ("PUT", "PATCH") and not path.startswith("/reserved"):
             assert {"If-Match", "If-None-Match"} <= names
@@ -160,7 +164,9 @@ CHECKS_LEFT_OUT = (
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
 DATA = r"^/(notes|memory|tables|blackboard|events|streams|me|health|bootstrap)"
-CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnostics)"
+CONTROL = (
+    r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnostics)"
+)
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
 

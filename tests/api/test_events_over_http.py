@@ -124,6 +124,22 @@ async def test_verifying_is_for_admins(member: Client) -> None:
     (await member("GET", "/events/verify")).problem(403, "Forbidden")
 
 
+async def test_admins_see_how_far_the_index_is_and_have_it_made_anew(
+    owner: Client, member: Client, fresh: Iterator[str]
+) -> None:
+    run = next(fresh)
+    await member("POST", "/events", event(1, run_id=run))
+    before = (await owner("GET", "/events/index")).json
+    assert set(before) == {"position", "head", "lag", "block"}
+    assert before["lag"] == before["head"] - before["position"]
+    rebuilt = await owner("POST", "/events/index/rebuild")
+    assert (rebuilt.status, set(rebuilt.json)) == (200, set(before))
+    listed = await member("GET", f"/events?run_id={run}")
+    assert [item["payload"]["number"] for item in listed.json["items"]] == [1]
+    (await member("GET", "/events/index")).problem(403, "Forbidden")
+    (await member("POST", "/events/index/rebuild")).problem(403, "Forbidden")
+
+
 # --- following ---
 
 

@@ -196,6 +196,21 @@ def test_a_viewer_may_not_verify(engines: Engines, lab: LabProcess) -> None:
     assert "Forbidden" in engines("events", "verify", "--lab", lab.directory, "--as", "viewer").err
 
 
+def test_the_index_is_told_and_made_anew(engines: Engines, lab: LabProcess) -> None:
+    at = ("--lab", lab.directory, "--json")
+    with client_of(lab) as client:
+        append(client, *range(500))
+        append(client, *range(500))
+        deadline_s = time.monotonic() + WAIT_S
+        while (told := engines("events", "project", *at).json)["position"] == 0:
+            assert time.monotonic() < deadline_s, told
+        assert told["position"] % told["block"] == 0
+        assert told["lag"] == told["head"] - told["position"]
+        assert engines("events", "project", "--rebuild", *at).json["head"] == told["head"]
+        while engines("events", "project", *at).json["position"] != told["position"]:
+            assert time.monotonic() < deadline_s, told
+
+
 def test_following_as_a_process_is_quiet_about_its_end(lab: LabProcess) -> None:
     process = start_engines("events", "tail", "--lab", lab.directory, "--no-follow", "--after", "")
     try:

@@ -8,7 +8,8 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Event Head Issuer
+    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Event Head IndexStatus
+    Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
     Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
@@ -16,7 +17,7 @@ NAMES = """
 """
 
 METHODS = {
-    "events": "append each follow get last page verify",
+    "events": "append each follow get index last page rebuild_index verify",
     "streams": "append each follow page",
     "tables": "delete each get page put",
     "memory": "delete each get page put",

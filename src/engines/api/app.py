@@ -56,4 +56,4 @@ def create_app(
     """The ASGI app over an open `Engines`, which outlives it. `tell` is given the account of each request."""
     endpoints = [endpoint for router in routers for endpoint in router.endpoints]
     endpoints += openapi.router_for(endpoints).endpoints
-    return Shell(Dispatch(endpoints), engines, Metrics(), tell)
+    return Shell(Dispatch(endpoints), engines, Metrics(engines.spine.projector), tell)

@@ -20,6 +20,7 @@ from engines.stores.events import (
     AppendedEvents,
     Event,
     EventFilter,
+    IndexStatus,
     LogVerification,
     NewEvent,
     NewEvents,
@@ -125,6 +126,18 @@ async def verify_events(call: Call) -> Sendable:
     """Read the whole spine and its digests, and say whether it is what was written."""
     expected = call.query(VerifyQuery).head()
     return json_reply(await call.engines.spine.verify(await call.context(), expected=expected))
+
+
+@router.get("/events/index", reply=IndexStatus)
+async def get_index(call: Call) -> Sendable:
+    """How far the spine's index by run, user and type has come; what is behind it lists look through."""
+    return json_reply(await call.engines.spine.index_status(await call.context()))
+
+
+@router.post("/events/index/rebuild", reply=IndexStatus, is_idempotent=False)
+async def rebuild_index(call: Call) -> Sendable:
+    """Make the spine's index anew, beside requests; lists stay complete and are slower meanwhile."""
+    return json_reply(await call.engines.spine.rebuild_index(await call.context()))
 
 
 @router.get("/events/{event_id}", reply=Event)

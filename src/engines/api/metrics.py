@@ -1,4 +1,5 @@
-"""Numbers of this process for Prometheus: requests by route and status, their time, streams that are open.
+"""Numbers of this process for Prometheus: requests by route and status, their time, streams that are open,
+how far the index of the spines is behind.
 
 Owns the names of the metrics, counting and their exposition. Labels are route templates and never a path, so
 their number is bounded by the number of calls. Several worker processes each tell their own numbers.
@@ -14,10 +15,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from engines.stores.projector import Projector
 
 MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
 # From half of what a read costs to the time after which a backend is called unavailable.
@@ -57,11 +60,33 @@ class _Requests(Collector):
         return (counts, durations)
 
 
+class _Projecting(Collector):
+    """Without a tenant's name: their number has no bound. `GET /events/index` tells each tenant its own."""
+
+    def __init__(self, projector: Projector) -> None:
+        self._projector = projector
+
+    def collect(self) -> Iterable[Metric]:
+        lag = GaugeMetricFamily(
+            "engines_index_lag_seconds",
+            "How long the spine that has waited longest has waited for its index to go on.",
+            self._projector.lag_s,
+        )
+        due = GaugeMetricFamily(
+            "engines_index_spines_due", "Spines with events to be indexed.", self._projector.due
+        )
+        failures = CounterMetricFamily(
+            "engines_index_failures", "Turns of indexing that failed.", self._projector.failures
+        )
+        return (lag, due, failures)
+
+
 class Metrics:
     """One instance an app."""
 
-    def __init__(self) -> None:
+    def __init__(self, projector: Projector) -> None:
         registry = CollectorRegistry()
+        registry.register(_Projecting(projector))
         self._requests = _Requests()
         registry.register(self._requests)
         self.streams = Gauge("engines_http_streams_open", "Event streams followed now.", registry=registry)

@@ -1,4 +1,4 @@
-"""`engines events`: follow the spine, and prove that nobody rewrote it."""
+"""`engines events`: follow the spine, prove that nobody rewrote it, look after its index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engines.errors import Invalid
 
 PAYLOAD_CHARS_MAX: Final = 120
 
-app = App(name="events", help="Follow the spine, and prove that nobody rewrote it.")
+app = App(name="events", help="Follow the spine, prove that nobody rewrote it, look after its index.")
 
 
 @app.command
@@ -128,3 +128,22 @@ def _head(text: str) -> Head:
     if not position.isdecimal() or not digest:
         raise Invalid("a head is POSITION:DIGEST, as engines events verify prints it", field="expect")
     return Head(int(position), digest)
+
+
+@app.command
+async def project(
+    *,
+    rebuild: Annotated[bool, Parameter(negative=())] = False,
+    connection: Connection = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Print how far the spine's index by run, user and type has come, and how many events it lags behind.
+
+    Parameters
+    ----------
+    rebuild
+        Make the index anew. The server does it beside requests; lists stay complete and are slower meanwhile.
+    """
+    async with connection.client() as client:
+        status = await (client.events.rebuild_index() if rebuild else client.events.index())
+    print_record(status, as_json=as_json)

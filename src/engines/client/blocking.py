@@ -142,6 +142,8 @@ class Events(Group[logs.Events]):
     follow = iterating(logs.Events.follow)
     last = blocking(logs.Events.last)
     verify = blocking(logs.Events.verify)
+    index = blocking(logs.Events.index)
+    rebuild_index = blocking(logs.Events.rebuild_index)
 
 
 class Streams(Group[logs.Streams]):

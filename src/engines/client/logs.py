@@ -18,6 +18,7 @@ from engines.client.results import (
     AppendedEvents,
     Event,
     Head,
+    IndexStatus,
     NewEvent,
     Page,
     Verification,
@@ -107,6 +108,14 @@ class Events:
     async def verify(self, *, expected: Head | None = None) -> Verification:
         """Read the whole spine and its digests. `expected`: a head seen earlier, which it must still hold."""
         return await self._calls.get(Verification, "events", "verify", query=_head_query(expected))
+
+    async def index(self) -> IndexStatus:
+        """How far the index by run, user and type has come; what is behind it lists look through."""
+        return await self._calls.get(IndexStatus, "events", "index")
+
+    async def rebuild_index(self) -> IndexStatus:
+        """Make the index anew, beside requests; lists stay complete and are slower meanwhile."""
+        return await self._calls.change(IndexStatus, "POST", "events", "index", "rebuild", repeat=Repeat.READ)
 
 
 class Streams:

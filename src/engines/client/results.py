@@ -120,6 +120,15 @@ class Head(msgspec.Struct, frozen=True):
     digest: str
 
 
+class IndexStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the spine's index has come. `lag`: events behind it, `block` at a time become part of it."""
+
+    position: int
+    head: int
+    lag: int
+    block: int = 0
+
+
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """What reading a whole log and its digests found; `head` is where it holds up to.
 

@@ -67,7 +67,8 @@ class Place:
     """One kind of one tenant and env on its backend.
 
     `generation` grows each time the kind is moved; it tells a log's copy from the log that was left behind.
-    `accepts_changes` is False for the moment in which a move changes from one backend to the other.
+    `accepts_changes` is False for the moment in which a move changes from one backend to the other,
+    `is_moving` True for as long as one is under way: what can be made anew is left alone meanwhile.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Place:
         "documents",
         "env",
         "generation",
+        "is_moving",
         "kind",
         "options",
         "tenant_id",
@@ -103,6 +105,7 @@ class Place:
         self.options = options
         self.generation = generation
         self.accepts_changes = accepts_changes
+        self.is_moving = False
         self._layouts = layouts
 
     async def partition(self, anchor: str) -> str:

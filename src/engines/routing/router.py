@@ -199,6 +199,7 @@ class Router:
             place = await self._place(kind, at, backend, route, generation=move.source_generation)
         if move.phase in ("prepare", "copy", "follow"):
             place.documents = self._journal(move.move_id, place, await place.partitions())
+        place.is_moving = True
         place.accepts_changes = move.phase not in ("fence", "verify", "switch")
         return place
 

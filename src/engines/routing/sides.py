@@ -16,6 +16,7 @@ from engines.catalogue import kind_named
 from engines.control.records import Move
 from engines.core.chain import Address, Chain
 from engines.core.documents import Documents
+from engines.core.index import index_partitions
 from engines.core.keys import partition, shard_of
 from engines.core.log import SEGMENT_SIZE_DEFAULT
 from engines.core.transfer import (
@@ -146,6 +147,8 @@ class Sides:
     async def remove(self, side: Side) -> None:
         """Remove everything from one side; the streams' records last, by which the rest is found."""
         for stream in await self.streams(side):
+            for name in await index_partitions(stream.chain):
+                await empty(side.documents, name)
             for name in await segments(stream.chain):
                 await empty(side.documents, name)
         for env, shards in self._shards.items():

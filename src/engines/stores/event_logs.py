@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Final, cast
 
 import msgspec
 
-from engines.core.appends import EVENTS_MAX
+from engines.core.appends import EVENTS_MAX, Appended
 from engines.core.cursor import Cursors, list_scope
 from engines.core.idempotency import Request
 from engines.core.listing import Listed, Window
@@ -22,7 +23,8 @@ from engines.core.log import Batch, Entry, Head, Log, Sealed
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, Invalid, NotFound, TooLarge, Unavailable
 from engines.scope import RequestContext
-from engines.stores.event_pages import EventFilter, list_events
+from engines.stores.event_index import EventIndex
+from engines.stores.event_pages import EVERYTHING, EventFilter, list_events
 from engines.stores.event_records import (
     Event,
     EventView,
@@ -71,10 +73,12 @@ class LogVerification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 class EventLogs:
     """The logs of one kind. Nothing here asks for a permission."""
 
-    def __init__(self, kind: str, places: Places, logs: OpenLogs) -> None:
+    def __init__(self, kind: str, places: Places, logs: OpenLogs, *, index: EventIndex | None = None) -> None:
+        """`index`: of the one log that these are, where it has one."""
         self._kind = kind
         self._places = places
         self._logs = logs
+        self._index = index
 
     async def append(
         self,
@@ -89,6 +93,7 @@ class EventLogs:
         entries = [_entry(context, event, index, len(events)) for index, event in enumerate(events)]
         async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
             appended = await log.append(entries, expected_position=expected_position, request=request)
+        self._appended(context, appended)
         cursors = self._cursors(context, stream)
         placed = zip(appended.event_ids, appended.positions, strict=True)
         return AppendedEvents(
@@ -111,6 +116,7 @@ class EventLogs:
             unknown = [index for index in range(len(events)) if index not in known]
             if unknown:
                 appended = await log.append([system_entry(context, events[index]) for index in unknown])
+                self._appended(context, appended)
                 placed = zip(unknown, appended.event_ids, appended.positions, strict=True)
                 for index, event_id, position in placed:
                     known[index] = AppendedEvent(event_id, position, cursors.of_position(position))
@@ -130,7 +136,17 @@ class EventLogs:
         cursors = self._cursors(context, stream)
         place = await self._places.place(self._kind, context)
         async with self._using(place, stream) as log:
-            return await list_events(log, self._view(context, cursors), where, cursors=cursors, window=window)
+            page = await list_events(
+                log,
+                self._view(context, cursors),
+                where,
+                cursors=cursors,
+                window=window,
+                open_view=None if self._index is None else partial(self._index.view, place, log),
+            )
+        if self._index is not None and where != EVERYTHING:
+            self._index.missed(context, page.looked_at_in_log)
+        return page.listed
 
     async def follow(
         self, context: RequestContext, stream: str, after: str | None
@@ -201,6 +217,10 @@ class EventLogs:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
                 await batches.aclose()
+
+    def _appended(self, context: RequestContext, appended: Appended) -> None:
+        if self._index is not None:
+            self._index.appended(context, min(appended.positions), max(appended.positions))
 
     @contextlib.asynccontextmanager
     async def _using(self, place: Place, stream: str) -> AsyncIterator[Log]:

@@ -1,12 +1,14 @@
 """Pages of a log: from a place on, in either direction, filtered by time and by what events say.
 
-Owns where a page of events stops and what its cursor says; time is found by the log's binary search, the rest
-by looking at no more than `LOOKED_AT_MAX` events. Leaves cursors to `core/cursor.py`.
+Owns where a page of events stops and what its cursor says; time is found by the log's binary search, a run,
+a user or a type by a view as far as that goes, the rest by looking at no more than `LOOKED_AT_MAX` events.
+Leaves cursors to `core/cursor.py`, views to `stores/event_index.py`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -17,6 +19,7 @@ from engines.core.log import PAGE_EVENTS_MAX, Batch, Log, StoredEvent
 from engines.errors import Gone, Invalid
 from engines.ports.documents import PAGE_BYTES
 from engines.scope import check_id
+from engines.stores.event_index import Part, View
 from engines.stores.event_records import Event, EventView, StoredBody, instant_ms, stored_body
 
 # A read of the log gives at most about 1 MiB, so this many bound what one page makes the backend read.
@@ -38,6 +41,14 @@ class EventFilter(msgspec.Struct, frozen=True):
 
 
 EVERYTHING: Final = EventFilter()
+OpenView = Callable[[dict[str, str | None]], Awaitable[View | None]]
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """A page, and how many events of the log were looked at one by one for it."""
+
+    listed: Listed[Event]
+    looked_at_in_log: int
 
 
 class _Where(msgspec.Struct, frozen=True):
@@ -51,8 +62,18 @@ class _Where(msgspec.Struct, frozen=True):
     until_ms: int | None
 
     @property
+    def values(self) -> dict[str, str | None]:
+        """What it asks of an event's text, by field."""
+        return {
+            "event_type": self.event_type,
+            "run_id": self.run_id,
+            "user_id": self.user_id,
+            "project_id": self.project_id,
+        }
+
+    @property
     def looks_inside(self) -> bool:
-        return (self.event_type, self.run_id, self.user_id, self.project_id) != (None, None, None, None)
+        return any(value is not None for value in self.values.values())
 
     def admits(self, body: StoredBody | None) -> bool:
         if body is None:
@@ -65,12 +86,22 @@ class _Where(msgspec.Struct, frozen=True):
         )
 
 
+class _Read(msgspec.Struct, frozen=True):
+    """Events in order. `reached`: where to go on; `end`: there was nothing beyond it."""
+
+    events: tuple[StoredEvent, ...]
+    reached: int
+    end: bool
+    looked_at: int = 0
+
+
 class _Upwards:
     """From old to new: `since` is where it begins, `until` where it ends."""
 
-    def __init__(self, log: Log, where: _Where) -> None:
+    def __init__(self, log: Log, where: _Where, view: View | None) -> None:
         self._log = log
         self._where = where
+        self._view = view
 
     async def start(self) -> int:
         return 0 if self._where.since_ms is None else await self.skip(0)
@@ -79,7 +110,13 @@ class _Upwards:
         """The place behind which `since` begins, if `position` is not behind it already."""
         return max(position, await self._log.seek(self._where.since_ms or 0) - 1)
 
-    async def read(self, position: int, limit: int) -> Batch:
+    async def read(self, position: int, limit: int, wanted: int) -> _Read:
+        """Up to `limit` events; of a view, which gives none in vain, as many as are `wanted`."""
+        if self._view is not None and position < self._view.projected:
+            return _of_view(await self._view.after(position, limit=min(limit, wanted)), end=False)
+        return _of_log(await self._read_log(position, limit), position)
+
+    async def _read_log(self, position: int, limit: int) -> Batch:
         try:
             return await self._log.list_after(position, limit=limit)
         except Gone:
@@ -97,9 +134,10 @@ class _Upwards:
 class _Downwards:
     """From new to old: `until` is where it begins, `since` where it ends."""
 
-    def __init__(self, log: Log, where: _Where) -> None:
+    def __init__(self, log: Log, where: _Where, view: View | None) -> None:
         self._log = log
         self._where = where
+        self._view = view
 
     async def start(self) -> int:
         if self._where.until_ms is None:
@@ -109,8 +147,17 @@ class _Downwards:
     async def skip(self, position: int) -> int:
         return min(position, await self.start())
 
-    async def read(self, position: int, limit: int) -> Batch:
-        return await self._log.list_before(position, limit=limit)
+    async def read(self, position: int, limit: int, wanted: int) -> _Read:
+        """Up to `limit` events; of a view, which gives none in vain, as many as are `wanted`."""
+        if self._view is None:
+            return _of_log(await self._log.list_before(position, limit=limit), position)
+        behind_view = position - 1 - self._view.projected
+        if behind_view > 0:
+            return _of_log(await self._log.list_before(position, limit=min(limit, behind_view)), position)
+        if position <= 1:
+            return _Read((), position, end=True)
+        part = await self._view.before(position, limit=min(limit, wanted))
+        return _of_view(part, end=part.reached <= 1)
 
     def is_early(self, event: StoredEvent) -> bool:
         return self._where.until_ms is not None and event.at_ms >= self._where.until_ms
@@ -120,40 +167,65 @@ class _Downwards:
 
 
 async def list_events(
-    log: Log, view: EventView, where: EventFilter, *, cursors: Cursors, window: Window
-) -> Listed[Event]:
+    log: Log,
+    shown: EventView,
+    where: EventFilter,
+    *,
+    cursors: Cursors,
+    window: Window,
+    open_view: OpenView | None = None,
+) -> EventPage:
     """One page. Raises Invalid (a limit, a filter, a cursor or one past the end), Gone (it is trimmed)."""
     window.checked()
     checked = _checked(where)
-    way = _Downwards(log, checked) if window.descending else _Upwards(log, checked)
-    position = await way.start() if window.after is None else cursors.position(window.after)
-    page = _PageBuilder(view, checked, window.limit)
+    after = None if window.after is None else cursors.position(window.after)
+    view = None if open_view is None else await open_view(checked.values)
+    way = _Downwards(log, checked, view) if window.descending else _Upwards(log, checked, view)
+    position = await way.start() if after is None else after
+    page = _PageBuilder(shown, checked, window.limit)
     for _ in range(READS_MAX):
-        batch = await way.read(position, page.read_limit)
-        if batch.events and way.is_early(batch.events[0]):
+        read = await way.read(position, page.read_limit, page.wanted)
+        page.looked_at_in_log += read.looked_at
+        if read.events and way.is_early(read.events[0]):
             position = await way.skip(position)
             continue
-        for stored in batch.events:
+        for stored in read.events:
             if way.is_beyond(stored):
                 return page.ended()
             if not page.take(stored):
                 return page.stopped_after(cursors.of_position(position))
             position = stored.position
-        if batch.end:
+        position = read.reached
+        if read.end:
             return page.ended()
         if page.enough:
             break
     return page.stopped_after(cursors.of_position(position))
 
 
+def _of_log(batch: Batch, position: int) -> _Read:
+    reached = batch.events[-1].position if batch.events else position
+    return _Read(batch.events, reached, batch.end, looked_at=len(batch.events))
+
+
+def _of_view(part: Part, *, end: bool) -> _Read:
+    return _Read(part.events, part.reached, end)
+
+
 class _PageBuilder:
-    def __init__(self, view: EventView, where: _Where, limit: int) -> None:
-        self._view = view
+    def __init__(self, shown: EventView, where: _Where, limit: int) -> None:
+        self._shown = shown
         self._where = where
         self._limit = limit
         self._items: list[Event] = []
         self._bytes = 0
         self._looked_at = 0
+        self.looked_at_in_log = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many more events the page has room for, and one to know that there are more."""
+        return self._limit - len(self._items) + 1
 
     @property
     def read_limit(self) -> int:
@@ -177,17 +249,17 @@ class _PageBuilder:
             if self._full:
                 return False
             self._items.append(
-                self._view.redacted(stored) if body is None else self._view.of_body(stored, body)
+                self._shown.redacted(stored) if body is None else self._shown.of_body(stored, body)
             )
             self._bytes += len(stored.body or "")
         self._looked_at += 1
         return True
 
-    def stopped_after(self, cursor: str) -> Listed[Event]:
-        return Listed(tuple(self._items), cursor)
+    def stopped_after(self, cursor: str) -> EventPage:
+        return EventPage(Listed(tuple(self._items), cursor), self.looked_at_in_log)
 
-    def ended(self) -> Listed[Event]:
-        return Listed(tuple(self._items), None)
+    def ended(self) -> EventPage:
+        return EventPage(Listed(tuple(self._items), None), self.looked_at_in_log)
 
 
 def _checked(where: EventFilter) -> _Where:

@@ -2,7 +2,8 @@
 
 Owns who may append and read, the bodies of appends, and what the spine and a stream are: the spine is the one
 log of everything that happened, a stream is a log that its users name. Leaves what they have in common to
-`stores/event_logs.py`, the fields of an event to `stores/event_records.py`.
+`stores/event_logs.py`, the fields of an event to `stores/event_records.py`, the spine's index to
+`stores/event_index.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from engines import catalogue
 from engines.clock import Clock
 from engines.core.idempotency import Request
+from engines.core.index import Layout
 from engines.core.listing import START, Listed, Window
 from engines.core.log import SEGMENT_SIZE_DEFAULT, Head
 from engines.core.place import Places
@@ -22,6 +24,7 @@ from engines.core.slots import Slots
 from engines.errors import Invalid
 from engines.ids import Ids
 from engines.scope import RequestContext, check_id
+from engines.stores.event_index import EventIndex, IndexStatus
 from engines.stores.event_logs import AppendedEvent, AppendedEvents, EventLogs, LogVerification
 from engines.stores.event_pages import EVERYTHING, EventFilter
 from engines.stores.event_records import Causality, Event, NewEvent, SystemEvent
@@ -35,6 +38,7 @@ __all__ = [
     "EventFilter",
     "EventSpine",
     "EventStreams",
+    "IndexStatus",
     "LogVerification",
     "NewEvent",
     "NewEvents",
@@ -48,6 +52,7 @@ SPINE_STREAM: Final = "spine"
 VERIFYING_TENANT_MAX: Final = 1
 VERIFYING_MAX: Final = 4
 VERIFYING_RETRY_S: Final = 5.0
+LAYOUT_DEFAULT: Final = Layout()
 
 
 class NewEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,10 +82,22 @@ class EventSpine:
     """
 
     def __init__(
-        self, places: Places, ids: Ids, clock: Clock, *, segment_size_default: int = SEGMENT_SIZE_DEFAULT
+        self,
+        places: Places,
+        ids: Ids,
+        clock: Clock,
+        *,
+        segment_size_default: int = SEGMENT_SIZE_DEFAULT,
+        index_layout_default: Layout = LAYOUT_DEFAULT,
     ) -> None:
+        """`projector` is to be run beside requests; without it lists by run, user or type are only slower."""
+        kind = catalogue.EVENT_SPINE
         logs = OpenLogs(ids, clock, segment_size_default=segment_size_default)
-        self._logs = EventLogs(catalogue.EVENT_SPINE, places, logs)
+        self._index = EventIndex(
+            kind, SPINE_STREAM, places, logs, ids, clock, layout_default=index_layout_default
+        )
+        self._logs = EventLogs(kind, places, logs, index=self._index)
+        self.projector = self._index.projector
         self._verifying = Slots(
             "verifications",
             tenant_max=VERIFYING_TENANT_MAX,
@@ -145,6 +162,19 @@ class EventSpine:
         context.require_data("events.verify")
         with self._verifying.hold(context.tenant_id):
             return await self._logs.verify(context, SPINE_STREAM, expected)
+
+    async def index_status(self, context: RequestContext) -> IndexStatus:
+        """How far the index by run, user and type has come."""
+        context.require_data("events.verify")
+        return await self._index.status(context)
+
+    async def rebuild_index(self, context: RequestContext) -> IndexStatus:
+        """Make the index anew, beside requests; until then lists look through the log.
+
+        Raises Conflict where it was just being written: call again.
+        """
+        context.require_data("events.verify")
+        return await self._index.restart(context)
 
     async def close(self) -> None:
         """Finish the appends that wait, end the followers."""

@@ -1,0 +1,285 @@
+"""The spine's index: which of its events are of a run, of a user, of a type.
+
+Owns the views, what is written of an event, reading events by a view, and projecting one block after another.
+An index is whole up to its checkpoint; the tail behind it is read from the log, so a list knows every event
+that was acknowledged, whatever the state of the index. What the index says is only where to look: each event
+is read from the log and judged there. Leaves the form of entries to `core/index.py`, the checkpoint to
+`core/feed.py`, when to project to `stores/projector.py`, filters and pages to `stores/event_pages.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from engines.clock import Clock
+from engines.core.index import Entries, Index, Layout
+from engines.core.lease import Lease
+from engines.core.log import PAGE_EVENTS_MAX, Log, Sealed, StoredEvent
+from engines.core.place import Place, Places
+from engines.errors import Conflict, Corrupt, EnginesError, Invalid, Unavailable
+from engines.ids import Ids
+from engines.ports.documents import PAGE_BYTES
+from engines.scope import RequestContext, check_id
+from engines.stores.event_records import StoredBody, stored_body
+from engines.stores.open_logs import OpenLogs
+from engines.stores.projector import Projector, Turn
+
+# Most telling first: of a filter that names several, the first one leads.
+VIEWS: Final = ("run_id", "user_id", "event_type")
+# Blocks projected in one turn, after which others have theirs.
+TURN_BLOCKS: Final = 4
+# Events of no interest that are read rather than asking the backend once more.
+STRETCH_GAP: Final = 16
+STRETCHES_AT_ONCE: Final = 8
+LEASE_NAME: Final = "index"
+
+
+class IndexStatus(msgspec.Struct, frozen=True):
+    """How far the index has come. `lag`: events behind it, which filtered lists look through one by one."""
+
+    position: int
+    head: int
+    lag: int
+    block: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some events in the order asked for. `reached`: up to there, included, nothing was left out."""
+
+    events: tuple[StoredEvent, ...]
+    reached: int
+
+
+class View:
+    """The events of one value, up to `projected`, as they stand in one log."""
+
+    def __init__(self, log: Log, index: Index, name: str, value: str, projected: int) -> None:
+        self.projected = projected
+        self._log = log
+        self._index = index
+        self._name = name
+        self._value = value
+
+    async def after(self, position: int, *, limit: int) -> Part:
+        """At most `limit` events behind `position`, ascending; fewer, or none, where it takes long."""
+        found = await self._index.above(self._name, self._value, position, up_to=self.projected)
+        return await self._read(found.positions[:limit], found.reached, is_cut=len(found.positions) > limit)
+
+    async def before(self, position: int, *, limit: int) -> Part:
+        """The same before `position`, descending."""
+        found = await self._index.below(self._name, self._value, position)
+        return await self._read(found.positions[:limit], found.reached, is_cut=len(found.positions) > limit)
+
+    async def _read(self, positions: Sequence[int], reached: int, *, is_cut: bool) -> Part:
+        """The events at `positions`, of which the last are left for another time where they are large."""
+        events: list[StoredEvent] = []
+        stretches = list(_stretches(positions))
+        size = 0
+        for start in range(0, len(stretches), STRETCHES_AT_ONCE):
+            some = stretches[start : start + STRETCHES_AT_ONCE]
+            for read in await asyncio.gather(*map(self._stretch, some)):
+                events += read
+                size += sum(len(event.body or "") for event in read)
+            if size >= PAGE_BYTES:
+                break
+        is_cut = is_cut or len(events) < len(positions)
+        return Part(tuple(events), events[-1].position if is_cut else reached)
+
+    async def _stretch(self, positions: Sequence[int]) -> list[StoredEvent]:
+        low, high = min(positions), max(positions)
+        found: dict[int, StoredEvent] = {}
+        at = low - 1
+        while at < high:
+            batch = await self._log.list_after(at, limit=high - at)
+            if not batch.events:
+                raise Corrupt("the index knows of events that the log does not have: make the index anew")
+            found.update((event.position, event) for event in batch.events)
+            at = batch.events[-1].position
+        return [found[position] for position in positions]
+
+
+class EventIndex:
+    """The indices of all spines that this process knows of."""
+
+    def __init__(
+        self,
+        kind: str,
+        stream: str,
+        places: Places,
+        logs: OpenLogs,
+        ids: Ids,
+        clock: Clock,
+        *,
+        layout_default: Layout,
+    ) -> None:
+        self._kind = kind
+        self._stream = stream
+        self._places = places
+        self._logs = logs
+        self._clock = clock
+        self._holder = ids.write_id()
+        self._layout_default = layout_default
+        self.projector = Projector(self.turn, clock)
+
+    # --- reading ---
+
+    async def view(self, place: Place, log: Log, wanted: dict[str, str | None]) -> View | None:
+        """The view for a filter by those values; None where it names none, or nothing is projected yet."""
+        for name in VIEWS:
+            if (value := wanted.get(name)) is not None:
+                index = self._index(place)
+                projected = await index.projected()
+                return View(log, index, name, value, projected) if projected > 0 else None
+        return None
+
+    async def status(self, context: RequestContext) -> IndexStatus:
+        """How far the index of the context's spine has come."""
+        place = await self._places.place(self._kind, context)
+        async with self._logs.use(place, self._stream) as log:
+            index = self._index(place)
+            position = await index.projected()  # First: the head that is read then is not before it.
+            head = (await log.head()).position
+        return IndexStatus(position, head, head - position, index.layout.block)
+
+    # --- projecting ---
+
+    def appended(self, context: RequestContext, first: int, last: int) -> None:
+        """Events were appended: where they end a block, it is to be projected."""
+        block = self._layout_default.block
+        if last // block > (first - 1) // block:
+            self.projector.notice(_key(context), context)
+
+    def missed(self, context: RequestContext, looked_at: int) -> None:
+        """A list looked through that many events of the log: where that makes a block, it is due."""
+        if looked_at >= self._layout_default.block:
+            self.projector.notice(_key(context), context)
+
+    async def restart(self, context: RequestContext) -> IndexStatus:
+        """Make the index of the context's spine anew; meanwhile lists look through the log.
+
+        Raises Conflict where a block was just finished: call again.
+        """
+        place = await self._places.place(self._kind, context)
+        _check_stays(place)
+        index = self._index(place)
+        await index.create()
+        await index.feed().restart()
+        self.projector.notice(_key(context), context)
+        return await self.status(context)
+
+    async def turn(self, context: RequestContext) -> Turn:
+        """Project some blocks, if no other process does.
+
+        It takes no part in moves: what it writes to a place that was left is removed with that, and no move
+        has to wait for an index.
+        """
+        place = await self._places.place(self._kind, context)
+        if place.is_moving:
+            return Turn.TAKEN
+        lease = Lease(
+            place.documents,
+            self._index(place).root,
+            LEASE_NAME,
+            holder=self._holder,
+            clock=self._clock,
+        )
+        if not await lease.acquire():
+            return Turn.TAKEN
+        try:
+            for _ in range(TURN_BLOCKS):
+                if not await self.step(context):
+                    return Turn.DONE
+        except Conflict:  # Another process was at it all the same, or it is made anew.
+            return Turn.TAKEN
+        finally:
+            with contextlib.suppress(EnginesError):
+                await lease.release()
+        return Turn.MORE
+
+    async def step(self, context: RequestContext) -> bool:
+        """Project the next block; False where none is whole. Raises Conflict where another process did it."""
+        place = await self._places.place(self._kind, context)
+        _check_stays(place)
+        index = self._index(place)
+        await index.create()
+        try:
+            async with self._logs.use(place, self._stream) as log:
+                return await index.feed().advance(log, lambda events: _project(index, events))
+        except Sealed:
+            self._logs.drop(place, self._stream)
+            raise
+
+    def _index(self, place: Place) -> Index:
+        return Index(
+            place.documents,
+            kind=place.kind,
+            tenant_id=place.tenant_id,
+            env=place.env,
+            stream=self._stream,
+            generation=place.generation,
+            layout_default=self._layout_default,
+        )
+
+
+def _check_stays(place: Place) -> None:
+    if place.is_moving:
+        raise Unavailable("the spine is being moved; its index is made anew at the target", retry_after_s=5.0)
+
+
+async def _project(index: Index, events: Sequence[StoredEvent]) -> None:
+    await index.write((events[0].position - 1) // index.layout.block, entries_of(events))
+
+
+def entries_of(events: Sequence[StoredEvent]) -> Entries:
+    """What an index says of these events; nothing of those that were redacted."""
+    entries: dict[tuple[str, str], list[int]] = {}
+    for event in events:
+        body = stored_body(event)
+        for view, value in () if body is None else _values(body):
+            entries.setdefault((view, value), []).append(event.position)
+    return entries
+
+
+def _values(body: StoredBody) -> Iterator[tuple[str, str]]:
+    for view in VIEWS:
+        value = getattr(body, view)
+        if _can_be_asked_for(value):
+            yield view, value
+
+
+def _can_be_asked_for(value: str) -> bool:
+    """Nobody can filter by what is no id, and it may not stand in a key."""
+    try:
+        check_id(value, "value")
+    except Invalid:
+        return False
+    return True
+
+
+def _stretches(positions: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Successive parts of `positions` that are close together, each within one read of the log."""
+    start = 0
+    for end in range(1, len(positions) + 1):
+        if end < len(positions) and (
+            abs(positions[end] - positions[end - 1]) <= STRETCH_GAP
+            and abs(positions[end] - positions[start]) < PAGE_EVENTS_MAX
+        ):
+            continue
+        yield positions[start:end]
+        start = end
+
+
+def _key(context: RequestContext) -> tuple[str, ...]:
+    """What routing looks at: contexts that differ in it may have different spines."""
+    return (
+        context.tenant_id,
+        context.env,
+        context.surface_id,
+        context.app_id or "",
+        context.project_id or "",
+    )
