@@ -147,3 +147,16 @@ async def test_the_phases_of_a_move_are_on_the_tenants_spine(open_process: Open)
     assert retired.record.phase == "retire"
     with pytest.raises(Conflict):
         await process.moves.retire(OWNER, stored.record.move_id)
+
+
+async def test_a_move_between_backends_on_which_no_round_is_short_goes_on(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where even an empty round takes long, repeating it brings the fence no nearer."""
+    monkeypatch.setattr("engines.routing.mover.ROUND_S", 0.0)
+    monkeypatch.setattr("engines.routing.mover.ROUNDS_MAX", 1_000_000)
+    process = await open_process()
+    await process.notes.create(OWNER, NoteInput(content="here"))
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    move, progress = await ended(process, stored.record.move_id, timeout_s=20)
+    assert move.phase == "done", progress
