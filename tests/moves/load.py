@@ -26,13 +26,13 @@ from tests.moves.conftest import OWNER
 class Writer:
     """One user who alone changes their notes, through any process, and knows what must be there."""
 
-    def __init__(self, number: int, processes: list[engines.Engines]) -> None:
+    def __init__(self, number: int, processes: list[engines.Engines], *, seed: int = 0) -> None:
         self.context: RequestContext = msgspec.structs.replace(OWNER, user_id=f"u{number}")
         self.notes: dict[str, str] = {}
         self.longest_s = 0.0
         self.changes = 0
         self._processes = processes
-        self._random = random.Random(number)
+        self._random = random.Random(f"{seed}.{number}")
 
     async def run(self, stop: asyncio.Event) -> None:
         clock = self._processes[0].clock

@@ -78,14 +78,14 @@ class Held:
         return made.record.note_id, made.etag
 
 
-async def move_under_load(control_plane_url: str, a: Backend, b: Backend) -> Outcome:
+async def move_under_load(control_plane_url: str, a: Backend, b: Backend, *, seed: int = 0) -> Outcome:
     """On an empty control plane. Raises AssertionError where anything is lost, doubled or not as it was."""
     await make_deployment(control_plane_url, a, b)
     async with contextlib.AsyncExitStack() as stack:
         processes = [
             await stack.enter_async_context(engines.open(control_plane_url)) for _ in range(PROCESSES)
         ]
-        writers = [Writer(number, processes) for number in range(WRITERS)]
+        writers = [Writer(number, processes, seed=seed) for number in range(WRITERS)]
         appenders = [Appender(number, processes) for number in range(1, APPENDERS + 1)]
         everyone: list[Writer | Appender] = [*writers, *appenders]
         stop = asyncio.Event()

@@ -106,6 +106,7 @@ class Logs:
         self.driver = driver
         self.clock = KitClock(harness.clock)
         self.wall = harness.clock
+        self.histories_share = harness.histories_share
         self._harness = harness
         self._closers: list[Callable[[], Any]] = []
 
