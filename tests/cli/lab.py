@@ -59,7 +59,10 @@ class LabProcess:
         self._port = urlsplit(self.file.url).port or 0
 
     def keep_on(self, backend: Backend) -> None:
-        """From now on every kind of t_demo lies on this backend; the control plane stays. It is running."""
+        """From now on every kind of t_demo lies on this backend; the control plane stays where it is.
+
+        The lab was started after the backend was made, and so inherited its secrets.
+        """
         with Engines(self.file.url, self.file.user(SYSTEM_ADMIN).token) as admin:
             admin.backends.put(
                 backend.backend_id,
