@@ -12,10 +12,10 @@ from engines.testing.documents import DocumentHarness
 from tests.conformance.harnesses import HARNESSES
 from tests.servers.postgres import PostgresServer
 
-# On these a history takes seconds; script/soak sets the variable and plays all of them.
+# Every call costs milliseconds of a server and an SDK. script/soak sets the variable, and repeats all.
 SLOW_DRIVERS: Final = ("dynamodb", "firestore", "cosmos")
-HISTORIES_SHARE: Final = 1 / 8
-ALL_HISTORIES_VARIABLE: Final = "ENGINES_TEST_ALL_HISTORIES"
+REPETITIONS_SHARE: Final = 1 / 8
+ALL_REPETITIONS_VARIABLE: Final = "ENGINES_TEST_ALL_REPETITIONS"
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +36,6 @@ def conformance_database(postgres_server: PostgresServer) -> Iterator[str]:
 def harness(request: pytest.FixtureRequest) -> DocumentHarness:
     """Fresh storage of each driver in turn."""
     harness = HARNESSES[request.param](request)
-    if request.param in SLOW_DRIVERS and not os.environ.get(ALL_HISTORIES_VARIABLE):
-        harness = msgspec.structs.replace(harness, histories_share=HISTORIES_SHARE)
+    if request.param in SLOW_DRIVERS and not os.environ.get(ALL_REPETITIONS_VARIABLE):
+        harness = msgspec.structs.replace(harness, repetitions_share=REPETITIONS_SHARE)
     return harness

@@ -31,7 +31,7 @@ import msgspec
 
 from engines.drivers.registry import DOCUMENT_DRIVERS
 from tests.backends import UNAVAILABLE, Server, make_running, new_backend, open_server
-from tests.log.conftest import ALL_HISTORIES_VARIABLE
+from tests.log.conftest import ALL_REPETITIONS_VARIABLE
 from tests.moves.under_load import move_under_load
 from tests.servers.cosmos import WIRE_ALONE, is_wire_alone
 from tests.soak.crashes import Tally, crash_cycles
@@ -141,7 +141,7 @@ class Soak:
         return f"{done.changes} changes, {done.events} events, the longest took {done.longest_s:.1f} s"
 
     def _play(self, driver: str, ends_s: float) -> str:
-        """The log's kit with all its histories, in a run of pytest with servers of its own."""
+        """The log's kit with all its repetitions, in a run of pytest with servers of its own."""
         command = [
             sys.executable,
             "-m",
@@ -150,12 +150,12 @@ class Soak:
             "-x",
             "tests/log/test_log.py",
             "-k",
-            f"Histories and {driver}",
+            f"(Histories or Processes) and {driver}",
         ]
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, ALL_HISTORIES_VARIABLE: "1"},
+            env={**os.environ, ALL_REPETITIONS_VARIABLE: "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

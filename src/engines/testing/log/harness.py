@@ -106,7 +106,6 @@ class Logs:
         self.driver = driver
         self.clock = KitClock(harness.clock)
         self.wall = harness.clock
-        self.histories_share = harness.histories_share
         self._harness = harness
         self._closers: list[Callable[[], Any]] = []
 
@@ -126,6 +125,10 @@ class Logs:
         log = open_log(driver or self.client(), clock=self.clock, **options)
         self._closers.append(log.close)
         return log
+
+    def repetitions(self, count: int, *, at_least: int = 1) -> int:
+        """How many of `count` the harness wants."""
+        return max(at_least, round(count * self._harness.repetitions_share))
 
     async def close(self) -> None:
         for close in reversed(self._closers):
