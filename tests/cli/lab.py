@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from engines.cli.connection import LabFile, read_lab
+from engines.catalogue import CONTROL_PLANE, ROUTING_REGISTRY, SERVED
+from engines.cli.connection import OWNER, SYSTEM_ADMIN, LabFile, read_lab
+from engines.client import Engines
+from engines.control.records import Backend
+from tests.backends import SECRET_PREFIX
 from tests.servers.leash import LeashedProcess
 
 START_TIMEOUT_S = 60.0
@@ -41,7 +45,11 @@ class LabProcess:
         """Returns once it listens."""
         said = self.log.count("Engines listens on")
         command = [sys.executable, "-m", "engines", "lab", "--dir", str(self.directory)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ENGINES_")}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("ENGINES_") or name.startswith(SECRET_PREFIX)
+        }
         self._process = LeashedProcess([*command, "--port", str(self._port)], env=environment, log=self._log)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while self.log.count("Engines listens on") == said:
@@ -49,6 +57,26 @@ class LabProcess:
             assert time.monotonic() < deadline_s, f"the lab is not there: {self.log[-2000:]}"
             time.sleep(POLL_S)
         self._port = urlsplit(self.file.url).port or 0
+
+    def keep_on(self, backend: Backend) -> None:
+        """From now on every kind of t_demo lies on this backend; the control plane stays where it is.
+
+        The lab was started after the backend was made, and so inherited its secrets.
+        """
+        with Engines(self.file.url, self.file.user(SYSTEM_ADMIN).token) as admin:
+            admin.backends.put(
+                backend.backend_id,
+                driver=backend.driver,
+                backend_class=backend.backend_class,
+                config=backend.config,
+                secrets=backend.secrets,
+                offered_to="*",
+                if_absent=True,
+            )
+        with Engines(self.file.url, self.file.user(OWNER).token) as owner:
+            for kind in SERVED:
+                if kind.name not in (CONTROL_PLANE, ROUTING_REGISTRY):
+                    owner.routes.put(kind.name, backend.backend_id, if_absent=True)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -19,13 +19,11 @@ from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
 from engines.testing.clock import ManualClock
 from engines.testing.documents import DocumentHarness, Network, NotOffered, Process, Server
+from tests.backends import DYNAMODB_CREDENTIALS
 from tests.servers.cosmos import CosmosAccount, CosmosServer
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.firestore import FirestoreServer
 from tests.servers.postgres import PostgresServer
-
-# Any will do: the server does not check signatures.
-DYNAMODB_CREDENTIALS = {"access_key_id": "local", "secret_access_key": "local"}  # pragma: allowlist secret
 
 HarnessMaker = Callable[[pytest.FixtureRequest], DocumentHarness]
 

@@ -38,7 +38,7 @@ from engines.testing.clock import ManualClock
 from engines.testing.documents.harness import PARTITION, bodies, fresh_write_id, get, put, read_keys, write
 from engines.testing.documents.writes import text_of_size
 from engines.wiring import open_control_plane
-from tests.conformance.harnesses import DYNAMODB_CREDENTIALS
+from tests.backends import DYNAMODB_CREDENTIALS
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.dynamodb_relay import Answer, DynamoRelay, Request, Script, refusal, silence
 

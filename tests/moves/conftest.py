@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,7 +13,6 @@ import engines
 from engines.control.bootstrap import Seed, apply_seed, bootstrap
 from engines.control.records import Backend, Move
 from engines.core.records import Condition
-from engines.drivers.registry import document_driver, driver_of_url
 from engines.routing.moves import Progress
 from engines.wiring import open_control_plane
 from tests.contexts import ADMIN, context
@@ -43,23 +41,6 @@ def sqlite_backend(directory: Path, backend_id: str) -> Backend:
         driver="sqlite",
         backend_class="host_local",
         config={"path": str(directory / f"{backend_id}.db")},
-        offered_to="*",
-    )
-
-
-def backend_at(url: str, backend_id: str) -> Backend:
-    """What a URL describes, as a backend; its password goes into the environment."""
-    driver = driver_of_url(url)
-    module = document_driver(driver)
-    config, password = module.config_from_url(url)
-    variable = f"ENGINES_SECRET_TEST_{backend_id.upper()}"
-    os.environ[variable] = password or ""
-    return Backend(
-        backend_id=backend_id,
-        driver=driver,
-        backend_class=module.DESCRIPTION.backend_class,
-        config=config,
-        secrets={} if password is None else {"password": f"env:{variable}"},
         offered_to="*",
     )
 

@@ -20,7 +20,8 @@ import engines
 from engines.control.tables import MOVES
 from engines.core.listing import Window
 from engines.wiring import open_control_plane
-from tests.moves.conftest import OWNER, Open, backend_at, ended, make_deployment, reached
+from tests.backends import backend_at
+from tests.moves.conftest import OWNER, Open, ended, make_deployment, reached
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 3.0

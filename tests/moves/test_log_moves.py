@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 import msgspec
 
 import engines
-from engines.core.idempotency import identify
 from engines.core.listing import Window
-from engines.stores.event_records import Event, NewEvent
-from engines.stores.events import EventSpine, EventStreams
+from engines.stores.event_records import Event
+from engines.stores.events import EventStreams
 from tests.moves.conftest import OWNER, Open, ended
+from tests.moves.load import Appender, all_events, new_event
 
 EVENTS_EACH = 6
-
-
-def new_event(number: int, *, named: bool) -> NewEvent:
-    return NewEvent(
-        event_type="note",
-        payload={"number": number},
-        event_id=str(uuid.UUID(int=number, version=4)) if named else None,
-    )
-
-
-class Appender:
-    """Appends with ids and Idempotency-Keys of its own through any process, and remembers each answer."""
-
-    def __init__(self, number: int, processes: list[engines.Engines]) -> None:
-        self.answers: dict[int, tuple[str, int]] = {}
-        self.longest_s = 0.0
-        self._base = number * 1_000_000
-        self._processes = processes
-
-    async def run(self, stop: asyncio.Event) -> None:
-        clock = self._processes[0].clock
-        count = 0
-        while not stop.is_set():
-            number = self._base + count
-            began_s = clock.monotonic()
-            self.answers[number] = await self.append(number)
-            self.longest_s = max(self.longest_s, clock.monotonic() - began_s)
-            count += 1
-
-    async def append(self, number: int) -> tuple[str, int]:
-        """The same event under the same key, whenever it is called."""
-        spine = self._processes[number % len(self._processes)].spine
-        request = identify("test", str(number), body=b"") if number % 3 == 0 else None
-        appended = await spine.append(OWNER, [new_event(number, named=number % 2 == 0)], request=request)
-        return appended.events[0].event_id, appended.events[0].position
-
-
-async def all_events(spine: EventSpine) -> list[Event]:
-    events: list[Event] = []
-    after: str | None = None
-    while True:
-        page = await spine.list(OWNER, window=Window(limit=1_000, after=after))
-        events += page.items
-        if page.after is None:
-            return events
-        after = page.after
 
 
 async def test_a_spine_is_moved_there_and_back_while_it_is_appended_to(open_process: Open) -> None:

@@ -3,72 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
-import msgspec
-
-import engines
-from engines.core.listing import Window
-from engines.core.records import Condition
-from engines.scope import RequestContext
-from engines.stores.notes import NoteInput
 from tests.moves.conftest import OWNER, Open, ended
+from tests.moves.load import Writer
 
 # While every process answers; a lease takes three seconds.
 PAUSE_S_MAX = 2.5
-
-
-class Writer:
-    """One user who alone changes their notes, through any process, and knows what must be there."""
-
-    def __init__(self, number: int, processes: list[engines.Engines]) -> None:
-        self.context: RequestContext = msgspec.structs.replace(OWNER, user_id=f"u{number}")
-        self.notes: dict[str, str] = {}
-        self.longest_s = 0.0
-        self.changes = 0
-        self._processes = processes
-        self._random = random.Random(number)
-
-    async def run(self, stop: asyncio.Event) -> None:
-        clock = self._processes[0].clock
-        while not stop.is_set():
-            began_s = clock.monotonic()
-            await self._change()
-            self.longest_s = max(self.longest_s, clock.monotonic() - began_s)
-            self.changes += 1
-            await self._look()
-
-    async def _change(self) -> None:
-        notes = self._random.choice(self._processes).notes
-        verb = self._random.choice(("create", "create", "replace", "delete"))
-        if verb == "create" or not self.notes:
-            note = await notes.create(self.context, NoteInput(content=self._text()))
-            self.notes[note.record.note_id] = note.etag
-            return
-        note_id = self._random.choice(list(self.notes))
-        condition = Condition(versions=(self.notes[note_id].strip('"'),))
-        if verb == "replace":
-            changed = await notes.replace(
-                self.context, note_id, NoteInput(content=self._text()), condition=condition
-            )
-            self.notes[note_id] = changed.etag
-        else:
-            await notes.delete(self.context, note_id, condition=condition)
-            del self.notes[note_id]
-
-    async def _look(self) -> None:
-        """Whatever was acknowledged is what any process shows."""
-        if self.notes:
-            note_id = self._random.choice(list(self.notes))
-            note = await self._random.choice(self._processes).notes.get(self.context, note_id)
-            assert note.etag == self.notes[note_id]
-
-    async def check(self, process: engines.Engines) -> None:
-        listed = await process.notes.list(self.context, window=Window(limit=1_000))
-        assert {note.note_id: note.etag for note in listed.items} == self.notes
-
-    def _text(self) -> str:
-        return "ü" * self._random.randint(1, 200)
 
 
 async def test_notes_are_moved_there_and_back_while_they_are_used(open_process: Open) -> None:

@@ -166,3 +166,16 @@ async def test_routes_written_after_a_move_lead_to_what_was_moved(open_process: 
     assert (await process.notes.get(OWNER, made.record.note_id)).content == "moved"
     with pytest.raises(Conflict, match="left behind"):
         await process.routes.delete(OWNER, "notes_store", RouteScope(), condition=ANYTHING_THERE)
+
+
+async def test_a_move_between_backends_on_which_no_round_is_short_goes_on(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where even an empty round takes long, repeating it brings the fence no nearer."""
+    monkeypatch.setattr("engines.routing.mover.ROUND_S", 0.0)
+    monkeypatch.setattr("engines.routing.mover.ROUNDS_MAX", 1_000_000)
+    process = await open_process()
+    await process.notes.create(OWNER, NoteInput(content="here"))
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    move, progress = await ended(process, stored.record.move_id, timeout_s=20)
+    assert move.phase == "done", progress

@@ -56,6 +56,8 @@ FENCE_S_MAX: Final = 4.5
 PREPARE_S_MAX: Final = 45.0
 # A round of following that is shorter than this leaves little for the fence.
 ROUND_S: Final = 0.15
+# A round that takes more than this share of the one before is as short as these backends make it.
+ROUND_SHRINKS: Final = 0.9
 ROUNDS_MAX: Final = 200
 PAUSE_AFTER_FAILURE_S: Final = 2.0
 # What was read from the source before the switch may take as long as any call.
@@ -320,11 +322,15 @@ class Mover:
     # --- what a phase is made of ---
 
     async def _catch_up(self, sides: Sides) -> None:
+        """Until a round is short, or no shorter than the one before: an empty one, too, takes its time."""
+        before_s = float("inf")
         for _ in range(ROUNDS_MAX):
             began_s = self._clock.monotonic()
             await self._round(sides)
-            if self._clock.monotonic() - began_s < ROUND_S:
+            took_s = self._clock.monotonic() - began_s
+            if took_s < ROUND_S or took_s > ROUND_SHRINKS * before_s:
                 return
+            before_s = took_s
 
     async def _round(self, sides: Sides) -> None:
         """Drain every journal once and follow every log to its end."""

@@ -67,6 +67,10 @@ class DocumentHarness(msgspec.Struct, frozen=True, kw_only=True):
 
     `open` makes one more client of it, not yet connected; the kit calls `provision` and `close`. Every client
     judges expiry by `clock`, but for those of other processes.
+
+    `repetitions_share`, above 0 and at most 1, is for storage that is slow to test on: of what a test of
+    `engines.testing.log` repeats at random (histories of other seeds, kills, appends that are counted) this
+    share is done, and at least as much as the test needs. Every test runs, and tries its rule.
     """
 
     open: Callable[[], DocumentDriver]
@@ -74,6 +78,7 @@ class DocumentHarness(msgspec.Struct, frozen=True, kw_only=True):
     server: Server | NotOffered = NotOffered("the harness offers no server to kill")
     network: Network | NotOffered = NotOffered("the harness offers no network to disturb")
     process: Process | NotOffered = NotOffered("the harness does not say how another process opens a client")
+    repetitions_share: float = 1.0
 
 
 def offered(capability: T | NotOffered) -> T:

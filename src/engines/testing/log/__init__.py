@@ -19,7 +19,8 @@ its own:
 
 With the capability `process` several operating-system processes share a log, and one of them is killed. The
 environment variable ENGINES_LOG_SEEDS says how many histories are played, ENGINES_LOG_FIRST_SEED with which
-seed they begin; a failure names its seed.
+seed they begin; a failure names its seed. A harness whose storage is slow to test on asks for fewer
+repetitions with its field `repetitions_share`.
 """
 
 import pytest

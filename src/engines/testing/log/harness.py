@@ -126,6 +126,10 @@ class Logs:
         self._closers.append(log.close)
         return log
 
+    def repetitions(self, count: int, *, at_least: int = 1) -> int:
+        """How many of `count` the harness wants."""
+        return max(at_least, round(count * self._harness.repetitions_share))
+
     async def close(self) -> None:
         for close in reversed(self._closers):
             await close()

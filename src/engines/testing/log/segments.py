@@ -13,6 +13,8 @@ from engines.errors import TooLarge
 from engines.testing.log.harness import Logs, Watched, append, client_id, entry, names
 
 SIZES = (2, 3, 7)
+# Each is a case of its own; one after the other they would mostly wait.
+STREAMS_AT_ONCE = 8
 
 
 async def fill(logs: Logs, size: int, lengths: list[int]) -> list[str]:
@@ -101,26 +103,16 @@ class TestRepeatsAcrossSegments:
         self, logs: Logs, size: int
     ) -> None:
         """Wherever it stands in its commit and its segment, and however far the commit ran on."""
-        request = 0
-        for before, length in itertools.product(range(size), range(1, size + 1)):
-            for place in range(length):
-                stream = f"s-{before}-{length}-{place}"
-                log = logs.open(logs.driver, stream=stream, segment_size=size)
-                for _ in range(before):
-                    await append(log, "before")
-                own = client_id()
-                events = [entry("own", own) if n == place else entry("beside") for n in range(length)]
-                first = await log.append(events)
-                since = length - place - 1
-                while since < size:
-                    again = logs.open(logs.driver, stream=stream)
-                    for repeating in (log, again):
-                        appended = await repeating.append([entry("own", own)])
-                        assert appended.positions == (first.positions[place],), (before, length, place, since)
-                    await append(log, "since")
-                    since += 1
-                    request += 1
-        assert request > 0
+        at_once = asyncio.Semaphore(STREAMS_AT_ONCE)
+
+        async def check(before: int, length: int, place: int) -> None:
+            async with at_once:
+                await _check_own_id(logs, size, before, length, place)
+
+        async with asyncio.TaskGroup() as group:
+            for before, length in itertools.product(range(size), range(1, size + 1)):
+                for place in range(length):
+                    group.create_task(check(before, length, place))
 
     @pytest.mark.parametrize("size", SIZES)
     async def test_a_key_is_recognised_while_fewer_than_a_segment_were_appended_since(
@@ -168,3 +160,20 @@ class TestRepeatsAcrossSegments:
         held.release()
         assert (await waiting).positions == (5,)
         assert (await names(other)).count("own") == 1
+
+
+async def _check_own_id(logs: Logs, size: int, before: int, length: int, place: int) -> None:
+    """In a stream of the case's own, where `before` events stand before a commit of `length`."""
+    stream = f"s-{before}-{length}-{place}"
+    log = logs.open(logs.driver, stream=stream, segment_size=size)
+    for _ in range(before):
+        await append(log, "before")
+    own = client_id()
+    events = [entry("own", own) if n == place else entry("beside") for n in range(length)]
+    first = await log.append(events)
+    for since in range(length - place - 1, size):
+        again = logs.open(logs.driver, stream=stream)
+        for repeating in (log, again):
+            appended = await repeating.append([entry("own", own)])
+            assert appended.positions == (first.positions[place],), (before, length, place, since)
+        await append(log, "since")
