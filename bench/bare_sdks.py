@@ -164,7 +164,7 @@ async def _open_firestore(backend: Backend) -> AsyncIterator[BareSdk]:
     try:
         yield BareFirestore(client, backend.config["collection"])
     finally:
-        closing = client.close()
+        closing = client.close()  # type: ignore[no-untyped-call]
         if closing is not None:
             await closing
 

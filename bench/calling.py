@@ -146,9 +146,7 @@ async def _replace(pair: _Pair) -> Result:
         return await theirs.time(number, put_bare)
 
     walls = await alternate(pair.rounds, ours, bare)
-    return pair.result(
-        "put", f"conditional write of {EVENT_BYTES} bytes", mine, theirs, walls, CALL_GOAL
-    )
+    return pair.result("put", f"conditional write of {EVENT_BYTES} bytes", mine, theirs, walls, CALL_GOAL)
 
 
 async def _append(pair: _Pair) -> Result:

@@ -7,12 +7,11 @@ the other side.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
-
-import asyncio
 
 import uvloop
 
@@ -37,7 +36,15 @@ USERS: Final = 100
 AT_ONCE: Final = 16
 # What the peer says and what we count may differ by how numbers are counted.
 MODEL_GOAL: Final = Goal("within", 0.01)
-COLUMNS: Final = ("what", "measured", "requests", "units", "× to a million", "units for a million", "reported by the peer")
+COLUMNS: Final = (
+    "what",
+    "measured",
+    "requests",
+    "units",
+    "× to a million",
+    "units for a million",
+    "reported by the peer",
+)
 
 
 class OnePlace:

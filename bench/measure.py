@@ -35,7 +35,7 @@ class Goal(msgspec.Struct, frozen=True):
     def met_by(self, figure: float) -> bool:
         """`within`: no farther from 1 than the value."""
         if self.sense == "within":
-            return abs(figure - 1) <= self.value
+            return 1 - self.value <= figure <= 1 + self.value
         return figure >= self.value if self.sense == "at least" else figure <= self.value
 
 

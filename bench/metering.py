@@ -87,9 +87,7 @@ class _MeteredClient(Client):
 
 def _item_bytes(item: Mapping[str, Mapping[str, str]]) -> int:
     """Names and values, in UTF-8."""
-    return sum(
-        len(name) + len(text.encode()) for name, value in item.items() for text in value.values()
-    )
+    return sum(len(name) + len(text.encode()) for name, value in item.items() for text in value.values())
 
 
 def _written(request: Mapping[str, Any], _: Any) -> list[int]:
@@ -98,10 +96,7 @@ def _written(request: Mapping[str, Any], _: Any) -> list[int]:
 
 def _written_together(request: Mapping[str, Any], answer: Any) -> list[int]:
     return [
-        size
-        for item in request["TransactItems"]
-        for one in item.values()
-        for size in _written(one, answer)
+        size for item in request["TransactItems"] for one in item.values() for size in _written(one, answer)
     ]
 
 
@@ -222,7 +217,9 @@ class _MeteredAccount(Account):
         self._count("read", _json_bytes(item), request_units("get of one document", _json_bytes(item)))
         return item
 
-    async def query(self, partition: str, query: Any, *, items_max: int, enough: Callable[[Any], bool]) -> None:
+    async def query(
+        self, partition: str, query: Any, *, items_max: int, enough: Callable[[Any], bool]
+    ) -> None:
         size = 0
 
         def count(item: Any) -> bool:

@@ -1,8 +1,8 @@
 """A kind of a tenant is moved between PostgreSQL and DynamoDB, there and back, while it is written to.
 
-One process of a deployment serves the writes and works on the move, as any server process does. Writes come at
-a steady rate, whether those before them were answered or not, and each is timed from when it was due: a pause
-is felt by every write that falls into it.
+One process of a deployment serves the writes and works on the move, as any server process does. Writes come
+at a steady rate, whether those before them were answered or not, and each is timed from when it was due: a
+pause is felt by every write that falls into it.
 """
 
 from __future__ import annotations

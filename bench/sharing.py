@@ -27,6 +27,15 @@ from bench.stage import EVENT_BYTES, Stage
 CALLERS: Final = 8
 ANSWER_TIMEOUT_S: Final = 60.0
 ROOT: Final = Path(__file__).resolve().parent.parent
+COLUMNS: Final = (
+    "processes",
+    "streams",
+    "events/s",
+    "events a commit",
+    "conflicts a commit",
+    "least share",
+    "failed",
+)
 SUM_GOAL: Final = Goal("at least", 0.8)
 SHARE_GOAL: Final = Goal("at least", 5, "%")
 
@@ -76,23 +85,21 @@ def _run(driver: str, stage: Stage) -> list[Result]:
 
 async def _rounds(backend: Backend, stage: Stage) -> Rounds:
     sizes = stage.sizes
-    rounds: Rounds = {}
+    arrangements = [
+        (count, shared) for count in sizes.process_counts for shared in (True, False) if shared or count > 1
+    ]
+    rounds: Rounds = {arrangement: [] for arrangement in arrangements}
     async with contextlib.AsyncExitStack() as stack:
         children = [
             await stack.enter_async_context(_child(backend)) for _ in range(max(sizes.process_counts))
         ]
         for number in range(sizes.process_rounds + 1):
-            for count in sizes.process_counts:
-                for shared in (True, False):
-                    if count == 1 and not shared:
-                        continue
-                    turns = [
-                        Turn(f"{count}-{number}-{0 if shared else place}-{shared}", CALLERS, sizes.process_seconds)
-                        for place in range(count)
-                    ]
-                    done = await _together(children, turns)
-                    if number > 0:
-                        rounds.setdefault((count, shared), []).append(done)
+            for count, shared in arrangements:
+                names = [f"{number}-{count}-{'one' if shared else place}" for place in range(count)]
+                turns = [Turn(name, CALLERS, sizes.process_seconds) for name in names]
+                done = await _together(children, turns)
+                if number > 0:
+                    rounds[count, shared].append(done)
     return rounds
 
 
@@ -175,22 +182,20 @@ def _results(backend: Backend, rounds: Rounds, most: int) -> list[Result]:
 
 
 def _detail(backend: Backend, rounds: Rounds) -> Detail:
-    rows = []
-    for (count, shared), done in rounds.items():
-        rows.append(
-            (
-                str(count),
-                "one" if shared else "one each",
-                f"{_mean(done, 'rate'):,.0f}",
-                f"{_mean(done, 'events_a_commit'):.1f}",
-                f"{_mean(done, 'conflicts'):.2f}",
-                f"{_mean(done, 'least_share'):.1f} %",
-                str(sum(outcome.failed for one in done for outcome in one.outcomes)),
-            )
+    rows = [
+        (
+            str(count),
+            "one" if shared else "one each",
+            f"{_mean([one.rate for one in done]):,.0f}",
+            f"{_mean([one.events_a_commit for one in done]):.1f}",
+            f"{_mean([one.conflicts for one in done]):.2f}",
+            f"{_mean([one.least_share for one in done]):.1f} %",
+            str(sum(outcome.failed for one in done for outcome in one.outcomes)),
         )
-    columns = ("processes", "streams", "events/s", "events a commit", "conflicts a commit", "least share", "failed")
-    return Detail(f"Processes that append, {backend.label}", columns, tuple(rows))
+        for (count, shared), done in rounds.items()
+    ]
+    return Detail(f"Processes that append, {backend.label}", COLUMNS, tuple(rows))
 
 
-def _mean(rounds: Sequence[Round], field: str) -> float:
-    return sum(getattr(done, field) for done in rounds) / len(rounds)
+def _mean(figures: Sequence[float]) -> float:
+    return sum(figures) / len(figures)
