@@ -55,7 +55,7 @@ class _Pair:
         self.label = label
         self.documents = documents
         self.bare = bare
-        self.rounds = stage.sizes.rounds
+        self.rounds = stage.sizes.sdk_rounds
         self.calls = stage.sizes.sdk_calls
         self.appends = stage.sizes.sdk_appends
 

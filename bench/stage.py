@@ -43,6 +43,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     http_requests: int  # in a round
     memory_requests: int
     memory_warm_requests: int
+    sdk_rounds: int  # short and many: the servers' disks and other processes disturb single ones
     sdk_calls: int  # of each side, in a round
     sdk_appends: int
     cost_events: int
@@ -68,8 +69,9 @@ FULL: Final = Sizes(
     http_requests=6_000,
     memory_requests=1_000_000,
     memory_warm_requests=100_000,
-    sdk_calls=200,
-    sdk_appends=40,
+    sdk_rounds=51,
+    sdk_calls=40,
+    sdk_appends=10,
     cost_events=10_000,
     cost_notes=10_000,
     move_notes=10_000,
@@ -92,8 +94,9 @@ QUICK: Final = Sizes(
     http_requests=1_500,
     memory_requests=20_000,
     memory_warm_requests=10_000,
-    sdk_calls=50,
-    sdk_appends=10,
+    sdk_rounds=15,
+    sdk_calls=20,
+    sdk_appends=5,
     cost_events=2_000,
     cost_notes=1_000,
     move_notes=2_000,
@@ -116,6 +119,7 @@ TINY: Final = Sizes(
     http_requests=64,
     memory_requests=200,
     memory_warm_requests=100,
+    sdk_rounds=1,
     sdk_calls=5,
     sdk_appends=2,
     cost_events=64,

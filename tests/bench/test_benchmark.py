@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,7 +132,10 @@ def test_what_a_figure_was_made_from_stands_below_the_table(capsys: pytest.Captu
 def test_a_comparison_whose_server_cannot_run_here_is_said_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # There is no java in it.
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "git").symlink_to(shutil.which("git") or "")
+    monkeypatch.setenv("PATH", str(programs))  # There is no java in it.
     path = tmp_path / "kept.json"
     arguments = ["--size", "tiny", "--only", "sdk-firestore", "--only", "list-after-sqlite"]
     assert main([*arguments, "--json", str(path)]) == 0
