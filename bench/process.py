@@ -28,6 +28,21 @@ from engines.ports.documents import Doc, DocumentDriver, Op, Page
 BODIES = 500
 
 
+class Calls(msgspec.Struct, frozen=True):
+    """How many calls a driver had, and seconds in them: writes that won, that met a conflict, and reads."""
+
+    commits: int = 0
+    commits_s: float = 0.0
+    conflicts: int = 0
+    conflicts_s: float = 0.0
+    reads: int = 0
+    reads_s: float = 0.0
+
+    def since(self, before: Calls) -> Calls:
+        names = self.__struct_fields__
+        return Calls(**{name: getattr(self, name) - getattr(before, name) for name in names})
+
+
 class Turn(msgspec.Struct, frozen=True):
     """What one process does in one turn."""
 
@@ -37,64 +52,80 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a turn. `failed`: appends that were refused for another reason than a conflict."""
+    """What became of a turn. `failed`: appends that were refused for another reason than a conflict.
+
+    A log has one call under way at a time as a rule, so what is left of `seconds` beside the calls was spent
+    waiting for a turn, or computing.
+    """
 
     appended: int
-    commits: int
-    conflicts: int
     failed: int
     seconds: float
+    calls: Calls
 
 
-class Conflicts:
-    """A driver that counts writes, and those that met somebody else's."""
+class Counted:
+    """A driver that counts its calls."""
 
     def __init__(self, driver: DocumentDriver) -> None:
-        self.writes = self.conflicts = 0
+        self.calls = Calls()
         self._driver = driver
         self.provision, self.reclaim, self.close = driver.provision, driver.reclaim, driver.close
 
     async def get(self, partition: str, keys: Sequence[str]) -> dict[str, Doc]:
-        return await self._driver.get(partition, keys)
+        watch = Stopwatch()
+        try:
+            return await self._driver.get(partition, keys)
+        finally:
+            self._count("reads", watch)
 
     async def scan(self, partition: str, *, above: str, below: str, limit: int, reverse: bool) -> Page:
-        return await self._driver.scan(partition, above=above, below=below, limit=limit, reverse=reverse)
+        watch = Stopwatch()
+        try:
+            return await self._driver.scan(partition, above=above, below=below, limit=limit, reverse=reverse)
+        finally:
+            self._count("reads", watch)
 
     async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
+        watch = Stopwatch()
         try:
             await self._driver.write(partition, ops, write_id=write_id)
         except Conflict:
-            self.conflicts += 1
+            self._count("conflicts", watch)
             raise
-        self.writes += 1
+        self._count("commits", watch)
+
+    def _count(self, name: str, watch: Stopwatch) -> None:
+        more = {name: getattr(self.calls, name) + 1}
+        more_s = {f"{name}_s": getattr(self.calls, f"{name}_s") + watch.seconds()}
+        self.calls = msgspec.structs.replace(self.calls, **more, **more_s)
 
 
 async def _take_turns(backend: Backend) -> None:
-    conflicts = Conflicts(backend.open())
+    counted = Counted(backend.open())
     entries = [Entry(body) for body in event_bodies(BODIES)]
-    async with open_documents(conflicts) as documents:
+    async with open_documents(counted) as documents:
         while line := await asyncio.to_thread(sys.stdin.readline):
             turn = msgspec.json.decode(line, type=Turn)
-            outcome = await _take(turn, documents, conflicts, entries)
+            outcome = await _take(turn, documents, counted, entries)
             _say(outcome)
 
 
-async def _take(turn: Turn, documents: Documents, conflicts: Conflicts, entries: list[Entry]) -> Outcome:
+async def _take(turn: Turn, documents: Documents, counted: Counted, entries: list[Entry]) -> Outcome:
     log = new_log(documents, turn.stream)
     await log.head()
     _say("ready")
     await asyncio.to_thread(sys.stdin.readline)
-    writes, met = conflicts.writes, conflicts.conflicts
+    before = counted.calls
     counts = _Counts()
     watch = Stopwatch()
     tasks = [asyncio.create_task(_append(log, entries, counts)) for _ in range(turn.callers)]
     await asyncio.sleep(turn.seconds)
     outcome = Outcome(
         appended=counts.appended,
-        commits=conflicts.writes - writes,
-        conflicts=conflicts.conflicts - met,
         failed=counts.failed,
         seconds=watch.seconds(),
+        calls=counted.calls.since(before),
     )
     for task in tasks:
         task.cancel()

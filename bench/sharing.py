@@ -21,7 +21,7 @@ import msgspec
 
 from bench.backends import Backend
 from bench.measure import Detail, Goal, Result, absolute, compared
-from bench.process import Outcome, Turn
+from bench.process import Calls, Outcome, Turn
 from bench.stage import EVENT_BYTES, Stage
 
 CALLERS: Final = 8
@@ -33,7 +33,9 @@ COLUMNS: Final = (
     "events/s",
     "events a commit",
     "conflicts a commit",
+    "reads a commit",
     "least share",
+    "% of time: commits / conflicts / reads / the rest",
     "failed",
 )
 SUM_GOAL: Final = Goal("at least", 0.8)
@@ -57,15 +59,17 @@ class Round(msgspec.Struct, frozen=True):
         return 100 * min(counts) / max(1, sum(counts))
 
     @property
-    def conflicts(self) -> float:
-        """For each commit."""
-        commits = sum(outcome.commits for outcome in self.outcomes)
-        return sum(outcome.conflicts for outcome in self.outcomes) / max(1, commits)
+    def commits(self) -> int:
+        return sum(outcome.calls.commits for outcome in self.outcomes)
 
-    @property
-    def events_a_commit(self) -> float:
-        commits = sum(outcome.commits for outcome in self.outcomes)
-        return sum(outcome.appended for outcome in self.outcomes) / max(1, commits)
+    def for_each_commit(self, figure: Callable[[Outcome], float]) -> float:
+        """The sum of all processes, for each commit of any."""
+        return sum(map(figure, self.outcomes)) / max(1, self.commits)
+
+    def part_of_time(self, figure: Callable[[Calls], float]) -> float:
+        """Seconds of all processes, in percent of their time."""
+        seconds = sum(outcome.seconds for outcome in self.outcomes)
+        return 100 * sum(figure(outcome.calls) for outcome in self.outcomes) / seconds
 
 
 # By how many processes there were, and whether they shared one stream: a round each.
@@ -183,18 +187,37 @@ def _results(backend: Backend, rounds: Rounds, most: int) -> list[Result]:
 
 def _detail(backend: Backend, rounds: Rounds) -> Detail:
     rows = [
-        (
-            str(count),
-            "one" if shared else "one each",
-            f"{_mean([one.rate for one in done]):,.0f}",
-            f"{_mean([one.events_a_commit for one in done]):.1f}",
-            f"{_mean([one.conflicts for one in done]):.2f}",
-            f"{_mean([one.least_share for one in done]):.1f} %",
-            str(sum(outcome.failed for one in done for outcome in one.outcomes)),
-        )
-        for (count, shared), done in rounds.items()
+        (str(count), "one" if shared else "one each", *_row(done)) for (count, shared), done in rounds.items()
     ]
     return Detail(f"Processes that append, {backend.label}", COLUMNS, tuple(rows))
+
+
+def _row(rounds: Sequence[Round]) -> tuple[str, ...]:
+    """In the order of COLUMNS from the third on; means of the rounds."""
+    winning, losing, reading = (
+        _mean([one.part_of_time(figure) for one in rounds]) for figure in (_commits_s, _conflicts_s, _reads_s)
+    )
+    return (
+        f"{_mean([one.rate for one in rounds]):,.0f}",
+        f"{_mean([one.for_each_commit(lambda outcome: outcome.appended) for one in rounds]):.1f}",
+        f"{_mean([one.for_each_commit(lambda outcome: outcome.calls.conflicts) for one in rounds]):.2f}",
+        f"{_mean([one.for_each_commit(lambda outcome: outcome.calls.reads) for one in rounds]):.2f}",
+        f"{_mean([one.least_share for one in rounds]):.1f} %",
+        f"{winning:.0f} / {losing:.0f} / {reading:.0f} / {max(0.0, 100 - winning - losing - reading):.0f}",
+        str(sum(outcome.failed for one in rounds for outcome in one.outcomes)),
+    )
+
+
+def _commits_s(calls: Calls) -> float:
+    return calls.commits_s
+
+
+def _conflicts_s(calls: Calls) -> float:
+    return calls.conflicts_s
+
+
+def _reads_s(calls: Calls) -> float:
+    return calls.reads_s
 
 
 def _mean(figures: Sequence[float]) -> float:
