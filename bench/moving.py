@@ -42,7 +42,7 @@ USERS: Final = 64
 STREAM: Final = "main"
 EVENTS_A_REQUEST: Final = 100
 NOTES_AT_ONCE: Final = 32
-MOVE_TIMEOUT_S: Final = 3_600.0
+MOVE_TIMEOUT_S: Final = 1_800.0
 # From when changes wait until they go to the target, while every process answers.
 PAUSE_GOAL: Final = Goal("at most", 500, "ms")
 SEED: Final[Seed] = {
