@@ -42,6 +42,8 @@ USERS: Final = 64
 STREAM: Final = "main"
 EVENTS_A_REQUEST: Final = 100
 NOTES_AT_ONCE: Final = 32
+# Five seconds' worth. On a machine that cannot keep the rate, more would only make each of them slower.
+UNDER_WAY_MAX: Final = 1_000
 MOVE_TIMEOUT_S: Final = 1_800.0
 # From when changes wait until they go to the target, while every process answers.
 PAUSE_GOAL: Final = Goal("at most", 500, "ms")
@@ -162,7 +164,10 @@ def _new_events(count: int) -> list[NewEvent]:
 
 
 class _Writes:
-    """Writes at a steady rate. `took_ms`: from when each was due until it was acknowledged."""
+    """Writes at a steady rate. `took_ms`: from when each was due until it was answered.
+
+    `failed`: refused, or not begun because `UNDER_WAY_MAX` others were under way.
+    """
 
     def __init__(self, write: Write) -> None:
         self.took_ms: list[float] = []
@@ -177,6 +182,9 @@ class _Writes:
             for number in itertools.count():
                 due_s = number / WRITES_PER_S
                 await asyncio.sleep(max(0.0, due_s - self._watch.seconds()))
+                if len(self._under_way) >= UNDER_WAY_MAX:
+                    self.failed += 1
+                    continue
                 task = asyncio.create_task(self._one(number, due_s))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
@@ -210,6 +218,7 @@ async def _under_writes(
 
 
 async def _ended(opened: engines.Engines, move_id: str) -> tuple[Move, Progress]:
+    """Raises TimeoutError for a move that does not end."""
     async with asyncio.timeout(MOVE_TIMEOUT_S):
         while True:
             stored, progress = await opened.moves.get(OWNER, move_id)
