@@ -12,18 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from rich.console import Console
 
-from bench import report
+from bench import costs, report, sharing
 from bench.appending import append_postgres, append_sqlite
+from bench.backends import NotRun
+from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
 from bench.measure import Result
 from bench.memory import memory_growth, memory_idle
+from bench.metering import METERED
+from bench.moving import move_events, move_notes
 from bench.reading import list_after_postgres, list_after_sqlite
 from bench.recorder import append_recorder
 from bench.resolving import resolving
 from bench.serving import http_postgres, http_sqlite
 from bench.stage import FULL, QUICK, TINY, Sizes, Stage
 from engines.clock import SystemClock, timestamp
+from engines.drivers.registry import DOCUMENT_DRIVERS
 
 TABLE_CHARS: Final = 170
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -36,11 +42,19 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "resolve": resolving,
     "list-after-postgres": list_after_postgres,
     "list-after-sqlite": list_after_sqlite,
+    "sdk-dynamodb": sdk_dynamodb,
+    "sdk-firestore": sdk_firestore,
+    "sdk-cosmos": sdk_cosmos,
+    **{f"cost-{name}": costs.comparison(name) for name in METERED},
+    "move-notes": move_notes,
+    "move-events": move_events,
+    **{f"processes-{name}": sharing.comparison(name) for name in DOCUMENT_DRIVERS},
     "memory-idle": memory_idle,
     "memory-growth": memory_growth,
 }
 # A million requests take longer than all the rest: only where it is named.
 ONLY_WHEN_NAMED: Final = ("memory-growth",)
+WHOLE_MOVES: Final = {"move_notes": 100_000, "move_events": 200_000}
 SIZES: Final[Mapping[str, Sizes]] = {sizes.name: sizes for sizes in (FULL, QUICK, TINY)}
 
 
@@ -53,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         report.write_page(options.page, report.read_json(options.page.with_suffix(".json")))
         return 0
     sizes = QUICK if options.quick else SIZES[options.size]
+    if options.full:
+        sizes = msgspec.structs.replace(sizes, **WHOLE_MOVES)
     names = options.only or [name for name in COMPARISONS if name not in ONLY_WHEN_NAMED]
     load_before = os.getloadavg()[0]
     results = run(names, sizes, console)
@@ -73,12 +89,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(names: Sequence[str], sizes: Sizes, console: Console) -> list[Result]:
-    """The results of the comparisons named, in order."""
+    """The results of the comparisons named, in order. What cannot run here is said, and left out."""
     results: list[Result] = []
     with Stage(sizes) as stage:
         for name in names:
-            with console.status(f"{name} ({sizes.name})"):
-                results += COMPARISONS[name](stage)
+            try:
+                with console.status(f"{name} ({sizes.name})"):
+                    results += COMPARISONS[name](stage)
+            except NotRun as error:
+                console.print(f"not run: {name}: {error}")
     return results
 
 
@@ -89,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         "that misses its goal is shown so, and changes nothing about the exit status.",
     )
     parser.add_argument("--quick", action="store_true", help="about a minute: shorter rounds, fewer of them")
+    parser.add_argument(
+        "--full", action="store_true", help="move 100,000 notes and 200,000 events, whatever the size"
+    )
     parser.add_argument("--size", choices=list(SIZES), default=FULL.name, help="how much a run does")
     parser.add_argument(
         "--only",

@@ -28,18 +28,31 @@ class Spread(msgspec.Struct, frozen=True):
 class Goal(msgspec.Struct, frozen=True):
     """What a ratio, or an absolute figure in `unit`, should be."""
 
-    sense: Literal["at least", "at most"]
+    sense: Literal["at least", "at most", "within"]
     value: float
     unit: str = "of the other"
 
     def met_by(self, figure: float) -> bool:
+        """`within`: no farther from 1 than the value."""
+        if self.sense == "within":
+            return 1 - self.value <= figure <= 1 + self.value
         return figure >= self.value if self.sense == "at least" else figure <= self.value
+
+
+class Detail(msgspec.Struct, frozen=True):
+    """A table of its own: what a result was made from."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the table. `ours` and `other` are medians in `unit`.
 
     `judged` is what the goal is about: the ratio ours/other, or `ours` itself where there is no other side.
+    `cpu` is the same ratio of processor time in this process, where that was taken. `goal` is None for what
+    is only told.
     """
 
     name: str
@@ -49,13 +62,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     other_name: str | None = None
     other: Spread | None = None
     judged: Spread
-    goal: Goal
+    cpu: Spread | None = None
+    goal: Goal | None
     rounds: int
     notes: dict[str, float | int | str] = {}
+    detail: Detail | None = None
 
     @property
-    def met(self) -> bool:
-        return self.goal.met_by(self.judged.median)
+    def met(self) -> bool | None:
+        return None if self.goal is None else self.goal.met_by(self.judged.median)
 
 
 def spread(figures: Sequence[float]) -> Spread:
@@ -70,8 +85,10 @@ def compared(
     what: str,
     unit: str,
     other_name: str,
-    goal: Goal,
+    goal: Goal | None,
+    cpu: Sequence[float] | None = None,
     notes: Mapping[str, float | int | str] | None = None,
+    detail: Detail | None = None,
 ) -> Result:
     """The result of rounds in which both sides ran, in the same order."""
     assert len(ours) == len(other) > 0
@@ -83,9 +100,11 @@ def compared(
         other_name=other_name,
         other=spread(other),
         judged=spread([mine / theirs for mine, theirs in zip(ours, other, strict=True)]),
+        cpu=None if cpu is None else spread(cpu),
         goal=goal,
         rounds=len(ours),
         notes=dict(notes or {}),
+        detail=detail,
     )
 
 
@@ -95,8 +114,9 @@ def absolute(
     name: str,
     what: str,
     unit: str,
-    goal: Goal,
+    goal: Goal | None,
     notes: Mapping[str, float | int | str] | None = None,
+    detail: Detail | None = None,
 ) -> Result:
     """The result of a figure that has no other side."""
     return Result(
@@ -108,6 +128,7 @@ def absolute(
         goal=goal,
         rounds=len(figures),
         notes=dict(notes or {}),
+        detail=detail,
     )
 
 
@@ -126,10 +147,14 @@ async def alternate(rounds: int, *sides: Side) -> list[list[float]]:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since it was made, and this process's processor time since then."""
 
     def __init__(self) -> None:
         self._started_s = time.perf_counter()
+        self._started_cpu_s = time.process_time()
 
     def seconds(self) -> float:
         return time.perf_counter() - self._started_s
+
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self._started_cpu_s

@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +19,15 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import Goal, Result, Spread
+from bench.measure import Detail, Goal, Result, Spread
 
 PACKAGES: Final = (
+    "aiobotocore",
     "asyncpg",
+    "azure-cosmos",
     "eventsourcing",
+    "google-cloud-firestore",
+    "grpcio",
     "litestar",
     "msgspec",
     "psycopg",
@@ -34,6 +38,9 @@ PACKAGES: Final = (
 BEGIN: Final = "<!-- figures: made by script/bench --page -->"
 END: Final = "<!-- /figures -->"
 COLUMNS: Final = ("what", "ours", "the other", "ratio (least–most)", "goal", "met?")
+_COLOURS: Final[Mapping[bool | None, str]] = {True: "green", False: "red", None: "default"}
+_MET: Final[Mapping[bool | None, str]] = {True: "yes", False: "**no**", None: "–"}
+_SIGNS: Final = {"at least": "≥", "at most": "≤", "within": "1 ±"}
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,14 +94,21 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["script/bench", *arguments])
 
 
-def print_table(results: Iterable[Result], console: Console) -> None:
+def print_table(results: Sequence[Result], console: Console) -> None:
     table = Table(title="medians of rounds that alternate, and the least and the most ratio of a round")
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
     for result in results:
         cells = _cells(result)
-        table.add_row(*cells[:-1], f"[{'green' if result.met else 'red'}]{cells[-1]}")
+        table.add_row(*cells[:-1], f"[{_COLOURS[result.met]}]{cells[-1]}")
     console.print(table)
+    for detail in (result.detail for result in results if result.detail is not None):
+        below = Table(title=detail.title)
+        for column in detail.columns:
+            below.add_column(column, overflow="fold")
+        for row in detail.rows:
+            below.add_row(*row)
+        console.print(below)
 
 
 def merged(path: Path, kept: Sequence[Kept]) -> list[Kept]:
@@ -113,12 +127,11 @@ def read_json(path: Path) -> list[Kept]:
 
 
 def markdown(kept: Sequence[Kept]) -> str:
-    """The table, and below it the commands that made it."""
+    """The table, what some of its lines were made from, and the commands that made it."""
     lines = [
-        f"| {' | '.join(COLUMNS)} |",
-        f"|{'---|' * len(COLUMNS)}",
-        *(f"| {' | '.join(_cells(item.result))} |" for item in kept),
+        *_markdown_table(COLUMNS, [_cells(item.result) for item in kept]),
         "",
+        *(line for item in kept for line in _markdown_detail(item.result.detail)),
         "Made by:",
         "",
         *dict.fromkeys(_origin(item.run) for item in kept),
@@ -135,6 +148,20 @@ def write_page(path: Path, kept: Sequence[Kept]) -> None:
     path.write_text(f"{head}{BEGIN}\n{markdown(kept)}{END}{tail}")
 
 
+def _markdown_detail(detail: Detail | None) -> list[str]:
+    if detail is None:
+        return []
+    return [f"{detail.title}:", "", *_markdown_table(detail.columns, detail.rows), ""]
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
 def _origin(run: Run) -> str:
     where = run.machine
     return (
@@ -149,10 +176,15 @@ def _cells(result: Result) -> tuple[str, ...]:
         result.what,
         f"{_number(result.ours.median)} {result.unit}",
         "–" if other is None else f"{_number(other.median)} {result.unit} ({result.other_name})",
-        "–" if other is None else _ratio(result.judged),
-        _goal(result.goal),
-        "yes" if result.met else "**no**",
+        "–" if other is None else _ratios(result),
+        "–" if result.goal is None else _goal(result.goal),
+        _MET[result.met],
     )
+
+
+def _ratios(result: Result) -> str:
+    cpu = "" if result.cpu is None else f"; CPU {result.cpu.median:.2f}"
+    return f"{_ratio(result.judged)}{cpu}"
 
 
 def _ratio(ratio: Spread) -> str:
@@ -160,7 +192,7 @@ def _ratio(ratio: Spread) -> str:
 
 
 def _goal(goal: Goal) -> str:
-    sign = "≥" if goal.sense == "at least" else "≤"
+    sign = _SIGNS[goal.sense]
     return f"{sign} {goal.value:g}" if goal.unit == "of the other" else f"{sign} {goal.value:g} {goal.unit}"
 
 

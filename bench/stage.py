@@ -1,6 +1,7 @@
-"""What a comparison is given: its sizes, a real PostgreSQL, a directory for files.
+"""What a comparison is given: its sizes, real servers, a directory for files.
 
-Owns the sizes by name, the server, and removing what was made. Leaves schemas and clients to the comparisons.
+Owns the sizes by name, the servers' life, and removing what was made. Leaves schemas and clients to the
+comparisons, and what storage on a server is to `backends.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, Self
 
 import msgspec
 
+from bench.backends import Backend, Servers, sqlite_backend, url_backend
 from tests.servers.postgres import PostgresServer
 
 EVENT_BYTES: Final = 400
@@ -41,6 +43,17 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     http_requests: int  # in a round
     memory_requests: int
     memory_warm_requests: int
+    sdk_rounds: int  # short and many: the servers' disks and other processes disturb single ones
+    sdk_calls: int  # of each side, in a round
+    sdk_appends: int
+    cost_events: int
+    cost_notes: int
+    move_notes: int
+    move_events: int
+    move_before_s: float  # of writes, before the move begins
+    process_rounds: int
+    process_seconds: float
+    process_counts: tuple[int, ...]
 
 
 FULL: Final = Sizes(
@@ -56,6 +69,17 @@ FULL: Final = Sizes(
     http_requests=6_000,
     memory_requests=1_000_000,
     memory_warm_requests=100_000,
+    sdk_rounds=51,
+    sdk_calls=40,
+    sdk_appends=10,
+    cost_events=10_000,
+    cost_notes=10_000,
+    move_notes=10_000,
+    move_events=20_000,
+    move_before_s=10.0,
+    process_rounds=3,
+    process_seconds=3.0,
+    process_counts=(1, 2, 4, 8),
 )
 QUICK: Final = Sizes(
     name="quick",
@@ -70,6 +94,17 @@ QUICK: Final = Sizes(
     http_requests=1_500,
     memory_requests=20_000,
     memory_warm_requests=10_000,
+    sdk_rounds=15,
+    sdk_calls=20,
+    sdk_appends=5,
+    cost_events=2_000,
+    cost_notes=1_000,
+    move_notes=2_000,
+    move_events=5_000,
+    move_before_s=5.0,
+    process_rounds=1,
+    process_seconds=2.0,
+    process_counts=(1, 8),
 )
 TINY: Final = Sizes(
     name="tiny",
@@ -84,15 +119,30 @@ TINY: Final = Sizes(
     http_requests=64,
     memory_requests=200,
     memory_warm_requests=100,
+    sdk_rounds=1,
+    sdk_calls=5,
+    sdk_appends=2,
+    cost_events=64,
+    cost_notes=20,
+    move_notes=40,
+    move_events=80,
+    move_before_s=0.3,
+    process_rounds=1,
+    process_seconds=0.3,
+    process_counts=(1, 2),
 )
 
 
 class Stage:
-    """One run of the benchmark. The PostgreSQL starts with the first database that is asked for."""
+    """One run of the benchmark. A server starts with the first storage that is asked for on it."""
 
-    def __init__(self, sizes: Sizes, *, server: PostgresServer | None = None) -> None:
-        """`server`: a running one to use, which stays running; by default one of this run's own."""
+    def __init__(
+        self, sizes: Sizes, *, server: PostgresServer | None = None, servers: Servers | None = None
+    ) -> None:
+        """`server`, `servers`: running ones to use, which stay; by default this run has its own."""
         self.sizes = sizes
+        self._given_servers = servers
+        self._own_servers: Servers | None = None
         self._given = server
         self._own: PostgresServer | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="engines-bench-")
@@ -113,6 +163,8 @@ class Stage:
                 self._given.drop_database(name)
         if self._own is not None:
             self._own.close()
+        if self._own_servers is not None:
+            self._own_servers.close()
         self._directory.cleanup()
         self._in_memory.cleanup()
 
@@ -122,6 +174,18 @@ class Stage:
         url = self._server().create_database(name)
         self._databases.append(name)
         return url
+
+    def new_backend(self, driver: str) -> Backend:
+        """Empty storage of this driver. Raises NotRun where its server cannot run on this machine."""
+        if driver == "sqlite":
+            return sqlite_backend(self.new_directory() / "data.db")
+        if driver == "postgres":
+            return url_backend(self.new_database(), "PostgreSQL")
+        if self._given_servers is not None:
+            return self._given_servers.new_backend(driver)
+        if self._own_servers is None:
+            self._own_servers = Servers()
+        return self._own_servers.new_backend(driver)
 
     def new_directory(self) -> Path:
         return self._new_directory(self._directory.name)

@@ -1,4 +1,4 @@
-"""The two databases of this benchmark, each with ours and the bare side open on it."""
+"""Storage with ours open on it, and of two databases the bare side as well."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 
 import msgspec
 
+from bench.backends import Backend, sqlite_backend, url_backend
 from bench.bare import Bare, BarePostgres, BareSqlite
 from bench.stage import Stage
 from engines.clock import SystemClock
 from engines.core.documents import Documents
 from engines.core.keys import partition
 from engines.core.log import Log
-from engines.drivers.registry import document_driver, driver_of_url, url_secrets
 from engines.ids import Ids
+from engines.ports.documents import DocumentDriver
 
 KIND = "event_spine"
 TENANT = "t_bench"
@@ -29,20 +30,24 @@ class Storage:
     def __init__(self, documents: Documents, bare: Bare) -> None:
         self.documents = documents
         self.bare = bare
-        self._clock = SystemClock()
-        self._ids = Ids(self._clock)
 
     def log(self, stream: str) -> Log:
-        return Log(
-            self.documents,
-            kind=KIND,
-            tenant_id=TENANT,
-            env=ENV,
-            stream=stream,
-            ids=self._ids,
-            clock=self._clock,
-            shard_partition=partition(KIND, TENANT, ENV, 0),
-        )
+        return new_log(self.documents, stream)
+
+
+def new_log(documents: Documents, stream: str) -> Log:
+    """The log of a stream on this storage, as a process opens it."""
+    clock = SystemClock()
+    return Log(
+        documents,
+        kind=KIND,
+        tenant_id=TENANT,
+        env=ENV,
+        stream=stream,
+        ids=Ids(clock),
+        clock=clock,
+        shard_partition=partition(KIND, TENANT, ENV, 0),
+    )
 
 
 class Database(msgspec.Struct, frozen=True):
@@ -61,7 +66,7 @@ def _open_postgres(stage: Stage) -> AbstractAsyncContextManager[Storage]:
 @contextlib.asynccontextmanager
 async def open_postgres_at(url: str) -> AsyncIterator[Storage]:
     """Ours and the bare side on an empty database."""
-    async with _documents(url) as documents:
+    async with open_backend(url_backend(url, "PostgreSQL")) as documents:
         bare = await BarePostgres.open(url)
         try:
             yield Storage(documents, bare)
@@ -72,7 +77,7 @@ async def open_postgres_at(url: str) -> AsyncIterator[Storage]:
 @contextlib.asynccontextmanager
 async def _open_sqlite(stage: Stage) -> AsyncIterator[Storage]:
     path: Path = stage.new_directory() / "data.db"
-    async with _documents(f"sqlite://{path}") as documents:
+    async with open_backend(sqlite_backend(path)) as documents:
         bare = await BareSqlite.open(path)
         try:
             yield Storage(documents, bare)
@@ -80,13 +85,15 @@ async def _open_sqlite(stage: Stage) -> AsyncIterator[Storage]:
             await bare.close()
 
 
+def open_backend(backend: Backend) -> AbstractAsyncContextManager[Documents]:
+    """Empty storage, provisioned."""
+    return open_documents(backend.open())
+
+
 @contextlib.asynccontextmanager
-async def _documents(url: str) -> AsyncIterator[Documents]:
+async def open_documents(driver: DocumentDriver) -> AsyncIterator[Documents]:
+    """A driver's storage, provisioned; the driver is closed at the end."""
     clock = SystemClock()
-    module = document_driver(driver_of_url(url))
-    config, password = module.config_from_url(url)
-    secrets = url_secrets(module, password)
-    driver = module.open_driver(msgspec.convert(config, module.Config), secrets, clock)
     documents = Documents(driver, ids=Ids(clock), clock=clock)
     try:
         await driver.provision()
