@@ -35,7 +35,7 @@ async def test_a_moved_spine_is_indexed_anew_and_leaves_no_index_behind(
     stored = await process.moves.start(OWNER, "event_spine", "b", retire=True)
     while not process.directory.moves:
         await process.directory.changed(process.directory.generation)
-    with pytest.raises(Unavailable, match="being moved"):
+    with pytest.raises(Unavailable, match="its index is made anew"):
         await process.spine.rebuild_index(OWNER)
     began = await process.spine.index_status(OWNER)
     assert began.position == BLOCK

@@ -182,16 +182,20 @@ class TestLists:
         assert len(home.driver.calls) < 20
         await spine.close()
 
-    async def test_a_frequent_event_costs_a_page_and_no_more(self, home: Home) -> None:
+    @pytest.mark.parametrize("descending", [False, True])
+    async def test_a_page_costs_what_is_on_it(self, home: Home, *, descending: bool) -> None:
+        """Not what else the index knows of the value."""
         spine = new_spine(home, layout=Layout(), segment_size=50_000)
-        for _ in range(6):
-            await spine.append(context(), [event(event_type="rl")] * 500)
+        for _ in range(40):
+            await spine.append(context(), [event(event_type="tuning"), *[event(event_type="rl")] * 49])
         await project(spine)
         home.driver.calls.clear()
-        page = await spine.list(context(), EventFilter(event_type="rl"), window=Window(limit=10))
-        assert [shown.position for shown in page.items] == list(range(1, 11))
+        window = Window(limit=2, descending=descending)
+        page = await spine.list(context(), EventFilter(event_type="tuning"), window=window)
+        first = [1, 51] if not descending else [1_951, 1_901]
+        assert [shown.position for shown in page.items] == first
         assert page.after is not None
-        assert len(home.driver.calls) < 6
+        assert len(home.driver.calls) < 12
         await spine.close()
 
     async def test_a_list_backwards_looks_at_the_tail_alone(self, home: Home) -> None:
