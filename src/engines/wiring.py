@@ -149,9 +149,15 @@ async def open_engines(
         audit = Audit(engines.directory, engines.spine, ids)
         lease = Lease(control.documents, PARTITION, "outbox", holder=ids.write_id(), clock=clock)
         relay = Relay(control.documents, PARTITION, audit.deliver, lease=lease, clock=clock)
-        movers = Movers(control.store, engines.directory, backends, ids=ids, clock=clock)
+        movers = Movers(
+            control.store, engines.directory, backends, engines.router.resolve, ids=ids, clock=clock
+        )
         control.store.on_change = _adopt_at_once(engines.directory, relay)
-        await _check_start(engines.directory, engines.router, control.store, participation)
+        try:
+            await _check_start(engines.directory, engines.router, control.store, participation)
+        except BaseException:
+            await participation.release()
+            raise
         try:
             async with _running(
                 engines.directory.follow(),
@@ -204,7 +210,7 @@ def _assemble(
         issuers=Issuers(service),
         backends=BackendRecords(service, backends),
         routes=routes,
-        moves=Moves(service, router, routes, ids),
+        moves=Moves(service, router, ids),
         diagnostics=Diagnostics(router, backends),
         spine=spine,
         streams=EventStreams(router, ids, clock),

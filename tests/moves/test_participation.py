@@ -18,7 +18,7 @@ from engines.drivers.registry import document_driver
 from engines.errors import Unavailable
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Doc, Put
-from engines.routing.participation import DRIFT, LEASE_S, Observer, Participation
+from engines.routing.participation import DRIFT, LEASE_MOVING_S, Observer, Participation
 from engines.stores.notes import NoteInput
 from engines.testing.clock import ManualClock
 from tests.moves.conftest import OWNER, Open, ended, reached
@@ -56,7 +56,7 @@ async def parts(tmp_path: Path) -> Parts:
 
 async def test_a_change_is_acknowledged_only_while_the_lease_holds(parts: Parts) -> None:
     change = parts.participation.enter(PAIR)
-    parts.clock.advance(LEASE_S - 0.1)
+    parts.clock.advance(LEASE_MOVING_S - 0.1)
     assert parts.participation.leave(change)
     change = parts.participation.enter(PAIR)
     parts.clock.advance(0.2)
@@ -67,7 +67,7 @@ async def test_a_change_is_acknowledged_only_while_the_lease_holds(parts: Parts)
 
 async def test_a_lease_that_lapsed_and_was_taken_again_acknowledges_nothing_from_before(parts: Parts) -> None:
     change = parts.participation.enter(PAIR)
-    parts.clock.advance(LEASE_S + 1)
+    parts.clock.advance(LEASE_MOVING_S + 1)
     await parts.participation.register()
     assert not parts.participation.leave(change)
     assert parts.participation.leave(parts.participation.enter(PAIR))
@@ -76,26 +76,26 @@ async def test_a_lease_that_lapsed_and_was_taken_again_acknowledges_nothing_from
 async def test_a_lease_that_is_renewed_in_time_goes_on(parts: Parts) -> None:
     change = parts.participation.enter(PAIR)
     for _ in range(3):
-        parts.clock.advance(LEASE_S * 0.7)
+        parts.clock.advance(LEASE_MOVING_S * 0.7)
         await parts.participation.register()
     assert parts.participation.leave(change)
 
 
 async def test_a_clock_that_jumps_ends_the_lease(parts: Parts) -> None:
     change = parts.participation.enter(PAIR)
-    parts.clock.jump(LEASE_S + 1)  # A machine that slept: its monotonic clock did not go on.
+    parts.clock.jump(LEASE_MOVING_S + 1)  # A machine that slept: its monotonic clock did not go on.
     assert not parts.participation.leave(change)
 
 
 async def test_a_process_is_waited_for_until_its_lease_has_lapsed(parts: Parts) -> None:
     observer = Observer(parts.documents, parts.clock)
     assert await observer.look(MOVE) == (1, {})
-    parts.clock.advance(LEASE_S)
+    parts.clock.advance(LEASE_MOVING_S)
     assert await observer.look(MOVE) == (1, {})
     await parts.participation.register()  # Heard of again, so its lease begins anew.
-    parts.clock.advance(LEASE_S)
+    parts.clock.advance(LEASE_MOVING_S)
     assert await observer.look(MOVE) == (1, {})
-    parts.clock.advance(LEASE_S * DRIFT + 0.1)
+    parts.clock.advance(LEASE_MOVING_S * DRIFT + 0.1)
     assert await observer.look(MOVE) == (0, {})
 
 

@@ -127,9 +127,8 @@ async def test_a_default_of_the_systems_that_leads_elsewhere_is_not_hidden_by_a_
     await process.routes.put(
         ADMIN, "notes_store", "b", scope=RouteScope(surface_id="chat"), options={}, condition=NEW
     )
-    elsewhere = msgspec.structs.replace(OWNER, surface_id="other")
     with pytest.raises(Conflict, match="default of t_system"):
-        await process.moves.start(elsewhere, "notes_store", "b")
+        await process.moves.start(OWNER, "notes_store", "a")
 
 
 async def test_the_phases_of_a_move_are_on_the_tenants_spine(open_process: Open) -> None:

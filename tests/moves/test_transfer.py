@@ -14,7 +14,6 @@ from engines.core.idempotency import identify
 from engines.core.journal import Journalled
 from engines.core.log import Log
 from engines.core.transfer import (
-    FENCE_KEY,
     LogTransfer,
     PartitionTransfer,
     Superseded,
@@ -107,10 +106,11 @@ async def test_a_mover_that_was_paused_writes_nothing_over_what_is_live(document
     await other.claim()
     await other.copy()
     await other.finish()
-    assert await documents.get(THERE, FENCE_KEY) is None
     await documents.write(THERE, [Put("n!00001", '"live"', ALWAYS)])
     with pytest.raises(Superseded):
         await paused.copy()
+    with pytest.raises(Superseded):  # One that has not even begun.
+        await transfer(documents, "m3").claim()
     live = await documents.get(THERE, "n!00001")
     assert live is not None
     assert live.body == '"live"'

@@ -50,6 +50,7 @@ from engines.control.tables import (
     USERS,
     identity_key,
     issuer_key,
+    moves_under_way,
     route_ids,
     surface_key,
 )
@@ -61,7 +62,6 @@ from engines.scope import SYSTEM_TENANT, RouteScope, normalise_surface
 POLL_S: Final = 0.25
 # While a move is about to change sides: what it asks of the processes is a part of its pause.
 POLL_MOVING_S: Final = 0.025
-MOVES_MAX: Final = 64
 POLL_TIMEOUT_S: Final = 2.0
 AGE_MAX_S: Final = 3.0
 ENTRIES_MAX: Final = 100_000
@@ -88,7 +88,7 @@ class Directory:
         self._clock = clock
         self._cache = _Cache()
         self._seen = 0
-        self._heard_at = float("-inf")
+        self._heard_at = self._heard_at_wall = float("-inf")
         self._poll_lock = asyncio.Lock()
         self.generation = 0
         """Grows whenever anything known may have changed; caches derived from the directory go with it."""
@@ -115,12 +115,13 @@ class Directory:
     async def refresh(self) -> None:
         """Adopt every change made before this call."""
         async with self._poll_lock:
-            began = self._clock.monotonic()
+            began, began_wall = self._clock.monotonic(), self._clock.now()
             tail, touched = await self._store.changes_after(self._seen)
             moved = touched is None or any(key.startswith(_MOVE_KEYS) for key in touched)
             if moved:
                 self.moves = await self._moves_under_way()
-            if touched is None:
+            # The moves may be newer than the tail: no route is remembered that is older than they are.
+            if touched is None or moved:
                 self._cache.clear()
             else:
                 self._forget(touched)
@@ -134,7 +135,7 @@ class Directory:
                 system = await self.tenant(SYSTEM_TENANT)
                 self.lab = system is not None and system.mode == "lab"
             self._seen = tail
-            self._heard_at = began
+            self._heard_at, self._heard_at_wall = began, began_wall
 
     async def changed(self, generation: int) -> None:
         """Wait until more is known than at `generation`; whoever waits bounds it."""
@@ -143,12 +144,16 @@ class Directory:
 
     def check_fresh(self) -> None:
         """Raises Unavailable where the view may be out of date."""
-        if self._clock.monotonic() - self._heard_at > AGE_MAX_S:
+        if not self.is_fresh:
             raise Unavailable("the control plane has not answered for some seconds", retry_after_s=1.0)
 
     @property
     def is_fresh(self) -> bool:
-        return self._clock.monotonic() - self._heard_at <= AGE_MAX_S
+        """By either clock: a machine may have been asleep."""
+        return (
+            self._clock.monotonic() - self._heard_at <= AGE_MAX_S
+            and self._clock.now() - self._heard_at_wall <= AGE_MAX_S
+        )
 
     def _forget(self, keys: Sequence[str]) -> None:
         """Drop what stands at the keys, and the lists that they are in."""
@@ -236,13 +241,8 @@ class Directory:
         return [known[ids] for ids in named]
 
     async def _moves_under_way(self) -> Mapping[tuple[str, str], Move]:
-        moves: dict[tuple[str, str], Move] = {}
-        for claim in await self._store.scan_index("i", "moving", limit=MOVES_MAX):
-            move_id = await self._store.resolve_index(join("i", "moving", claim))
-            stored = None if move_id is None else await self._store.read(MOVES, move_id)
-            if stored is not None and not stored.record.ended:
-                moves[stored.record.tenant_id, stored.record.resource_kind] = stored.record
-        return moves
+        found = await moves_under_way(self._store)
+        return {(move.tenant_id, move.resource_kind): move for move in found}
 
     async def _record(self, table: Table[T], *ids: str) -> T | None:
         key = table.key(*ids)

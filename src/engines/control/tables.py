@@ -22,8 +22,9 @@ from engines.control.records import (
     Tenant,
     User,
 )
-from engines.control.store import Table
+from engines.control.store import ControlStore, Table
 from engines.core.keys import join
+from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RouteScope, normalise_surface
 
 
@@ -99,3 +100,19 @@ KEYS: Final = Table("keys", ApiKey, indexes=_key_indexes)
 BACKENDS: Final = Table("backends", Backend)
 ROUTES: Final = Table("routes", Route, indexes=_route_indexes)
 MOVES: Final = Table("moves", Move, indexes=_move_indexes)
+
+
+async def moves_under_way(store: ControlStore) -> list[Move]:
+    """Every move that has not ended, of all tenants."""
+    moves: list[Move] = []
+    after: str | None = None
+    while True:
+        claims = await store.scan_index("i", "moving", after=after, limit=SCAN_LIMIT_MAX)
+        for claim in claims:
+            move_id = await store.resolve_index(join("i", "moving", claim))
+            stored = None if move_id is None else await store.read(MOVES, move_id)
+            if stored is not None and not stored.record.ended:
+                moves.append(stored.record)
+        if len(claims) < SCAN_LIMIT_MAX:
+            return moves
+        after = claims[-1]

@@ -26,18 +26,15 @@ class Circuit:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.is_open = False
+        """Whether calls are refused, but for one now and then."""
         self._failures = 0
         self._failing_since_s = 0.0
         self._try_at_s = 0.0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether calls are refused, but for one now and then."""
-        return self._failures >= FAILURES_MAX and self._clock.monotonic() - self._failing_since_s >= FAILING_S
-
     def admit(self) -> None:
         """Raises Unavailable where the circuit is open and this call is not the one that tries."""
-        if self._failures < FAILURES_MAX or not self.is_open:
+        if not self.is_open:
             return
         now_s = self._clock.monotonic()
         if now_s < self._try_at_s:
@@ -47,9 +44,12 @@ class Circuit:
     def succeeded(self) -> None:
         """The backend answered, be it with a refusal."""
         self._failures = 0
+        self.is_open = False
 
     def failed(self) -> None:
         """It did not answer, or not in time."""
+        now_s = self._clock.monotonic()
         if self._failures == 0:
-            self._failing_since_s = self._clock.monotonic()
+            self._failing_since_s = now_s
         self._failures += 1
+        self.is_open = self._failures >= FAILURES_MAX and now_s - self._failing_since_s >= FAILING_S

@@ -171,8 +171,11 @@ class Documents:
         self._circuit.succeeded()
 
     async def _landed(self, partition: str, ops: Sequence[Op], write_id: str, lost: OutcomeUnknown) -> bool:
-        """Whether a document of the lost write can be seen. False settles nothing: it may yet arrive."""
-        versions = {op.key: op.write_id or write_id for op in ops if isinstance(op, Put)}
+        """Whether a document of the lost write can be seen. False settles nothing: it may yet arrive.
+
+        One that keeps the version of another write, as a mover's does, shows nothing.
+        """
+        versions = {op.key: write_id for op in ops if isinstance(op, Put) and op.write_id is None}
         if not versions:
             return False
         try:

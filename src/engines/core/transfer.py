@@ -24,7 +24,7 @@ from engines.core.documents import Documents
 from engines.core.journal import JOURNAL_ABOVE, JOURNAL_BELOW, changed_keys
 from engines.core.keys import join, within
 from engines.core.repeats import marker_key
-from engines.errors import Conflict, Corrupt, Unavailable
+from engines.errors import Conflict, Corrupt, OutcomeUnknown, Unavailable
 from engines.ports.documents import (
     ABSENT,
     ALWAYS,
@@ -61,10 +61,14 @@ class Superseded(Unavailable):
 
 
 class _Fence(msgspec.Struct, frozen=True, tag_field="schema", tag="fence/1"):
-    """Who copies into a partition, and up to which key (None: not begun; "": all) it was copied."""
+    """Who copies into a partition, and up to which key (None: not begun; "": all) it was copied.
+
+    `ended`: the partition is live, and no mover writes there any more.
+    """
 
     mover: str
     copied_to: str | None = None
+    ended: bool = False
 
 
 _FENCE: Final = Codec(_Fence)
@@ -112,8 +116,10 @@ class PartitionTransfer:
         """Take the partition over, and go on from where an earlier mover came to."""
         doc = await self._target.get(self.target_partition, FENCE_KEY)
         if doc is not None:
-            copied_to = _FENCE.decode(doc.body).copied_to
-            self._fence = msgspec.structs.replace(self._fence, copied_to=copied_to)
+            standing = _FENCE.decode(doc.body)
+            if standing.ended:
+                raise Superseded("the move has ended")
+            self._fence = msgspec.structs.replace(self._fence, copied_to=standing.copied_to)
         put = Put(FENCE_KEY, _FENCE.encode(self._fence), ABSENT if doc is None else Match(doc.version))
         try:
             self._fence_version = await self._target.write(self.target_partition, [put])
@@ -175,12 +181,13 @@ class PartitionTransfer:
         self._touched.clear()
 
     async def finish(self) -> None:
-        """Take the mover's own document away; from then on no earlier mover can write there."""
-        delete = Delete(FENCE_KEY, Match(self._fence_version))
+        """Leave the fence closed for ever: a mover that was paused all the while finds it so."""
+        ended = msgspec.structs.replace(self._fence, ended=True)
+        put = Put(FENCE_KEY, _FENCE.encode(ended), Match(self._fence_version))
         try:
-            await self._target.write(self.target_partition, [delete])
-        except Conflict:  # Gone already, or another mover's, which will do the same.
-            return
+            await self._target.write(self.target_partition, [put])
+        except Conflict as conflict:
+            raise Superseded("another mover took over") from conflict
 
     async def _scan_target(self, above: str, below: str) -> dict[str, Doc]:
         found: dict[str, Doc] = {}
@@ -327,7 +334,7 @@ class LogTransfer:
         while ops:
             try:
                 await self._target.documents.write(partition, ops)
-            except Conflict:
+            except (Conflict, OutcomeUnknown):
                 there = await self._target.documents.get_many(partition, [op.key for op in ops])
                 ops = [op for op in ops if op.key not in there]
             else:

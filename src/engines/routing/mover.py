@@ -36,12 +36,12 @@ from engines.control.tables import MOVES, ROUTES, TENANTS, route_ids
 from engines.core.lease import Lease
 from engines.core.transfer import PartitionTransfer, Superseded, Tally
 from engines.core.trimming import seal
-from engines.errors import BackendRefused, EnginesError, Unavailable
+from engines.errors import BackendRefused, Conflict, EnginesError, Unavailable
 from engines.ids import Ids
 from engines.routing.backends import Backends, OpenBackend
 from engines.routing.moves import Progress, Progresses
 from engines.routing.participation import Observer
-from engines.routing.router import source_of
+from engines.routing.router import Resolution, Where, at_home, source_of
 from engines.routing.routes import own_routes
 from engines.routing.sides import AT_ONCE, PARTITIONS_AT_ONCE, Sides, Stream, each
 from engines.scope import RouteScope
@@ -63,9 +63,12 @@ PAUSE_AFTER_FAILURE_S: Final = 2.0
 # What was read from the source before the switch may take as long as any call.
 RETIRE_AFTER_S: Final = 15.0
 REPORT_S: Final = 0.5
+# A move on which nothing arrives for so long, while it fails, is taken back: its journal grows all the time.
+HOPELESS_S: Final = 1_800.0
 # Who the audit says entered a phase.
 MOVER: Final = "engines-mover"
 
+Resolve = Callable[[str, Where], Awaitable[Resolution]]
 log = structlog.get_logger(__name__)
 
 
@@ -73,13 +76,23 @@ class Movers:
     """The moves that this process works on: those whose lease it holds."""
 
     def __init__(
-        self, store: ControlStore, directory: Directory, backends: Backends, *, ids: Ids, clock: Clock
+        self,
+        store: ControlStore,
+        directory: Directory,
+        backends: Backends,
+        resolve: Resolve,
+        *,
+        ids: Ids,
+        clock: Clock,
     ) -> None:
         self._store = store
+        self._resolve = resolve
         self._directory = directory
         self._backends = backends
         self._ids = ids
         self._clock = clock
+        # Whoever takes a move over has heard the processes for as long as it was under way.
+        self._observer = Observer(store.documents, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -91,9 +104,12 @@ class Movers:
                         task = asyncio.create_task(self._work(move.move_id), name=f"move-{move.move_id}")
                         self._tasks[move.move_id] = task
                         task.add_done_callback(functools.partial(self._ended, move.move_id))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._directory.changed(self._directory.generation)
+                if self._directory.moves:
+                    with contextlib.suppress(EnginesError):  # It is asked again.
+                        await self._observer.listen()
+                    await asyncio.sleep(LOOK_S)
+                else:
+                    await self._directory.changed(self._directory.generation)
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
@@ -117,7 +133,6 @@ class Movers:
         )
         try:
             if not await lease.acquire():
-                await asyncio.sleep(LOOK_S)
                 return
             async with _kept(lease):
                 mover = Mover(
@@ -125,13 +140,14 @@ class Movers:
                     store=self._store,
                     directory=self._directory,
                     backends=self._backends,
+                    observer=self._observer,
+                    resolve=self._resolve,
                     ids=self._ids,
                     clock=self._clock,
                 )
                 await mover.run()
         except EnginesError as error:
             log.warning("a move waits", move=move_id, error=error.code, detail=error.detail)
-            await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
         finally:
             with contextlib.suppress(EnginesError):
                 await asyncio.shield(lease.release())
@@ -149,7 +165,8 @@ async def _kept(lease: Lease) -> AsyncIterator[None]:
         while True:
             await asyncio.sleep(LEASE_S / 4)
             try:
-                held = await lease.acquire()
+                # Another mover may have come and gone while this one was paused.
+                held = await lease.acquire() and lease.continued
             except EnginesError:
                 held = lease.held
             if not held:
@@ -180,21 +197,25 @@ class Mover:
         store: ControlStore,
         directory: Directory,
         backends: Backends,
+        observer: Observer,
+        resolve: Resolve,
         ids: Ids,
         clock: Clock,
     ) -> None:
         self._move_id = move_id
+        self._resolve = resolve
         self._store = store
         self._directory = directory
         self._backends = backends
         self._clock = clock
         self._mover_id = ids.write_id()
-        self._observer = Observer(store.documents, clock)
+        self._observer = observer
         self._progresses = Progresses(store.documents)
         self._progress = Progress()
         self._tally = Tally()
         self._sides: Sides | None = None
         self._fences = 0
+        self._arrived = (-1, 0.0)
         self._paused_at_s: float | None = None
 
     async def run(self) -> None:
@@ -226,7 +247,9 @@ class Mover:
 
     async def _prepare(self, move: Move) -> None:
         """The tenant gets a route of its own, so that nothing but this move changes where the kind lies."""
-        await self._pin(move)
+        if not await self._pin(move):
+            await self._enter(move, "cancel", reason="the kind does not lie at the source any more")
+            return
         deadline_s = self._clock.monotonic() + PREPARE_S_MAX
         while True:
             waiting, trouble = await self._observer.look(move)
@@ -316,8 +339,17 @@ class Mover:
         self._sides = None
         if move.phase in ("fence", "verify"):
             await self._enter(move, "follow")
+        elif move.phase in ("copy", "follow") and self._is_hopeless():
+            await self._enter(move, "cancel", reason=f"nothing was copied for long: {error.code}")
         else:
             await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
+
+    def _is_hopeless(self) -> bool:
+        """Whether so long nothing arrived that the journal should not grow any more."""
+        now_s = self._clock.monotonic()
+        if self._tally.documents != self._arrived[0]:
+            self._arrived = (self._tally.documents, now_s)
+        return now_s - self._arrived[1] > HOPELESS_S
 
     # --- what a phase is made of ---
 
@@ -382,14 +414,28 @@ class Mover:
             await self._report()
         await self._store.put(MOVES, [move.move_id], build, actor=_actor(move), mends=True)
 
-    async def _pin(self, move: Move) -> None:
-        """Where t_system's default led to the source, the tenant's own does now."""
+    async def _pin(self, move: Move) -> bool:
+        """Where t_system's default led to the source, the tenant's own does now.
+
+        False where it leads elsewhere: it was changed before the move held the tenant's routes.
+        """
         scope = RouteScope()
         ids = route_ids(move.tenant_id, move.resource_kind, scope)
+        tenant = (await self._store.get(TENANTS, move.tenant_id)).record
+
+        async def leads_to_source() -> bool:
+            await self._directory.refresh()
+            route = (await self._resolve(move.resource_kind, at_home(tenant))).route
+            return (route.backend_id, route.generation) == source_of(move)
+
+        if not await leads_to_source():
+            return False
         if await self._store.read(ROUTES, *ids) is not None:
-            return
+            return True
 
         async def build(existing: Route | None) -> Route:
+            if not await leads_to_source():  # Asked anew for each change that came between.
+                raise Conflict("the kind does not lie at the source any more")
             return existing or Route(
                 tenant_id=move.tenant_id,
                 resource_kind=move.resource_kind,
@@ -399,7 +445,11 @@ class Mover:
                 generation=move.source_generation,
             )
 
-        await self._store.put(ROUTES, ids, build, actor=_actor(move), mends=True)
+        try:
+            await self._store.put(ROUTES, ids, build, actor=_actor(move), mends=True)
+        except Conflict:
+            return await leads_to_source()
+        return True
 
     async def _routes_to_source(self, move: Move) -> list[Route]:
         return [
@@ -424,6 +474,9 @@ class Mover:
         if self._sides is None:
             sides = await self._look(move)
             await sides.claim(self._mover_id)
+            # Whoever goes on from a later phase claims too, and ends this one: earlier than that, this tells.
+            if (await self._read()).epoch != move.epoch:
+                raise Superseded("the move went on without this mover")
             self._sides = sides
         return self._sides
 

@@ -28,8 +28,8 @@ from engines.core.transfer import Tally
 from engines.errors import Conflict, Invalid, NotFound, Throttled
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Put
-from engines.routing.router import Router, is_offered, source_of
-from engines.routing.routes import CONTROL_KINDS, Routes, moving_key, newest_generation, own_routes
+from engines.routing.router import Router, at_home, is_offered, source_of
+from engines.routing.routes import CONTROL_KINDS, moving_key, newest_generation, own_routes
 from engines.routing.sides import Sides
 from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
 
@@ -117,11 +117,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Moves:
     """`/moves`: a tenant's own for its owner, anybody's for t_system's admins."""
 
-    def __init__(self, service: Service, router: Router, routes: Routes, ids: Ids) -> None:
+    def __init__(self, service: Service, router: Router, ids: Ids) -> None:
         self._service = service
         self._store = service.store
         self._router = router
-        self._routes = routes
         self._ids = ids
         self.progresses = Progresses(service.store.documents)
 
@@ -141,10 +140,9 @@ class Moves:
         """
         move = await self._checked(context, kind, backend_id)
         await self._service.admit(context)
-        if len(await self._store.scan_index("i", "moving", limit=UNDER_WAY_MAX)) >= UNDER_WAY_MAX:
-            raise Throttled(f"{UNDER_WAY_MAX} moves are under way", retry_after_s=60.0)
 
         async def build(_: Move | None) -> Move:
+            await self._check_under_way()
             claimed = await self._store.resolve_index(moving_key(move.tenant_id, move.resource_kind))
             if claimed is not None:
                 raise Conflict(f"this kind is being moved already: {claimed}")
@@ -237,12 +235,18 @@ class Moves:
         async def build(existing: Move | None) -> Move:
             assert existing is not None
             check(existing)
+            if existing.ended:  # It is claimed once more.
+                await self._check_under_way()
             reason = f"{phase} by {context.user_id}"
             return msgspec.structs.replace(existing, phase=phase, epoch=existing.epoch + 1, reason=reason)
 
         return await self._store.put(
             MOVES, [move_id], build, actor=actor(context, move.tenant_id), request=request
         )
+
+    async def _check_under_way(self) -> None:
+        if len(await self._store.scan_index("i", "moving", limit=UNDER_WAY_MAX)) >= UNDER_WAY_MAX:
+            raise Throttled(f"{UNDER_WAY_MAX} moves are under way", retry_after_s=60.0)
 
     async def _own(self, context: RequestContext, move_id: str) -> Stored[Move]:
         stored = await self._store.get(MOVES, move_id)
@@ -260,14 +264,13 @@ class Moves:
             raise Invalid("name the tenant that is to be moved; t_system's routes are everybody's defaults")
         if named.family not in MOVABLE or named.name in CONTROL_KINDS or not named.served:
             raise Invalid("records of this kind are not moved", field="resource_kind")
-        at = await self._routes.where(context)
-        resolution = await self._router.resolve(named.name, at)
-        route = resolution.route
-        await self._check_target(tenant_id, at.mode, backend_id, named.name)
+        tenant = (await self._store.get(TENANTS, tenant_id)).record
+        route = (await self._router.resolve(named.name, at_home(tenant))).route
+        await self._check_target(tenant_id, tenant.mode, backend_id, named.name)
         if backend_id == route.backend_id:
             raise Invalid("the kind lies there already", field="backend_id")
         own = await own_routes(self._store, tenant_id, named.name)
-        await self._check_routes(at.mode, named.name, route, own)
+        await self._check_routes(tenant.mode, named.name, route, own)
         return Move(
             move_id=self._ids.record_id(),
             tenant_id=tenant_id,

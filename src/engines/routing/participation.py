@@ -55,7 +55,7 @@ class _Standing(msgspec.Struct, frozen=True, tag_field="schema", tag="process/1"
 _CODEC: Final = Codec(_Standing)
 
 
-# A change under way: of which tenant and kind, what was known when it began, and under which tenure.
+# A change under way: of which tenant and kind, under which tenure it began, and what was known then.
 Change = tuple[Pair, int, int]
 
 
@@ -72,11 +72,13 @@ class Participation:
         self._held_until_s = self._held_until_wall_s = float("-inf")
         # Grows whenever a lapsed lease is renewed: what began before is not acknowledged.
         self._tenure = 0
-        self._under_way: dict[Pair, dict[int, int]] = {}
+        self._under_way: dict[Pair, dict[tuple[int, int], int]] = {}
         # The epoch of each move, and the directory's generation when it was seen first.
         self._seen: dict[str, tuple[int, int]] = {}
         # Tenants and kinds whose move waits for changes under way.
         self._awaited: set[Pair] = set()
+        # Targets that are being opened, by move.
+        self._opening: dict[str, asyncio.Future[object]] = {}
         self._said: dict[str, int] = {}
         self._trouble: dict[str, str] = {}
         self._wake = asyncio.Event()
@@ -85,26 +87,31 @@ class Participation:
     # --- changes ---
 
     def enter(self, pair: Pair) -> Change:
-        """A change of this tenant and kind begins, under what is known now. Raises Unavailable."""
-        if not self._holds():
-            raise Unavailable("this process is out of touch with the control plane", retry_after_s=1.0)
-        generation = self._directory.generation
+        """A change of this tenant and kind begins, under what is known now. Raises what `check` raises."""
+        self.check()
+        begun = (self._tenure, self._directory.generation)
         counts = self._under_way.setdefault(pair, {})
-        counts[generation] = counts.get(generation, 0) + 1
-        return pair, generation, self._tenure
+        counts[begun] = counts.get(begun, 0) + 1
+        return pair, *begun
 
     def leave(self, change: Change) -> bool:
         """It is over; whether it may be acknowledged: else a move may have gone on without this process."""
-        pair, generation, tenure = change
+        pair, tenure, generation = change
         counts = self._under_way[pair]
-        counts[generation] -= 1
-        if counts[generation] == 0:
-            del counts[generation]
+        begun = (tenure, generation)
+        counts[begun] -= 1
+        if counts[begun] == 0:
+            del counts[begun]
             if not counts:
                 del self._under_way[pair]
             if pair in self._awaited:
                 self._wake.set()
         return self._tenure == tenure and self._holds()
+
+    def check(self) -> None:
+        """Raises Unavailable where a move may have gone on without this process."""
+        if not self._holds():
+            raise Unavailable("this process is out of touch with the control plane", retry_after_s=1.0)
 
     def _holds(self) -> bool:
         """By either clock: a machine may have been asleep."""
@@ -113,8 +120,11 @@ class Participation:
     # --- the lease ---
 
     async def register(self) -> None:
-        """Take the lease, before the directory is read for the first time. Raises what the store raises."""
-        await self._renew()
+        """Take the lease, before the directory is read for the first time. Raises what the store raises.
+
+        A short one: whether something is being moved is not known yet, and the start may fail.
+        """
+        await self._renew(LEASE_MOVING_S)
 
     async def run(self) -> None:
         """Renew the lease and adopt phases until cancelled; then the lease is given up."""
@@ -127,14 +137,33 @@ class Participation:
                 except TimeoutError:
                     pass
                 self._wake.clear()
-                if await self._adopt() or self._clock.monotonic() >= due_s:
+                if self._adopt() or self._clock.monotonic() >= due_s:
                     await self._renew_and_log()
                     moving = bool(self._directory.moves)
                     due_s = self._clock.monotonic() + (RENEW_MOVING_S if moving else RENEW_S)
         finally:
-            await asyncio.shield(self._release())
+            for opening in self._opening.values():
+                opening.cancel()
+            await asyncio.gather(*self._opening.values(), return_exceptions=True)
+            await asyncio.shield(self.release())
 
-    async def _adopt(self) -> bool:
+    def _has_opened(self, move: Move, trouble: dict[str, str]) -> bool:
+        """Whether this process can use a move's target; it is opened beside the renewals of the lease."""
+        opening = self._opening.get(move.move_id)
+        if opening is None:
+            opening = asyncio.ensure_future(self.open_target(move.target_backend_id))
+            opening.add_done_callback(lambda _: self._wake.set())
+            self._opening[move.move_id] = opening
+        if not opening.done():
+            return False
+        error = None if opening.cancelled() else opening.exception()
+        if error is None:
+            return True
+        del self._opening[move.move_id]
+        trouble[move.move_id] = f"{type(error).__name__}: {getattr(error, 'detail', '')}"
+        return False
+
+    def _adopt(self) -> bool:
         """Look which phases are adopted by now; whether there is anything new to say."""
         moves = list(self._directory.moves.values())
         generation = self._directory.generation
@@ -147,17 +176,17 @@ class Participation:
         }
         trouble: dict[str, str] = {}
         self._awaited = set()
+        for move_id in self._opening.keys() - self._seen.keys():
+            self._opening.pop(move_id).cancel()
         said: dict[str, int] = {}
         for move in moves:
-            if move.phase == "prepare":
-                try:
-                    await self.open_target(move.target_backend_id)
-                except EnginesError as error:
-                    trouble[move.move_id] = f"{error.code}: {error.detail}"
-                    continue
+            if move.phase == "prepare" and not self._has_opened(move, trouble):
+                continue
             pair = (move.tenant_id, move.resource_kind)
             since = self._seen[move.move_id][1]
-            if all(begun >= since for begun in self._under_way.get(pair, ())):
+            # What began under an earlier tenure is not acknowledged, so nobody need wait for it.
+            under_way = (begun for tenure, begun in self._under_way.get(pair, ()) if tenure == self._tenure)
+            if all(begun >= since for begun in under_way):
                 said[move.move_id] = move.epoch
             else:
                 self._awaited.add(pair)
@@ -168,13 +197,12 @@ class Participation:
     async def _renew_and_log(self) -> None:
         try:
             async with asyncio.timeout(RENEW_TIMEOUT_S):
-                await self._renew()
+                await self._renew(LEASE_MOVING_S if self._directory.moves else LEASE_S)
         except (EnginesError, TimeoutError) as error:
             log.warning("the process's lease was not renewed", error=type(error).__name__)
 
-    async def _renew(self) -> None:
+    async def _renew(self, lease_s: float) -> None:
         began_s, began_wall_s = self._clock.monotonic(), self._clock.now()
-        lease_s = LEASE_MOVING_S if self._directory.moves else LEASE_S
         standing = _Standing(self._process_id, lease_s, self._said, self._trouble)
         put = Put(self._key, _CODEC.encode(standing), ALWAYS, expires_at=int(began_wall_s) + KEPT_S)
         await self._documents.write(PARTITION, [put])
@@ -182,7 +210,8 @@ class Participation:
             self._tenure += 1
         self._held_until_s, self._held_until_wall_s = began_s + lease_s, began_wall_s + lease_s
 
-    async def _release(self) -> None:
+    async def release(self) -> None:
+        """Give the lease up; whoever moves need not wait for it to lapse."""
         self._held_until_s = float("-inf")
         try:
             await self._documents.write(PARTITION, [Delete(self._key, ALWAYS)])
@@ -202,19 +231,29 @@ class Observer:
         self._clock = clock
         self._heard: dict[str, tuple[str, float]] = {}
 
+    async def listen(self) -> list[Doc]:
+        """Hear every process once. Raises what the store raises."""
+        docs = await self._leases()
+        now_s = self._clock.monotonic()
+        heard = self._heard
+        self._heard = {
+            doc.key: heard[doc.key]
+            if heard.get(doc.key, ("", 0.0))[0] == doc.version
+            else (doc.version, now_s)
+            for doc in docs
+        }
+        return docs
+
     async def look(self, move: Move) -> tuple[int, dict[str, str]]:
         """How many processes have not yet adopted the move's phase, and what troubles them, by process.
 
         Raises what the store raises. A process whose lease has lapsed is not counted.
         """
         waiting, trouble = 0, {}
-        docs = await self._leases()
+        docs = await self.listen()
         now_s = self._clock.monotonic()
         for doc in docs:
-            version, heard_s = self._heard.get(doc.key, ("", now_s))
-            if version != doc.version:
-                heard_s = now_s
-            self._heard[doc.key] = (doc.version, heard_s)
+            heard_s = self._heard[doc.key][1]
             standing = _CODEC.decode(doc.body)
             if standing.adopted.get(move.move_id) == move.epoch:
                 continue
@@ -223,9 +262,6 @@ class Observer:
             waiting += 1
             if (text := standing.trouble.get(move.move_id)) is not None:
                 trouble[standing.process_id] = text
-        gone = self._heard.keys() - {doc.key for doc in docs}
-        for key in gone:
-            del self._heard[key]
         return waiting, trouble
 
     async def _leases(self) -> list[Doc]:

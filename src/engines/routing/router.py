@@ -16,11 +16,18 @@ import msgspec
 
 from engines.catalogue import EVENT_SPINE, kind_named
 from engines.control.directory import Directory
-from engines.control.records import Backend, Move, Route
+from engines.control.records import Backend, Move, Route, Tenant
 from engines.core.documents import Documents
 from engines.core.journal import Journalled
 from engines.core.place import Place
-from engines.errors import BackendRefused, ForbiddenBackendClass, MissingRoute, OutcomeUnknown, Unavailable
+from engines.errors import (
+    BackendRefused,
+    EnginesError,
+    ForbiddenBackendClass,
+    MissingRoute,
+    OutcomeUnknown,
+    Unavailable,
+)
 from engines.routing.backends import Backends, OpenBackend
 from engines.routing.participation import Change, Participation
 from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
@@ -28,6 +35,8 @@ from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
 PLACES_CACHED_MAX: Final = 100_000
 # How long a change waits for a move to change sides; that takes one lease at the most.
 PAUSE_S_MAX: Final = 8.0
+# How long the write of a caller that went away counts as under way.
+LINGER_S: Final = 1.0
 
 
 class Where(msgspec.Struct, frozen=True):
@@ -125,6 +134,8 @@ class Router:
 
     def _known(self, places: dict[_Key, Place], kind: str, context: RequestContext) -> Place | None:
         self._directory.check_fresh()
+        if self._directory.moves:  # What is read at a source holds no longer than the lease does.
+            self._participation.check()
         if self._generation != self._directory.generation:
             self._places.clear()
             self._changeable.clear()
@@ -252,9 +263,15 @@ class _Changing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._change is not None
-        may_be_acknowledged = self._participation.leave(self._change)
-        if error is None and not may_be_acknowledged:
-            raise OutcomeUnknown("this process was out of touch with the control plane while it wrote")
+        if isinstance(error, asyncio.CancelledError):
+            # Its write may still be under way.
+            asyncio.get_running_loop().call_later(LINGER_S, self._participation.leave, self._change)
+        elif not self._participation.leave(self._change) and (
+            error is None or isinstance(error, EnginesError)
+        ):
+            raise OutcomeUnknown(
+                "this process was out of touch with the control plane while it wrote"
+            ) from error
 
 
 def source_of(move: Move) -> tuple[str, int]:
@@ -271,6 +288,16 @@ def where(context: RequestContext) -> Where:
         surface_id=context.surface_id,
         app_id=context.app_id,
         project_id=context.project_id,
+    )
+
+
+def at_home(tenant: Tenant) -> Where:
+    """What routing looks at where a tenant itself is meant, and no request of its users."""
+    return Where(
+        tenant_id=tenant.tenant_id,
+        mode=tenant.mode,
+        env=tenant.default_env,
+        surface_id=tenant.default_surface_id,
     )
 
 

@@ -23,6 +23,7 @@ from engines.control.tables import (
     PROJECTS,
     ROUTES,
     TENANTS,
+    moves_under_way,
     route_ids,
     surface_key,
 )
@@ -40,7 +41,7 @@ from engines.errors import (
 from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.routing.backends import CONTROL_BACKEND, Backends, check_config
 from engines.routing.diagnostics import Probe, probe
-from engines.routing.router import Resolution, Router, Where, is_offered, where
+from engines.routing.router import Resolution, Router, Where, at_home, is_offered, where
 from engines.scope import (
     SYSTEM_TENANT,
     RequestContext,
@@ -68,6 +69,20 @@ async def own_routes(store: ControlStore, tenant_id: str, kind: str) -> list[Rou
         after = page.after
         if after is None:
             return routes
+
+
+async def settled_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
+    """That of the tenant's last move of the kind that arrived; 0 where none did.
+
+    One that was cancelled is never used: whoever empties it may be late.
+    """
+    prefix = ("i", "moves", tenant_id, kind)
+    for number in await store.scan_index(*prefix, descending=True):
+        move_id = await store.resolve_index(join(*prefix, number))
+        stored = None if move_id is None else await store.read(MOVES, move_id)
+        if stored is not None and stored.record.phase in ("settle", "done", "retire", "retired"):
+            return int(number)
+    return 0
 
 
 async def newest_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
@@ -140,11 +155,9 @@ class BackendRecords:
         async def check(existing: Backend) -> None:
             if await self._store.scan_index("i", "routed", existing.backend_id, limit=1):
                 raise Conflict("routes lead to this backend; delete or change them first")
-            for claim in await self._store.scan_index("i", "moving"):
-                move_id = await self._store.resolve_index(join("i", "moving", claim))
-                move = None if move_id is None else await self._store.read(MOVES, move_id)
-                if move is not None and existing.backend_id == move.record.target_backend_id:
-                    raise Conflict("a tenant is being moved to this backend")
+            for move in await moves_under_way(self._store):
+                if existing.backend_id in (move.source_backend_id, move.target_backend_id):
+                    raise Conflict(f"a kind of {move.tenant_id} is being moved to or from this backend")
 
         return await self._store.delete(
             BACKENDS, [backend_id], actor=actor(context), condition=condition, request=request, check=check
@@ -157,6 +170,11 @@ class BackendRecords:
         return await probe(self._backends, stored.record)
 
     async def _check_still_offered(self, backend: Backend) -> None:
+        for move in await moves_under_way(self._store):
+            if move.target_backend_id == backend.backend_id and not is_offered(backend, move.tenant_id):
+                raise Conflict(
+                    f"a kind of {move.tenant_id} is being moved to this backend", field="offered_to"
+                )
         after: str | None = None
         while backend.offered_to != "*":
             page = await self._store.scan_index(
@@ -290,12 +308,7 @@ class Routes:
         if context.acting_on is None:
             return where(context)
         tenant = (await self._store.get(TENANTS, context.acting_on)).record
-        return Where(
-            tenant_id=tenant.tenant_id,
-            mode=tenant.mode,
-            env=tenant.default_env,
-            surface_id=tenant.default_surface_id,
-        )
+        return at_home(tenant)
 
     def _owner(self, context: RequestContext) -> str:
         return context.target_tenant_id
@@ -339,7 +352,7 @@ class Routes:
         for route in await own_routes(self._store, owner, kind):
             if route.backend_id == backend_id:
                 return route.generation
-        return await newest_generation(self._store, owner, kind)
+        return await settled_generation(self._store, owner, kind)
 
     async def _check_not_moving(self, owner: str, kind: str) -> None:
         move_id = await self._store.resolve_index(moving_key(owner, kind))
