@@ -17,11 +17,12 @@ import structlog
 
 from engines.clock import Clock
 from engines.control.records import Backend
+from engines.core.circuit import TRY_S
 from engines.core.documents import TIMEOUT_S, Documents
 from engines.core.place import Layouts
 from engines.core.secrets import parse_handle
 from engines.drivers.registry import document_driver
-from engines.errors import BackendRefused, EnginesError, Invalid
+from engines.errors import EnginesError, Invalid, Unavailable
 from engines.ids import Ids
 from engines.ports.secrets import Secret, SecretResolver
 
@@ -60,13 +61,16 @@ class Backends:
         self.clock = clock
         self._open: dict[str, OpenBackend] = {}
         self._attempts: dict[str, _Attempt] = {}
+        # The records whose last attempt got no answer.
+        self._silent: dict[str, Backend] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def open(self, record: Backend) -> OpenBackend:
         """The backend that `record` describes, provisioned. Raises BackendRefused, Unavailable, Invalid.
 
-        Whoever asks while it is being opened gets the outcome of that one attempt, so that a backend which
-        hangs costs its callers one time limit, and callers of other backends nothing.
+        Whoever asks while it is being opened gets the outcome of that one attempt. Once an attempt got no
+        answer only the caller that makes the next one waits for it, and all others learn so at once. Callers
+        of other backends wait for nothing.
         """
         present = self._open.get(record.backend_id)
         if present is not None and present.record == record:
@@ -76,6 +80,8 @@ class Backends:
             attempt = _Attempt(record, asyncio.create_task(self._replace(record)))
             self._attempts[record.backend_id] = attempt
             attempt.task.add_done_callback(lambda _: self._forget(attempt))
+        elif self._silent.get(record.backend_id) == record:
+            raise Unavailable("the backend does not answer", retry_after_s=TRY_S)
         try:
             return await asyncio.shield(attempt.task)
         except EnginesError as error:
@@ -86,13 +92,14 @@ class Backends:
         module = document_driver(record.driver)
         config = check_config(record)
         secrets = await self._resolved(record.secrets)
-        driver = module.open_driver(config, secrets, self.clock)
+        # In a thread: importing an SDK takes seconds, for which nobody else would be served.
+        driver = await asyncio.to_thread(module.open_driver, config, secrets, self.clock)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await driver.provision()
         except TimeoutError as error:
             await driver.close()
-            raise BackendRefused("the backend did not answer while it was set up") from error
+            raise Unavailable("the backend did not answer while it was set up") from error
         except BaseException:
             await driver.close()
             raise
@@ -126,7 +133,15 @@ class Backends:
         self._open.clear()
 
     async def _replace(self, record: Backend) -> OpenBackend:
-        opened = await self._open_new(record)
+        try:
+            opened = await self._open_new(record)
+        except Unavailable:
+            self._silent[record.backend_id] = record
+            raise
+        except EnginesError:
+            self._silent.pop(record.backend_id, None)
+            raise
+        self._silent.pop(record.backend_id, None)
         # Whoever is there now: another record's attempt may have ended while this one connected.
         former = self._open.get(record.backend_id)
         self._open[record.backend_id] = opened

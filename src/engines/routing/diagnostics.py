@@ -6,6 +6,7 @@ served kinds. Leaves resolution to `routing/router.py`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -76,18 +77,22 @@ class Diagnostics:
         self._backends = backends
 
     async def report(self, at: Where) -> Sequence[KindReport]:
-        """Every served kind; each backend is asked once."""
-        probes: dict[str, Probe] = {}
-        return [await self._kind(kind.name, at, probes) for kind in SERVED]
+        """Every served kind; each backend is asked once, and all at once, so that one that hangs delays the
+        report by its own time limit alone.
+        """
+        probes: dict[str, asyncio.Task[Probe]] = {}
+        async with asyncio.TaskGroup() as group:
+            kinds = [group.create_task(self._kind(kind.name, at, probes)) for kind in SERVED]
+        return [kind.result() for kind in kinds]
 
-    async def _kind(self, kind: str, at: Where, probes: dict[str, Probe]) -> KindReport:
+    async def _kind(self, kind: str, at: Where, probes: dict[str, asyncio.Task[Probe]]) -> KindReport:
         backend: Backend | None = None
         try:
             resolution = await self._router.resolve(kind, at)
             backend = await self._router.checked_backend(resolution, at)
             if backend.backend_id not in probes:
-                probes[backend.backend_id] = await probe(self._backends, backend)
-            found = probes[backend.backend_id]
+                probes[backend.backend_id] = asyncio.create_task(probe(self._backends, backend))
+            found = await probes[backend.backend_id]
             state, detail = ("ready", None) if found.ok else ("unreachable", found.detail)
         except MissingRoute as error:
             state, detail = "missing", error.detail

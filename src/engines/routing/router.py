@@ -67,13 +67,12 @@ class Router:
         # One for each move, so that a log stays open while other routes change.
         self._journalled: dict[tuple[str, str], tuple[Documents, Documents]] = {}
         self._places: dict[tuple[str, str, str, str, str | None, str | None, str | None], Place] = {}
+        self._spines_checked: set[Where] = set()
         self._generation = -1
 
     async def place(self, kind: str, context: RequestContext) -> Place:
         self._directory.check_fresh()
-        if self._generation != self._directory.generation:
-            self._places.clear()
-            self._generation = self._directory.generation
+        self._follow_changes()
         key = (
             kind,
             context.tenant_id,
@@ -97,13 +96,33 @@ class Router:
         at = where(context)
         await self.checked_backend(await self.resolve(kind_named(kind).name, at), at)
 
+    async def _check_spine(self, context: RequestContext) -> None:
+        """No change without a spine to tell it to. That its backend answers is no condition: it may be
+        another than the one that takes the change.
+        """
+        self._directory.check_fresh()
+        self._follow_changes()
+        at = where(context)
+        if at in self._spines_checked:
+            return
+        generation = self._generation
+        await self.checked_backend(await self.resolve(EVENT_SPINE, at), at)
+        if generation == self._directory.generation and len(self._spines_checked) < PLACES_CACHED_MAX:
+            self._spines_checked.add(at)
+
+    def _follow_changes(self) -> None:
+        if self._generation != self._directory.generation:
+            self._places.clear()
+            self._spines_checked.clear()
+            self._generation = self._directory.generation
+
     def changing(self, kind: str, context: RequestContext) -> _Changing:
         return _Changing(self, self._participation, kind, context)
 
     async def place_for_change(self, kind: str, context: RequestContext) -> Place:
         """The place that takes changes now; what it rests on is still what is known when this returns."""
         generation = self._directory.generation
-        await self.place(EVENT_SPINE, context)
+        await self._check_spine(context)
         place = await self.place(kind, context)
         if place.accepts_changes and generation == self._directory.generation:
             return place
