@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -18,12 +19,13 @@ import pytest
 import engines
 from engines.control.records import Project
 from engines.core.documents import TIMEOUT_S
+from engines.core.outbox import DELIVERY_TIMEOUT_S, PAUSE_MAX_S
 from engines.core.records import Condition
 from engines.errors import EnginesError, OutcomeUnknown, Throttled, Unavailable
 from engines.scope import RequestContext
 from engines.stores.tables import TableRowInput
 from engines.testing.proxy import WELL, Behaviour, FaultProxy
-from tests.contexts import context
+from tests.contexts import ADMIN, context
 from tests.servers.cosmos import CosmosServer
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.dynamodb_relay import DynamoRelay, Request, refusal
@@ -33,6 +35,7 @@ from tests.together.conftest import (
     NETWORKED,
     Deployment,
     NewUrl,
+    address_of,
     deploy,
     record_at,
     tenant_of,
@@ -46,6 +49,14 @@ HEALED_WITHIN_S: Final = 8.0
 PAUSE_S: Final = 0.05
 CALLERS: Final = 6
 CALLS_BEFORE: Final = 15
+SLOW_S: Final = 0.3
+TOLD_WITHIN_S: Final = 20.0
+THROTTLED_CALLS: Final = 10_000
+THROTTLED_BY_COSMOS: Final[dict[str, Any]] = {
+    "status": 429,
+    "body": {"code": "429", "message": "Request rate is large"},
+    "headers": {"x-ms-retry-after-ms": "100"},
+}
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -112,6 +123,22 @@ async def under_way(*work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes), outcomes
+
+
+async def in_good_times(theirs: Traffic, others: dict[str, Traffic]) -> dict[str, list[Call]]:
+    """What the others' calls take before any fault; afterwards nobody has a call on record."""
+    everybody = (theirs, *others.values())
+    for traffic in everybody:
+        await traffic.turn()  # The first opens the backend.
+        traffic.calls = []
+    async with under_way(*(traffic.keep_on for traffic in everybody)):
+        while min(len(traffic.calls) for traffic in everybody) < CALLS_BEFORE:
+            await asyncio.sleep(PAUSE_S)
+    before = {name: traffic.calls for name, traffic in others.items()}
+    assert not [call for traffic in everybody for call in traffic.calls if call.error]
+    for traffic in everybody:
+        traffic.calls = []
+    return before
 
 
 def check_others(name: str, before: list[Call], during: list[Call]) -> None:
@@ -192,12 +219,7 @@ async def test_a_backend_that_is_down_takes_down_its_own_alone(
     async with engines.open(deployment.url) as process:
         others = {name: Traffic(process, tenant_of(name)) for name in DRIVERS if name != victim}
         theirs = Traffic(process, tenant_of(victim))
-        for _ in range(CALLS_BEFORE):
-            await asyncio.gather(theirs.turn(), *(traffic.turn() for traffic in others.values()))
-        before = {name: traffic.calls[2:] for name, traffic in others.items()}
-        assert not [call for traffic in (theirs, *others.values()) for call in traffic.calls if call.error]
-        for traffic in (theirs, *others.values()):
-            traffic.calls = []
+        before = await in_good_times(theirs, others)
         callers = [theirs.keep_on] * CALLERS
         async with under_way(*callers, *(traffic.keep_on for traffic in others.values())):
             await fault(network)
@@ -211,6 +233,226 @@ async def test_a_backend_that_is_down_takes_down_its_own_alone(
         healed_s = await answers_again(theirs)
         print(f"{victim}: healed after {healed_s:.2f} s")
         await theirs.check_acknowledged()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", NETWORKED)
+async def test_a_backend_that_is_slow_is_slow_for_its_own_alone(victim: str, deployment: Deployment) -> None:
+    async with engines.open(deployment.url) as process:
+        others = {name: Traffic(process, tenant_of(name)) for name in DRIVERS if name != victim}
+        theirs = Traffic(process, tenant_of(victim))
+        before = await in_good_times(theirs, others)
+        deployment.networks[victim].behave(Behaviour(delay_s=SLOW_S))
+        callers = [theirs.keep_on] * CALLERS
+        async with under_way(*callers, *(traffic.keep_on for traffic in others.values())):
+            while len(theirs.calls) < 3 * CALLERS:
+                await asyncio.sleep(PAUSE_S)
+        check_victim(theirs.calls, ())
+        assert statistics.median(call.duration_s for call in theirs.calls) > SLOW_S
+        for name, traffic in others.items():
+            check_others(name, before[name], traffic.calls)
+        deployment.networks[victim].behave(WELL)
+        await theirs.check_acknowledged()
+
+
+@pytest.mark.slow
+async def test_a_file_that_somebody_locks_takes_down_its_own_alone(deployment: Deployment) -> None:
+    """SQLite has no network: what can be done to it is to hold its lock."""
+    async with engines.open(deployment.url) as process:
+        others = {name: Traffic(process, tenant_of(name)) for name in NETWORKED}
+        theirs = Traffic(process, tenant_of("sqlite"))
+        before = await in_good_times(theirs, others)
+        path = deployment.records["sqlite"].config["path"]
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            callers = [theirs.keep_on] * CALLERS
+            async with under_way(*callers, *(traffic.keep_on for traffic in others.values())):
+                while sum(call.error is not None for call in theirs.calls) < CALLERS:
+                    await asyncio.sleep(PAUSE_S)
+            holder.execute("ROLLBACK")
+        check_victim(theirs.calls, (Unavailable, OutcomeUnknown))
+        assert all(call.writes for call in theirs.calls if call.error is not None), "reads need no lock"
+        for name, traffic in others.items():
+            check_others(name, before[name], traffic.calls)
+        await answers_again(theirs)
+        await theirs.check_acknowledged()
+
+
+async def throttled_by_the_relay(request: Request) -> Any:  # noqa: ARG001
+    return refusal("ThrottlingException", "Rate exceeded")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["dynamodb", "cosmos"])
+async def test_a_service_that_throttles_throttles_its_own_alone(
+    victim: str,
+    request: pytest.FixtureRequest,
+    new_url: NewUrl,
+    stack: AsyncExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deployed = await deploy(new_url("sqlite"), new_url, stack, monkeypatch)
+    relay: DynamoRelay | None = None
+    if victim == "dynamodb":
+        dynamodb: DynamoServer = request.getfixturevalue("dynamodb_server")
+        relay = await stack.enter_async_context(DynamoRelay(dynamodb.endpoint))
+        record = deployed.records[victim]
+        config = {**record.config, "endpoint": relay.endpoint}
+        async with engines.open(deployed.url) as process:
+            await process.backends.put(
+                ADMIN, msgspec.structs.replace(record, config=config), condition=Condition(versions=("*",))
+            )
+    async with engines.open(deployed.url) as process:
+        others = {name: Traffic(process, tenant_of(name)) for name in DRIVERS if name != victim}
+        theirs = Traffic(process, tenant_of(victim))
+        before = await in_good_times(theirs, others)
+        if relay is not None:
+            relay.script = throttled_by_the_relay
+        else:
+            cosmos: CosmosServer = request.getfixturevalue("cosmos_server")
+            cosmos.order(*[THROTTLED_BY_COSMOS] * THROTTLED_CALLS)
+        async with under_way(*[theirs.keep_on] * CALLERS, *(one.keep_on for one in others.values())):
+            while sum(call.error is not None for call in theirs.calls) < CALLERS:
+                await asyncio.sleep(PAUSE_S)
+        if relay is not None:
+            relay.script = passed_on
+        else:
+            cosmos = request.getfixturevalue("cosmos_server")
+            cosmos.forget_orders()
+        check_victim(theirs.calls, (Throttled,))
+        for name, traffic in others.items():
+            check_others(name, before[name], traffic.calls)
+        await answers_again(theirs)
+        await theirs.check_acknowledged()
+
+
+async def passed_on(request: Request) -> Any:
+    return await request.forward(request.body)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", NETWORKED)
+async def test_a_process_that_starts_while_one_hangs_serves_all_others(
+    victim: str, deployment: Deployment
+) -> None:
+    network = deployment.networks[victim]
+    network.behave(Behaviour(hang=True))
+    began_s = time.monotonic()
+    async with engines.open(deployment.url) as process:
+        assert time.monotonic() - began_s < TIMEOUT_S, "it waited for a backend of tenants"
+        theirs = Traffic(process, tenant_of(victim))
+        async with under_way(*[theirs.keep_on] * CALLERS):
+            others = {name: Traffic(process, tenant_of(name)) for name in DRIVERS if name != victim}
+            mixed = await asyncio.gather(*(traffic.turn() for traffic in others.values()))
+            assert not [call for call in mixed if call.error is not None]
+            assert not theirs.acknowledged
+            await learns_at_once(theirs)
+        check_victim(theirs.calls, (Unavailable,))
+        network.behave(WELL)
+        await answers_again(theirs)
+
+
+@pytest.mark.slow
+async def test_a_kind_whose_backend_answers_is_served_while_the_spines_hangs_at_the_start(
+    deployment: Deployment,
+) -> None:
+    deployment.networks[MIXED["memory_store"]].behave(Behaviour(hang=True))
+    spine = MIXED["event_spine"]
+    assert spine == "sqlite"
+    record = deployment.records[spine]
+    missing = msgspec.structs.replace(record, config={"path": record.config["path"] + ".d/missing.db"})
+    async with engines.open(deployment.url) as process:
+        await process.backends.put(ADMIN, missing, condition=Condition(versions=("*",)))
+    async with engines.open(deployment.url) as process:
+        mixed = Traffic(process, "t_mixed")
+        assert (await mixed.turn()).error is None
+        assert (await mixed.turn()).error is None
+        states = await kinds_of_mixed(process)
+    down = {"event_spine", "memory_store"}
+    assert states == {kind: kind not in down for kind in MIXED}
+
+
+async def audit_of(process: engines.Engines, mine: RequestContext, record: str) -> list[str]:
+    """The ids of the audit events about a record on the tenant's spine."""
+    events = (await process.spine.list(mine)).items
+    return [
+        event.event_id
+        for event in events
+        if event.event_type == "audit" and (event.payload or {}).get("record") == record
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("victim", NETWORKED)
+async def test_a_change_whose_spine_is_down_is_made_and_told_once_after_healing(
+    victim: str, fault: Callable[[FaultProxy], Awaitable[None]], deployment: Deployment
+) -> None:
+    network = deployment.networks[victim]
+    theirs, other = context(tenant_of(victim)), context("t_sqlite")
+    async with engines.open(deployment.url) as process:
+        await process.spine.list(theirs)
+        await fault(network)
+        await process.projects.create(theirs, Project(project_id="p1", name="One"))
+        await process.projects.create(other, Project(project_id="p2", name="Two"))
+        async with asyncio.timeout(TOLD_WITHIN_S):
+            while not await audit_of(process, other, "t_sqlite/p2"):
+                await asyncio.sleep(PAUSE_S)
+        # Long enough for a delivery to fail, with its reply lost or never sent.
+        await asyncio.sleep(1.5 * DELIVERY_TIMEOUT_S)
+        await heal(network, fault)
+        told: list[str] = []
+        async with asyncio.timeout(PAUSE_MAX_S + TOLD_WITHIN_S):
+            while not told:
+                with contextlib.suppress(Unavailable):
+                    told = await audit_of(process, theirs, f"{theirs.tenant_id}/p1")
+                await asyncio.sleep(PAUSE_S)
+        # What was told last is behind everything that waited before it.
+        await process.projects.create(theirs, Project(project_id="p3", name="Three"))
+        async with asyncio.timeout(PAUSE_MAX_S + TOLD_WITHIN_S):
+            while not await audit_of(process, theirs, f"{theirs.tenant_id}/p3"):
+                await asyncio.sleep(PAUSE_S)
+        assert await audit_of(process, theirs, f"{theirs.tenant_id}/p1") == told
+        assert len(told) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", NETWORKED)
+async def test_a_change_whose_control_plane_is_down_is_refused(
+    victim: str, new_url: NewUrl, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spines are elsewhere and answer; after healing nothing of the refused change is there."""
+    url = new_url(victim)
+    record = record_at(url, "aside", monkeypatch)
+    network = await stack.enter_async_context(FaultProxy(address_of(record)))
+    host, port = network.address
+    there = ":".join(map(str, address_of(record)))
+    through = url.replace(quote(there, safe=""), quote(f"{host}:{port}", safe="")).replace(
+        there, f"{host}:{port}"
+    )
+    assert through != url
+    deployed = await deploy(through, new_url, stack, monkeypatch)
+    mine = context("t_sqlite")
+    async with engines.open(deployed.url) as process:
+        await process.spine.list(mine)
+        await process.projects.create(mine, Project(project_id="p1", name="One"))
+        network.behave(Behaviour(request_bytes_max=0))
+        began_s = time.monotonic()
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await process.projects.create(mine, Project(project_id="p2", name="Two"))
+        assert time.monotonic() - began_s < TIMEOUT_S + LATE_S
+        network.behave(WELL)
+        async with asyncio.timeout(HEALED_WITHIN_S + TOLD_WITHIN_S):
+            while True:
+                try:
+                    listed = await process.projects.list(mine)
+                    if await audit_of(process, mine, "t_sqlite/p1"):
+                        break
+                except Unavailable:
+                    pass
+                await asyncio.sleep(PAUSE_S)
+        assert [stored.record.project_id for stored in listed.items] == ["p1"]
+        assert not await audit_of(process, mine, "t_sqlite/p2")
 
 
 async def kinds_of_mixed(process: engines.Engines) -> dict[str, bool]:
