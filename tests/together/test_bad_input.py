@@ -1,5 +1,7 @@
-"""What is wrong with a backend is told by `engines backends probe` and `engines doctor`, over HTTP, before
-traffic finds it: which kind, which backend, what to do. Nothing is written there, and no secret is told.
+"""What is wrong with a backend, told over HTTP before traffic finds it.
+
+By `engines backends probe` and `engines doctor`: which kind, which backend, what to do. Nothing is written
+there, and no secret is told.
 """
 
 from __future__ import annotations
@@ -33,14 +35,12 @@ from tests.together.conftest import NewUrl
 from tests.together.service import Service
 from tests.together.test_service import check_unsaid, owned
 
-# The server finds secrets in these; a case says what is in the first.
-FILE_SECRET: Final = "json:secret"
 TENANT: Final = "t_mixed"
 KIND: Final = "notes_store"
 
 
 class Bad(msgspec.Struct):
-    """A backend with which something is wrong. `standing` tells what is there, for a look before and after."""
+    """A backend with which something is wrong. `standing` tells what is there, before and after."""
 
     config: dict[str, Any]
     error: str
@@ -320,7 +320,7 @@ async def test_it_is_found_before_traffic_finds_it(
 ) -> None:
     bad = await case(Place(request, new_url, tmp_path))
     before = None if bad.standing is None else await bad.standing()
-    secrets_file.write_text(json.dumps(bad.secrets))
+    await asyncio.to_thread(secrets_file.write_text, json.dumps(bad.secrets))
     backend_id = f"bad_{uuid.uuid4().hex[:8]}"
     handles = [part for name in bad.secrets for part in (f"--secret.{name}", f"json:{name}")]
     about = document_driver(driver).DESCRIPTION
@@ -347,7 +347,7 @@ async def test_it_is_found_before_traffic_finds_it(
 
 
 async def check_doctor(service: Service, backend_id: str, bad: Bad) -> None:
-    """A kind that is routed there is reported with the backend and the remedy, and every other kind is well."""
+    """The kind that is routed there is reported with backend and remedy, and every other kind is well."""
     owner = token("owner")
     async with AsyncEngines(service.url, owner, tenant_id=TENANT) as client:
         routes = [route async for route in client.routes.each()]

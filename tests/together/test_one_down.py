@@ -110,6 +110,23 @@ class Traffic:
             assert row.value == int(key.removeprefix("k"))
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Looks again and again; the test's own time limit ends it."""
+    while True:
+        if holds():
+            return
+        await asyncio.sleep(PAUSE_S)
+
+
+async def told(process: engines.Engines, mine: RequestContext, record: str) -> list[str]:
+    """The ids of the audit events about a record, once there is one."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            if found := await audit_of(process, mine, record):
+                return found
+        await asyncio.sleep(PAUSE_S)
+
+
 @contextlib.asynccontextmanager
 async def under_way(*work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     async def run(item: Callable[[], Awaitable[None]]) -> None:
@@ -132,8 +149,7 @@ async def in_good_times(theirs: Traffic, others: dict[str, Traffic]) -> dict[str
         await traffic.turn()  # The first opens the backend.
         traffic.calls = []
     async with under_way(*(traffic.keep_on for traffic in everybody)):
-        while min(len(traffic.calls) for traffic in everybody) < CALLS_BEFORE:
-            await asyncio.sleep(PAUSE_S)
+        await until(lambda: min(len(traffic.calls) for traffic in everybody) >= CALLS_BEFORE)
     before = {name: traffic.calls for name, traffic in others.items()}
     assert not [call for traffic in everybody for call in traffic.calls if call.error]
     for traffic in everybody:
@@ -171,7 +187,9 @@ async def answers_again(traffic: Traffic) -> float:
     """Seconds until the victim's calls succeed."""
     began_s = time.monotonic()
     async with asyncio.timeout(HEALED_WITHIN_S):
-        while (await traffic.turn()).error is not None:
+        while True:
+            if (await traffic.turn()).error is None:
+                break
             await asyncio.sleep(PAUSE_S)
     return time.monotonic() - began_s
 
@@ -245,8 +263,7 @@ async def test_a_backend_that_is_slow_is_slow_for_its_own_alone(victim: str, dep
         deployment.networks[victim].behave(Behaviour(delay_s=SLOW_S))
         callers = [theirs.keep_on] * CALLERS
         async with under_way(*callers, *(traffic.keep_on for traffic in others.values())):
-            while len(theirs.calls) < 3 * CALLERS:
-                await asyncio.sleep(PAUSE_S)
+            await until(lambda: len(theirs.calls) >= 3 * CALLERS)
         check_victim(theirs.calls, ())
         assert statistics.median(call.duration_s for call in theirs.calls) > SLOW_S
         for name, traffic in others.items():
@@ -267,8 +284,7 @@ async def test_a_file_that_somebody_locks_takes_down_its_own_alone(deployment: D
             holder.execute("BEGIN IMMEDIATE")
             callers = [theirs.keep_on] * CALLERS
             async with under_way(*callers, *(traffic.keep_on for traffic in others.values())):
-                while sum(call.error is not None for call in theirs.calls) < CALLERS:
-                    await asyncio.sleep(PAUSE_S)
+                await until(lambda: sum(call.error is not None for call in theirs.calls) >= CALLERS)
             holder.execute("ROLLBACK")
         check_victim(theirs.calls, (Unavailable, OutcomeUnknown))
         assert all(call.writes for call in theirs.calls if call.error is not None), "reads need no lock"
@@ -312,8 +328,7 @@ async def test_a_service_that_throttles_throttles_its_own_alone(
             cosmos: CosmosServer = request.getfixturevalue("cosmos_server")
             cosmos.order(*[THROTTLED_BY_COSMOS] * THROTTLED_CALLS)
         async with under_way(*[theirs.keep_on] * CALLERS, *(one.keep_on for one in others.values())):
-            while sum(call.error is not None for call in theirs.calls) < CALLERS:
-                await asyncio.sleep(PAUSE_S)
+            await until(lambda: sum(call.error is not None for call in theirs.calls) >= CALLERS)
         if relay is not None:
             relay.script = passed_on
         else:
@@ -396,24 +411,18 @@ async def test_a_change_whose_spine_is_down_is_made_and_told_once_after_healing(
         await process.projects.create(theirs, Project(project_id="p1", name="One"))
         await process.projects.create(other, Project(project_id="p2", name="Two"))
         async with asyncio.timeout(TOLD_WITHIN_S):
-            while not await audit_of(process, other, "t_sqlite/p2"):
-                await asyncio.sleep(PAUSE_S)
+            await told(process, other, "t_sqlite/p2")
         # Long enough for a delivery to fail, with its reply lost or never sent.
         await asyncio.sleep(1.5 * DELIVERY_TIMEOUT_S)
         await heal(network, fault)
-        told: list[str] = []
         async with asyncio.timeout(PAUSE_MAX_S + TOLD_WITHIN_S):
-            while not told:
-                with contextlib.suppress(Unavailable):
-                    told = await audit_of(process, theirs, f"{theirs.tenant_id}/p1")
-                await asyncio.sleep(PAUSE_S)
+            first = await told(process, theirs, f"{theirs.tenant_id}/p1")
         # What was told last is behind everything that waited before it.
         await process.projects.create(theirs, Project(project_id="p3", name="Three"))
         async with asyncio.timeout(PAUSE_MAX_S + TOLD_WITHIN_S):
-            while not await audit_of(process, theirs, f"{theirs.tenant_id}/p3"):
-                await asyncio.sleep(PAUSE_S)
-        assert await audit_of(process, theirs, f"{theirs.tenant_id}/p1") == told
-        assert len(told) == 1
+            await told(process, theirs, f"{theirs.tenant_id}/p3")
+        assert await audit_of(process, theirs, f"{theirs.tenant_id}/p1") == first
+        assert len(first) == 1
 
 
 @pytest.mark.slow
@@ -443,14 +452,8 @@ async def test_a_change_whose_control_plane_is_down_is_refused(
         assert time.monotonic() - began_s < TIMEOUT_S + LATE_S
         network.behave(WELL)
         async with asyncio.timeout(HEALED_WITHIN_S + TOLD_WITHIN_S):
-            while True:
-                try:
-                    listed = await process.projects.list(mine)
-                    if await audit_of(process, mine, "t_sqlite/p1"):
-                        break
-                except Unavailable:
-                    pass
-                await asyncio.sleep(PAUSE_S)
+            await told(process, mine, "t_sqlite/p1")
+            listed = await process.projects.list(mine)
         assert [stored.record.project_id for stored in listed.items] == ["p1"]
         assert not await audit_of(process, mine, "t_sqlite/p2")
 

@@ -96,7 +96,7 @@ def check_unsaid(service: Service, *secrets: str | None) -> None:
 async def test_a_server_has_tenants_on_every_backend(
     new_url: NewUrl,
     tmp_path: Path,
-    jwks_file: Path,  # noqa: F811
+    jwks_file: Path,
     services: list[Service],
 ) -> None:
     urls = {driver: new_url(driver) for driver in DRIVERS}

@@ -132,7 +132,7 @@ DESCRIPTION: Final = DriverDescription(
         "database": "engines",
         "container": "documents",
     },
-    control_plane_url="cosmos://:KEY@HOST[:PORT]/DATABASE/CONTAINER, the key percent-encoded",
+    control_plane_url="cosmos://:PERCENT_ENCODED_KEY@HOST[:PORT]/DATABASE/CONTAINER",
     proven={
         "a wire-level server of our own": "the conformance kit, the log, kill -9 of server and client, a"
         " disturbed network, and replies to order: it shows our wiring and not Azure's behaviour",
