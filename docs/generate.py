@@ -1,6 +1,6 @@
-"""Writes the reference pages that are made from the code: HTTP calls, resource kinds, drivers.
+"""Writes the reference pages that are made from the code: HTTP calls, resource kinds, drivers, stores.
 
-    python docs/generate.py          writes docs/http.md, docs/kinds.md and docs/backends.md
+    python docs/generate.py          writes the pages that are listed in PAGES
     python docs/generate.py --check  exits 1 where a page is not what the code says
 
 Owns their layout alone: every sentence comes from a type, a summary or a driver's description.
@@ -8,15 +8,20 @@ Owns their layout alone: every sentence comes from a type, a summary or a driver
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines.api.app import ROUTERS
 from engines.api.openapi import describe, router_for
-from engines.catalogue import KINDS
+from engines.catalogue import KINDS, Kind
 from engines.drivers.registry import DOCUMENT_DRIVERS, document_driver
+from engines.ports.documents import DriverDescription
 
 HERE = Path(__file__).parent
 METHODS = ("get", "put", "post", "patch", "delete")
@@ -147,35 +152,192 @@ def kinds_page() -> str:
 
 
 def backends_page() -> str:
-    """What each driver says of itself."""
+    """The index: what tells the drivers apart."""
     lines = [
         "# Backends",
         "",
-        "Made from each driver's `DESCRIPTION` by `python docs/generate.py`; `engines backends describe` shows the same.",
+        "Made from each driver's `DESCRIPTION` by `python docs/generate.py`. Each has a page of its own, with what an operator",
+        "needs to put one; `engines backends drivers NAME` tells the same where this documentation is not to hand.",
+        "",
+        "| | class | consistency | durability | proven on |",
+        "|---|---|---|---|---|",
+    ]
+    abouts = [document_driver(name).DESCRIPTION for name in DOCUMENT_DRIVERS]
+    for about in abouts:
+        cells = (f"`{about.backend_class}`", about.consistency, about.durability, _peers(about))
+        lines.append(f"| [{about.name}](backends/{about.name}.md) | {' | '.join(map(_cell, cells))} |")
+    lines += ["", "A mode says which classes its tenants may use: `host_local` in a lab alone.", ""]
+    for title in ("limits", "costs"):
+        lines += [f"## {title.capitalize()}", "", f"| | {title} |", "|---|---|"]
+        for about in abouts:
+            told = "<br>".join(f"{name}: {value}" for name, value in getattr(about, title).items())
+            lines.append(f"| [{about.name}](backends/{about.name}.md) | {_cell(told)} |")
+        lines.append("")
+    lines += ["A backend that is not here is one file: [add a backend](add-a-backend.md)."]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def backend_page(name: str) -> str:
+    """All that an operator needs to use one backend."""
+    module = document_driver(name)
+    about = module.DESCRIPTION
+    lines = [
+        f"# {name}",
+        "",
+        "Made from the driver by `python docs/generate.py`. All of them: [backends](../backends.md).",
+        "",
+        *inspect.cleandoc(module.__doc__ or "").splitlines(),
+        "",
+        f"- class: `{about.backend_class}`",
+        f"- consistency: {about.consistency}",
+        f"- durability: {about.durability}",
+        "",
+        "## Before you begin",
+        "",
+        f"- the driver: {_installation(name)}",
+        *(f"- {item}" for item in about.prerequisites),
+        "",
+        "## Put it",
+        "",
+        "As an admin of `t_system`:",
+        "",
+        "```",
+        *_commands(about),
+        "```",
+        "",
+        *(_SECRETS if about.secrets else ()),
+        "`probe` provisions what is missing, then writes, reads back and deletes one document: what is wrong with a credential, a",
+        "permission or a table is told there, before traffic finds it. Then route to it:",
+        "`engines routes put notes_store main --tenant TENANT`.",
+        "",
+        f"As a control plane: `engines init --control-plane '{about.control_plane_url}'`.",
         "",
     ]
-    for name in DOCUMENT_DRIVERS:
-        about = document_driver(name).DESCRIPTION
-        lines += [f"## {name}", "", f"Class `{about.backend_class}`.", ""]
-        lines += [f"- consistency: {about.consistency}", f"- durability: {about.durability}", ""]
-        named = (("config", about.config), ("secrets", about.secrets))
-        told = (("limits", about.limits), ("costs", about.costs))
-        for title, table in named:
-            lines += _table(title, {f"`{key}`": value for key, value in table.items()})
-        for title, table in told:
-            lines += _table(title, table)
-        lines += [f"`provision` creates {about.provisions}. The least that it runs with:", ""]
-        lines += ["```", about.policy, "```", ""]
+    for title, table in (("config", about.config), ("secrets", about.secrets)):
+        lines += _table(title, {f"`{key}`": value for key, value in table.items()})
+    lines += ["## Rights", "", f"`provision` creates {about.provisions}. The least that it runs with:", ""]
+    lines += ["```", about.policy, "```", ""]
+    for title, column in (("limits", "limit"), ("costs", "cost"), ("proven", "on")):
+        lines += [f"## {title.capitalize()}", "", *_table(column, getattr(about, title))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+_SECRETS = (
+    "A secret is named by a handle and never given: `env:`, `json:` or `file:`, where the server finds it. Leave out the",
+    "secrets that your way to a credential does not need.",
+    "",
+)
+
+
+def _installation(name: str) -> str:
+    extras = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    return f"`pip install 'engines[{name}]'`" if name in extras else "part of Engines"
+
+
+def _commands(about: DriverDescription) -> Iterator[str]:
+    yield f"engines backends put main --driver {about.name} --class {about.backend_class} \\"
+    yield f"  --config '{json.dumps(about.example)}' \\"
+    for secret in about.secrets:
+        yield f"  --secret.{secret} env:ENGINES_SECRET_{about.name.upper()}_{secret.upper()} \\"
+    yield "  --offered-to '*'"
+    yield "engines backends probe main"
+
+
+def _peers(about: DriverDescription) -> str:
+    return "<br>".join(
+        f"{peer}: not run" if found.startswith("not run") else peer for peer, found in about.proven.items()
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def stores_page() -> str:
+    """The summary of the stores: what each is, where it can lie, how routing selects it, what it is ready for."""
+    drivers = [document_driver(name).DESCRIPTION for name in DOCUMENT_DRIVERS]
+    clouds = ", ".join(about.name for about in drivers if about.backend_class == "cloud")
+    lines = [
+        "# Phase 0.5: real stores, a summary",
+        "",
+        "Made from the catalogue, the registry of drivers and their descriptions by `python docs/generate.py`.",
+        "",
+        "## Selection",
+        "",
+        "The routing registry is the only selector; no environment variable and no code of a store picks a backend. A kind is",
+        "looked up for the tenant, most specific route first, then among the defaults of `t_system`; see",
+        "[concepts](../concepts.md). Without a route a call fails with `MissingRoute`, which names the command that adds one, and",
+        "outside a lab the server does not start where a required kind has no default. A backend of class `host_local` is refused",
+        "outside mode `lab`. One service uses all backends at once, and a tenant may have each kind on another:",
+        "",
+        "```",
+        "engines backends put BACKEND --driver DRIVER --class CLASS --config JSON --offered-to TENANT",
+        "engines backends probe BACKEND",
+        "engines routes put KIND BACKEND --tenant TENANT",
+        "engines doctor --tenant TENANT",
+        "```",
+        "",
+        "## Stores",
+        "",
+        f"Whatever is kept as documents lies on any of {', '.join(DOCUMENT_DRIVERS)}; of class cloud are {clouds}. There is no",
+        "other implementation of a store, in memory or on files, to fall back to.",
+        "",
+        "| resource kind | named too | holds | backends | ready for UI and agents |",
+        "|---|---|---|---|---|",
+        *map(_store_row, KINDS),
+        "",
+        "A kind that is not served cannot be used: there is no call for it, and nothing pretends to be it.",
+        "",
+        "## Proven",
+        "",
+        "| backend | class | against | what was run |",
+        "|---|---|---|---|",
+    ]
+    for about in drivers:
+        page = f"[{about.name}](../backends/{about.name}.md)"
+        lines += [
+            f"| {page} | `{about.backend_class}` | {_cell(peer)} | {_cell(found)} |"
+            for peer, found in about.proven.items()
+        ]
+    lines += [
+        "",
+        "All at once, in `tests/together/`: one service with tenants on each backend and one tenant on several, the control plane",
+        "on each in turn, restarts, each backend in turn refusing, hanging, resetting replies, slow or throttling, and bad",
+        "credentials, tables and accounts, against the same servers. No service of a cloud was reached.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _store_row(kind: Kind) -> str:
+    named = ", ".join(f"`{alias}`" for alias in kind.aliases)
+    lies_on_documents = kind.family in ("documents", "log", "definitions")
+    if kind.served:
+        backends, ready = "all", "yes: HTTP, the Python client, and a probe of `engines doctor`"
+    else:
+        backends, ready = ("all, once served" if lies_on_documents else "none yet"), "no: not served"
+    return f"| `{kind.name}` | {named} | {_cell(kind.holds)} | {backends} | {ready} |"
 
 
 def _table(title: str, rows: Mapping[str, str]) -> list[str]:
     if not rows:
         return []
-    return [f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""]
+    return [
+        f"| {title} | |",
+        "|---|---|",
+        *(f"| {key} | {_cell(value)} |" for key, value in rows.items()),
+        "",
+    ]
 
 
-PAGES = {"http.md": http_page, "kinds.md": kinds_page, "backends.md": backends_page}
+PAGES: Mapping[str, Callable[[], str]] = {
+    "http.md": http_page,
+    "kinds.md": kinds_page,
+    "backends.md": backends_page,
+    "foundational/PHASE_0_5_POST_LANE5_REAL_STORES_SUMMARY.md": stores_page,
+    **{f"backends/{name}.md": partial(backend_page, name) for name in DOCUMENT_DRIVERS},
+}
 
 
 def main() -> int:
@@ -185,6 +347,7 @@ def main() -> int:
             print(f"docs/{name} is not what the code says; run python docs/generate.py")
         return 1 if stale else 0
     for name in stale:
+        (HERE / name).parent.mkdir(exist_ok=True)
         (HERE / name).write_text(PAGES[name](), "utf-8")
         print(f"wrote docs/{name}")
     return 0

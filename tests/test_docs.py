@@ -1,9 +1,18 @@
 """The reference pages are what the code says, and every link within the documentation leads somewhere."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import msgspec
+import pytest
+
+from engines.cli import backends
+from engines.control.records import Backend
+from engines.drivers.registry import DOCUMENT_DRIVERS
+from engines.routing.backends import check_config
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -23,7 +32,7 @@ def test_generated_pages_are_what_the_code_says() -> None:
 def test_links_between_pages_lead_somewhere() -> None:
     broken = [
         f"{page.relative_to(ROOT)}: {target}"
-        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         for target in LINK.findall(page.read_text("utf-8"))
         if "://" not in target and not (page.parent / target).exists()
     ]
@@ -34,8 +43,34 @@ def test_paths_of_the_code_that_pages_name_exist() -> None:
     named = re.compile(r"`((?:src|tests|script|docs|examples)/[\w./-]+?)/?`")
     missing = [
         f"{page.name}: {path}"
-        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         for path in named.findall(page.read_text("utf-8"))
         if "yours" not in path and not (ROOT / path).exists()
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("driver", DOCUMENT_DRIVERS)
+def test_the_command_of_a_backends_page_can_be_copied(driver: str) -> None:
+    page = (ROOT / "docs" / "backends" / f"{driver}.md").read_text("utf-8")
+    (text,) = re.findall(r"^engines backends (put .*?[^\\])$", page, re.MULTILINE | re.DOTALL)
+    command, bound, _ = backends.app.parse_args(shlex.split(text.replace("\\\n", " ")))
+    assert command is backends.put
+    given = bound.arguments
+    record = Backend(
+        backend_id=given["backend_id"],
+        driver=given["driver"],
+        backend_class=given["class_"],
+        config=msgspec.json.decode(given["config"]),
+        secrets=given.get("secret", {}),
+    )
+    assert record.driver == driver
+    check_config(record)
+
+
+@pytest.mark.parametrize("driver", DOCUMENT_DRIVERS)
+def test_a_backends_page_says_what_was_not_run(driver: str) -> None:
+    page = (ROOT / "docs" / "backends" / f"{driver}.md").read_text("utf-8")
+    proven = page.partition("## Proven")[2]
+    assert "conformance kit" in proven
+    assert ("not run" in proven) is (driver != "sqlite")

@@ -56,6 +56,7 @@ class Import(NamedTuple):
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("engines.__main__", "cli"): "python -m engines is the command",
     # The commands that become a process of Engines; every other command is a client of one.
+    ("engines.cli.backends", "drivers.registry"): "tells what a driver says of itself, which needs no server",
     ("engines.cli.init", "wiring"): "makes a control plane where no server runs yet",
     ("engines.cli.lab", "wiring"): "makes a lab where no server runs yet",
     ("engines.cli.serve", "wiring"): "puts the parts and the app into one process",

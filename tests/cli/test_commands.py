@@ -10,9 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engines.cli.main import _COMMANDS
+from engines.drivers.registry import DOCUMENT_DRIVERS, document_driver
+from engines.ports.documents import DriverDescription
 from tests.cli.conftest import Engines, run_engines, start_engines
 from tests.cli.lab import LabProcess
 
@@ -248,6 +251,42 @@ def test_backends_are_added_described_and_probed(engines: Engines, lab: LabProce
     assert engines("backends", "probe", "second", *at).json["ok"] is True
     assert "second" in [backend["backend_id"] for backend in engines("backends", "list", *at).json["items"]]
     assert engines(*put, "--config", "[1]", *at).code == 1
+
+
+def test_a_described_backend_shows_what_its_driver_says(
+    engines: Engines, lab: LabProcess, tmp_path: Path
+) -> None:
+    at = ("--lab", lab.directory)
+    config = json.dumps({"path": str(tmp_path / "described.db")})
+    put = ("backends", "put", "described", "--driver", "sqlite", "--class", "host_local", "--config", config)
+    assert engines(*put, *at).code == 0
+    about = document_driver("sqlite").DESCRIPTION
+    told = engines("backends", "describe", "described", "--json", *at).json
+    assert msgspec.convert(told["driver_description"], DriverDescription) == about
+    assert told["config"] == {"path": str(tmp_path / "described.db")}
+    shown = engines("backends", "describe", "described", *at).out
+    for said in (*about.limits.values(), *about.costs.values(), about.consistency, about.policy):
+        assert said in shown
+
+
+@pytest.mark.parametrize("name", DOCUMENT_DRIVERS)
+def test_a_driver_is_described_without_a_server(engines: Engines, name: str) -> None:
+    about = document_driver(name).DESCRIPTION
+    told = engines("backends", "drivers", name, "--json").json
+    assert msgspec.convert(told, DriverDescription) == about
+    shown = engines("backends", "drivers", name).out
+    for table in (about.config, about.secrets, about.limits, about.costs, about.proven):
+        assert all(said in shown for said in table.values())
+    assert about.policy in shown
+    listed = engines("backends", "drivers", "--json").json["items"]
+    assert name in [each["name"] for each in listed]
+    assert name in engines("backends", "drivers").out
+
+
+def test_a_driver_that_is_not_there_is_refused_with_those_that_are(engines: Engines) -> None:
+    done = engines("backends", "drivers", "oracle")
+    assert done.code == 1
+    assert all(name in done.err for name in DOCUMENT_DRIVERS)
 
 
 def test_a_backend_that_does_not_answer_fails_its_probe(engines: Engines, lab: LabProcess) -> None:

@@ -106,6 +106,10 @@ class CosmosServer:
         """
         self._steer("order", list(replies))
 
+    def forget_orders(self) -> None:
+        """From now on requests are answered as they are."""
+        self._steer("forget", None)
+
     def account(self, **facts: Any) -> None:
         """What the account says of itself: `consistency`, `write_regions`; `writes_at` is another region."""
         self._steer("account", facts)

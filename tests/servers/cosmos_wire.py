@@ -136,6 +136,8 @@ class Wire:
     def _steer(self, path: str, body: bytes) -> web.Response:
         if path == "/_wire/order":
             self.ordered += json.loads(body)
+        elif path == "/_wire/forget":
+            self.ordered.clear()
         elif path == "/_wire/account":
             self.account |= json.loads(body)
         elif path == "/_wire/seen":

@@ -52,7 +52,9 @@ class DocumentDriverModule(Protocol):
     DESCRIPTION: DriverDescription
     Config: type[msgspec.Struct]
 
-    def open_driver(self, config: Any, secrets: Mapping[str, Secret], clock: Clock) -> DocumentDriver: ...
+    def open_driver(self, config: Any, secrets: Mapping[str, Secret], clock: Clock) -> DocumentDriver:
+        """Called in a thread, as it may import an SDK: it connects to nothing and needs no event loop."""
+        ...
 
     def config_from_url(self, url: str) -> tuple[dict[str, Any], str | None]:
         """The config that a URL means, and the password in it. Raises Invalid."""

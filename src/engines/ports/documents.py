@@ -8,7 +8,7 @@ and write ids to `core/documents.py`, and storage to the drivers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -136,7 +136,9 @@ class DriverDescription(msgspec.Struct, frozen=True):
     """What documentation and operators need to know of a driver; constants in its module.
 
     `costs` are in the service's own units, by operation; `provisions` is what `provision` creates; `policy`
-    is the least privilege that the driver runs with, to copy.
+    is the least privilege that the driver runs with, to copy. `prerequisites` is what an operator has before
+    a backend is put; `example` a config to start from; `control_plane_url` the form of URL that
+    `config_from_url` reads; `proven` what was run against what, and what was not.
     """
 
     name: str
@@ -149,3 +151,7 @@ class DriverDescription(msgspec.Struct, frozen=True):
     costs: dict[str, str]
     provisions: str
     policy: str
+    prerequisites: tuple[str, ...] = ()
+    example: dict[str, Any] = msgspec.field(default_factory=dict)
+    control_plane_url: str = ""
+    proven: dict[str, str] = msgspec.field(default_factory=dict)

@@ -19,11 +19,12 @@ import structlog
 
 from engines.clock import Clock
 from engines.control.records import Backend
+from engines.core.circuit import TRY_S
 from engines.core.documents import TIMEOUT_S, Documents
 from engines.core.place import Layouts
 from engines.core.secrets import parse_handle
 from engines.drivers.registry import document_driver
-from engines.errors import BackendRefused, EnginesError, Invalid
+from engines.errors import EnginesError, Invalid, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret, SecretResolver
@@ -73,13 +74,16 @@ class Backends:
         self.clock = clock
         self._open: dict[str, OpenBackend] = {}
         self._attempts: dict[str, _Attempt] = {}
+        # The records whose last attempt got no answer.
+        self._silent: dict[str, Backend] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def open(self, record: Backend) -> OpenBackend:
         """The backend that `record` describes, provisioned. Raises BackendRefused, Unavailable, Invalid.
 
-        Whoever asks while it is being opened gets the outcome of that one attempt, so that a backend which
-        hangs costs its callers one time limit, and callers of other backends nothing.
+        Whoever asks while it is being opened gets the outcome of that one attempt. Once an attempt got no
+        answer only the caller that makes the next one waits for it, and all others learn so at once. Callers
+        of other backends wait for nothing.
         """
         present = self._open.get(record.backend_id)
         if present is not None and present.record == record:
@@ -89,10 +93,16 @@ class Backends:
             attempt = _Attempt(record, asyncio.create_task(self._replace(record)))
             self._attempts[record.backend_id] = attempt
             attempt.task.add_done_callback(lambda _: self._forget(attempt))
+        elif self._silent.get(record.backend_id) == record:
+            raise Unavailable("the backend does not answer", retry_after_s=TRY_S)
         try:
             return await asyncio.shield(attempt.task)
         except EnginesError as error:
             raise copy.copy(error) from error
+        except asyncio.CancelledError:
+            if attempt.task.cancelled():
+                raise Unavailable("the backends are being closed") from None
+            raise
 
     async def connect(self, record: Backend) -> Documents:
         """A driver of the caller's own for a record that may not be stored yet; the caller closes it.
@@ -147,7 +157,15 @@ class Backends:
         self._open.clear()
 
     async def _replace(self, record: Backend) -> OpenBackend:
-        opened = await self._open_new(record)
+        try:
+            opened = await self._open_new(record)
+        except Unavailable:
+            self._silent[record.backend_id] = record
+            raise
+        except EnginesError:
+            self._silent.pop(record.backend_id, None)
+            raise
+        self._silent.pop(record.backend_id, None)
         # Whoever is there now: another record's attempt may have ended while this one connected.
         former = self._open.get(record.backend_id)
         self._open[record.backend_id] = opened
@@ -174,7 +192,9 @@ class Backends:
         config = check_config(record)
 
         async def open_driver(secrets: Mapping[str, Secret]) -> DocumentDriver:
-            driver = document_driver(record.driver).open_driver(config, secrets, self.clock)
+            # In a thread: importing an SDK takes seconds, for which nobody else would be served.
+            module = document_driver(record.driver)
+            driver = await asyncio.to_thread(module.open_driver, config, secrets, self.clock)
             await _provision(driver)
             return driver
 
@@ -203,7 +223,7 @@ async def _provision(driver: DocumentDriver) -> None:
             await driver.provision()
     except TimeoutError as error:
         await driver.close()
-        raise BackendRefused("the backend did not answer while it was set up") from error
+        raise Unavailable("the backend did not answer while it was set up") from error
     except BaseException:
         await driver.close()
         raise

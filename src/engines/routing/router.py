@@ -122,7 +122,7 @@ class Router:
             async with asyncio.timeout(PAUSE_S_MAX):
                 while True:
                     generation = self._directory.generation
-                    await self.place(EVENT_SPINE, context)
+                    await self.check(EVENT_SPINE, context)
                     place = await self.place(kind, context)
                     if place.accepts_changes and generation == self._directory.generation:
                         self._remember(self._changeable, kind, context, place, generation)

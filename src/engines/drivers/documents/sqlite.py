@@ -66,6 +66,16 @@ DESCRIPTION: Final = DriverDescription(
     costs={"write": "one fsync of the log, shared by every write that waits for it"},
     provisions="the file, with one table and one index; never the directory",
     policy="read and write the file's directory: SQLite keeps its log beside the file",
+    prerequisites=(
+        "a directory on a local disk that the server's user may write to; no network file system",
+        "a tenant in mode lab: no other mode allows the class host_local",
+    ),
+    example={"path": "/var/lib/engines/data.db"},
+    control_plane_url="sqlite:///PATH",
+    proven={
+        "SQLite, as Python brings it": "the conformance kit, the log, moves, and kill -9 of the process under"
+        " load; it has no network that could be disturbed",
+    },
 )
 
 _SCHEMA = """

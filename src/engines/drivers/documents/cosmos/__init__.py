@@ -123,6 +123,22 @@ DESCRIPTION: Final = DriverDescription(
     provisions="the database (with the key alone), and one container: partition key /pk, time to live on"
     " without a default, an index of id and pk only",
     policy=_POLICY,
+    prerequisites=(
+        "an Azure Cosmos DB account for NoSQL, Bounded Staleness or Strong by default, with one write region",
+        "its key as a secret; or a managed identity with the role below, and a container made beforehand",
+    ),
+    example={
+        "endpoint": "https://ACCOUNT.documents.azure.com:443/",
+        "database": "engines",
+        "container": "documents",
+    },
+    control_plane_url="cosmos://:PERCENT_ENCODED_KEY@HOST[:PORT]/DATABASE/CONTAINER",
+    proven={
+        "a wire-level server of our own": "the conformance kit, the log, kill -9 of server and client, a"
+        " disturbed network, and replies to order: it shows our wiring and not Azure's behaviour",
+        "Azure Cosmos DB": "not run; ENGINES_TEST_COSMOS_URL names an account or emulator to run the same"
+        " tests against",
+    },
 )
 
 _NAME = re.compile(r"[^/\\#?\t\r\n]{0,254}[^/\\#?\s]")

@@ -119,6 +119,21 @@ DESCRIPTION: Final = DriverDescription(
     }
   ]
 }""",
+    prerequisites=(
+        "an AWS account, and a region whose endpoint the server reaches",
+        "a role with the policy below that the SDK's chain finds (EC2, ECS, EKS)",
+        "or a user with that policy, whose access key is two secrets",
+        "nothing else: the table is made by provisioning, or by you with the same keys",
+    ),
+    example={"region": "eu-central-1", "table": "engines"},
+    control_plane_url="dynamodb://REGION/TABLE[?endpoint=URL]",
+    proven={
+        "dynoxide 1.2.1, a real server of the DynamoDB API": "the conformance kit, the log, kill -9 of server"
+        " and client under load, and a disturbed network",
+        "a relay that answers in the server's place": "throttling, internal errors, partial batches, refused"
+        " credentials, global tables",
+        "Amazon DynamoDB": "not run: quotas, latency and the policy rest on its documentation",
+    },
 )
 
 _REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-[0-9]{1,2}")

@@ -67,6 +67,21 @@ gcloud firestore fields ttls update exp --collection-group=engines --enable-ttl
 gcloud firestore indexes fields update exp --collection-group=engines --disable-indexes
 gcloud firestore indexes fields update body --collection-group=engines --disable-indexes
 gcloud firestore indexes fields update version --collection-group=engines --disable-indexes""",
+    prerequisites=(
+        "a Google Cloud project with a Firestore database in native mode",
+        "made by `gcloud firestore databases create --type=firestore-native --location=LOCATION`",
+        "a service account with the roles below: attached to the machine, or its key as a secret",
+        "the right to set indexes and the TTL policy, or both set by hand and manage_indexes false",
+    ),
+    example={"project": "your-project"},
+    control_plane_url="firestore://PROJECT[/DATABASE][?collection=NAME]",
+    proven={
+        "Google's emulator behind a journaling pass-through": "the conformance kit, the log, kill -9 of"
+        " server and client, and a disturbed network; the emulator keeps its data in memory, and the"
+        " pass-through makes it durable",
+        "Google Cloud Firestore": "not run: quotas, indexes, the TTL policy and the roles rest on its"
+        " documentation",
+    },
 )
 
 _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{0,99}")

@@ -70,6 +70,19 @@ GRANT CREATE ON DATABASE your_database TO engines;
 GRANT USAGE ON SCHEMA engines TO engines;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA engines TO engines;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA engines TO engines;""",
+    prerequisites=(
+        "PostgreSQL 14 or later, with an empty or shared database whose encoding is UTF8",
+        "a user with CREATE on the database, or a schema that somebody else provisioned",
+        "a direct connection to the primary, with no pooler in between",
+        "the user's password where the server can resolve a handle to it",
+    ),
+    example={"host": "db.example.com", "database": "engines", "user": "engines"},
+    control_plane_url="postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE[?schema=NAME]",
+    proven={
+        "PostgreSQL 18, a real server": "the conformance kit, the log, moves, TLS, kill -9 of server and"
+        " client under load, and a disturbed network",
+        "managed services of clouds": "not run",
+    },
 )
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")

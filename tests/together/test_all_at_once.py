@@ -1,0 +1,65 @@
+"""One service with tenants on every backend at the same time, and its control plane on any of them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+import engines
+from engines.scope import RequestContext
+from engines.stores.blackboard import BlackboardInput
+from engines.stores.event_records import NewEvent
+from engines.stores.memory import MemoryInput
+from engines.stores.notes import NoteInput
+from engines.stores.tables import TableRowInput
+from tests.contexts import context
+from tests.together.conftest import DATA_KINDS, DRIVERS, MIXED, NEW, NewUrl, deploy, tenant_of
+
+TENANTS = (*map(tenant_of, DRIVERS), "t_mixed")
+
+
+async def write_each_kind(process: engines.Engines, mine: RequestContext) -> str:
+    """One record of the tenant's own on each kind; returns the note's id."""
+    value = {"of": mine.tenant_id}
+    event = NewEvent(event_type="analytics", payload=value)
+    await process.spine.append(mine, [event])
+    await process.streams.append(mine, "s", [event])
+    await process.tables.put(mine, "t", "pk", "sk", TableRowInput(value=value))
+    await process.memory.set(mine, "s", "k", MemoryInput(value=value))
+    await process.blackboard.put(mine, "r", "k", BlackboardInput(value=value), condition=NEW)
+    return (await process.notes.create(mine, NoteInput(content=mine.tenant_id))).record.note_id
+
+
+async def check_each_kind(process: engines.Engines, mine: RequestContext, note_id: str) -> None:
+    """What `write_each_kind` wrote for this tenant is there, and nobody else's."""
+    value = {"of": mine.tenant_id}
+    told = [event.payload for event in (await process.spine.list(mine)).items if event.payload == value]
+    assert told == [value]
+    assert [event.payload for event in (await process.streams.list(mine, "s")).items] == [value]
+    assert (await process.tables.get(mine, "t", "pk", "sk")).value == value
+    assert (await process.memory.get(mine, "s", "k")).value == value
+    assert (await process.blackboard.get(mine, "r", "k")).value == value
+    assert (await process.notes.get(mine, note_id)).content == mine.tenant_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control_driver", DRIVERS)
+async def test_every_backend_serves_its_tenants_beside_the_others(
+    control_driver: str, new_url: NewUrl, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed = await deploy(new_url(control_driver), new_url, stack, monkeypatch)
+    async with engines.open(deployed.url) as process:
+        notes = await asyncio.gather(*(write_each_kind(process, context(name)) for name in TENANTS))
+    async with engines.open(deployed.url) as process:
+        for name, note_id in zip(TENANTS, notes, strict=True):
+            await check_each_kind(process, context(name), note_id)
+        for name in TENANTS:
+            at = await process.routes.where(context(name))
+            report = {kind.resource_kind: kind for kind in await process.diagnostics.report(at)}
+            assert {kind.state for kind in report.values()} == {"ready"}, report
+            expected = {kind: name.removeprefix("t_") for kind in DATA_KINDS}
+            if name == "t_mixed":
+                expected = {**MIXED, "event_stream": "control"}
+            assert {kind: report[kind].backend_id for kind in DATA_KINDS} == expected
