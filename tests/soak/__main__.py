@@ -66,7 +66,6 @@ class Soak:
         self._options = options
         self._servers: dict[str, Server | None] = {}
         self._unavailable: dict[str, str] = {}
-        self._began_s = time.monotonic()
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -105,7 +104,7 @@ class Soak:
             if time.monotonic() >= ends_s:
                 self._add(Row("histories", driver, "not run", 0.0, "no time was left"))
                 continue
-            self._timed("histories", driver, [], lambda: self._play(driver, ends_s))  # noqa: B023
+            self._timed("histories", driver, [driver], lambda: self._play(driver, ends_s))  # noqa: B023
 
     def _cycles(self, driver: str, until_s: float) -> str:
         tally = Tally()
