@@ -51,7 +51,9 @@ SHELL = sorted({name for name in SCRIPTS if "bash" in TEXTS[name].splitlines()[0
 def test_there_is_something_to_look_at() -> None:
     assert len(TEXTS) > 20
     assert [lock.name for lock in LOCKS] == ["bench.lock", "run.lock", "test.lock"]
-    assert {"script/run", "script/test", "script/bench", "script/lock", ".ci/run"} <= set(SCRIPTS)
+    assert {"script/run", "script/test", "script/bench", "script/soak", "script/lock", ".ci/run"} <= set(
+        SCRIPTS
+    )
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)

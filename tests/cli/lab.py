@@ -77,6 +77,8 @@ class LabProcess:
             for kind in SERVED:
                 if kind.name not in (CONTROL_PLANE, ROUTING_REGISTRY):
                     owner.routes.put(kind.name, backend.backend_id, if_absent=True)
+                    resolved = owner.routes.resolve(kind.name)
+                    assert resolved.route.backend_id == backend.backend_id
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,6 @@ class Soak:
         self._options = options
         self._servers: dict[str, Server | None] = {}
         self._unavailable: dict[str, str] = {}
-        self._began_s = time.monotonic()
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -73,6 +73,16 @@ class Soak:
                 server.close()
 
     # --- the parts ---
+
+    def run(self, ends_s: float) -> None:
+        """Every part that was asked for. An interruption ends it, and what is left counts as not run."""
+        parts: Sequence[str] = self._options.parts
+        try:
+            for place, part in enumerate(parts):
+                now_s = time.monotonic()
+                getattr(self, part)(now_s + (ends_s - now_s) / (len(parts) - place))
+        except KeyboardInterrupt:
+            self._add(Row("all", "the rest", "not run", 0.0, "interrupted"))
 
     def crashes(self, ends_s: float) -> None:
         drivers: list[str] = self._options.backends
@@ -94,7 +104,7 @@ class Soak:
             if time.monotonic() >= ends_s:
                 self._add(Row("histories", driver, "not run", 0.0, "no time was left"))
                 continue
-            self._timed("histories", driver, [], lambda: self._play(driver, ends_s))  # noqa: B023
+            self._timed("histories", driver, [driver], lambda: self._play(driver, ends_s))  # noqa: B023
 
     def _cycles(self, driver: str, until_s: float) -> str:
         tally = Tally()
@@ -120,7 +130,10 @@ class Soak:
                     go_on=go_on,
                 )
             )
-        except BaseException:
+        except KeyboardInterrupt:
+            say(f"crashes on {driver}: {tally.cycles} cycles held until the interruption")
+            raise
+        except Exception:
             say(f"crashes on {driver}: cycle {tally.cycles + 1} failed")
             raise
         if tally.cycles < wanted:
@@ -267,10 +280,9 @@ def main() -> int:
     options = _options()
     say(f"seed {options.seed}; {WIRE_ALONE if is_wire_alone() else 'Cosmos DB is real'}")
     ends_s = time.monotonic() + options.minutes * 60
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C: what was begun is ended.
     with contextlib.closing(Soak(options)) as soak:
-        for place, part in enumerate(options.parts):
-            now_s = time.monotonic()
-            getattr(soak, part)(now_s + (ends_s - now_s) / (len(options.parts) - place))
+        soak.run(ends_s)
     print(json.dumps(_summary(options, soak.rows), indent=2) if options.json else _table(soak.rows))
     outcomes = {row.outcome for row in soak.rows}
     return FAILED if "FAILED" in outcomes else INCOMPLETE if "not run" in outcomes else 0

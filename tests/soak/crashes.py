@@ -107,18 +107,18 @@ class Lab:
         self.process.keep_on(backend)
         self.writers: list[Writer] = []
         file = self.process.file
-        self._client = AsyncEngines(file.url, file.user("member").token)
+        self.client = AsyncEngines(file.url, file.user("member").token)
         self._owner = AsyncEngines(file.url, file.user("owner").token)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self.client.close()
         await self._owner.close()
         self.process.kill()
 
     async def cycle(self, name: str, tally: Tally) -> None:
         """Raises AssertionError where anything acknowledged is lost, doubled or another."""
         random = Random(name)
-        writers = [Writer(f"{name}.{n}", self._client, Random(f"{name}.{n}")) for n in range(WRITERS)]
+        writers = [Writer(f"{name}.{n}", self.client, Random(f"{name}.{n}")) for n in range(WRITERS)]
         self.writers += writers
         stop = asyncio.Event()
         async with asyncio.timeout(CYCLE_TIMEOUT_S), asyncio.TaskGroup() as working:
@@ -130,7 +130,7 @@ class Lab:
             await asyncio.to_thread(self._kill, what, random.uniform(0, AWAY_S_MAX))
             await _changed(writers, sum(writer.changes for writer in writers) + WRITERS)
             stop.set()
-        await self._check()
+        await self.check()
         tally.cycles += 1
         tally.changes += sum(writer.changes for writer in writers)
 
@@ -151,15 +151,16 @@ class Lab:
         if what != "database":
             self.process.start()
 
-    async def _check(self) -> None:
-        notes = [note async for note in self._client.notes.each()]
+    async def check(self) -> None:
+        """Every note and event of all cycles so far. Raises AssertionError."""
+        notes = [note async for note in self.client.notes.each()]
         expected = {note_id: note for writer in self.writers for note_id, note in writer.notes.items()}
         found = {note.note_id: (note.content, note.etag) for note in notes}
         assert len(found) == len(notes), "a note is listed twice"
         assert found == {note_id: (note.content, note.etag) for note_id, note in expected.items()}, (
             "notes are lost, doubled or not as they were acknowledged"
         )
-        events = [event async for event in self._client.events.each()]
+        events = [event async for event in self.client.events.each()]
         assert [event.position for event in events] == list(range(1, len(events) + 1)), "gaps in the spine"
         own = [event for event in events if event.event_type == EVENT_TYPE]
         positions = {str(_payload(event)["name"]): event.position for event in own}
