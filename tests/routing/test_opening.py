@@ -11,7 +11,7 @@ import pytest
 from engines.drivers.registry import document_driver
 from engines.errors import Unavailable
 from engines.testing.proxy import Behaviour, FaultProxy
-from tests.moves.conftest import backend_at
+from tests.backends import backend_at
 from tests.routing.conftest import NewProcess, sqlite_backend
 
 
