@@ -40,7 +40,7 @@ from engines.ids import Ids
 from engines.ports.documents import DocumentDriver
 from engines.routing.backends import CONTROL_BACKEND, Backends
 from engines.routing.diagnostics import Diagnostics
-from engines.routing.mover import Movers
+from engines.routing.movers import Movers
 from engines.routing.moves import Moves
 from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
