@@ -1,7 +1,7 @@
 """Movers: the moves on which this process works, of all that are under way.
 
-Owns taking a move up that nobody works on, and letting go of it once its lease is lost. Leaves what is done to
-`routing/mover.py`. A lease is an economy: two movers at one move do no harm.
+Owns taking a move up that nobody works on, and letting go of it once its lease is lost. Leaves what is done
+to `routing/mover.py`. A lease is an economy: two movers at one move do no harm.
 """
 
 from __future__ import annotations
