@@ -128,7 +128,8 @@ DESCRIPTION: Final = DriverDescription(
     example={"region": "eu-central-1", "table": "engines"},
     control_plane_url="dynamodb://REGION/TABLE[?endpoint=URL]",
     proven={
-        "dynoxide 1.2.1, a real server of the DynamoDB API": "the conformance kit, the log, moves, kill -9 of server"
+        "dynoxide 1.2.1, a real server of the DynamoDB API": "the conformance kit, the log, moves,"
+        " kill -9 of server"
         " and client under load, and a disturbed network",
         "a relay that answers in the server's place": "throttling, internal errors, partial batches, refused"
         " credentials, global tables",

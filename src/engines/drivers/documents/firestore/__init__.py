@@ -76,7 +76,8 @@ gcloud firestore indexes fields update version --collection-group=engines --disa
     example={"project": "your-project"},
     control_plane_url="firestore://PROJECT[/DATABASE][?collection=NAME]",
     proven={
-        "Google's emulator behind a journaling pass-through": "the conformance kit, the log, moves, kill -9 of"
+        "Google's emulator behind a journaling pass-through": "the conformance kit, the log, moves,"
+        " kill -9 of"
         " server and client, and a disturbed network; the emulator keeps its data in memory, and the"
         " pass-through makes it durable",
         "Google Cloud Firestore": "not run: quotas, indexes, the TTL policy and the roles rest on its"
