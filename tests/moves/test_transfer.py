@@ -24,7 +24,8 @@ from engines.core.transfer import (
 from engines.drivers.registry import document_driver
 from engines.errors import Corrupt, Unavailable
 from engines.ids import Ids
-from engines.ports.documents import ABSENT, ALWAYS, Delete, Doc, Match, Put
+from engines.ports.documents import ABSENT, ALWAYS, Delete, Doc, DocumentDriver, Match, Put
+from engines.testing.faults import Fault, FaultyDriver
 
 HERE, THERE = "notes_store.t_a.prod.0", "notes_store.t_a.prod.0.g1"
 CLOCK = SystemClock()
@@ -45,9 +46,16 @@ def journalled(documents: Documents) -> Documents:
     return documents.through(lambda driver: Journalled(driver, [HERE]))
 
 
-def transfer(documents: Documents, mover: str = "m1") -> PartitionTransfer:
+def transfer(
+    documents: Documents, mover: str = "m1", *, target: Documents | None = None
+) -> PartitionTransfer:
     return PartitionTransfer(
-        documents, documents, source_partition=HERE, target_partition=THERE, mover=mover, tally=Tally()
+        documents,
+        target or documents,
+        source_partition=HERE,
+        target_partition=THERE,
+        mover=mover,
+        tally=Tally(),
     )
 
 
@@ -83,6 +91,33 @@ async def test_what_the_journal_names_is_brought_up_to_date(
     assert await one.drain() == 2
     assert await all_docs(documents, THERE) == await all_docs(documents, HERE)
     assert await one.drain() == 0
+
+
+async def test_a_copy_whose_reply_and_request_were_lost_is_made_again(
+    documents: Documents, journalled: Documents
+) -> None:
+    """That a document stands at the target as it did shows nothing of the write that was lost."""
+    await filled(documents, 2)
+    faulty: list[FaultyDriver] = []
+
+    def on_a_bad_way(driver: DocumentDriver) -> FaultyDriver:
+        faulty.append(FaultyDriver(driver))
+        return faulty[0]
+
+    one = transfer(documents, target=documents.through(on_a_bad_way))
+    await one.claim()
+    await one.copy()
+    await journalled.write(HERE, [Put("n!00001", '"changed"', ALWAYS)])
+    await journalled.write(HERE, [Delete("n!none", ALWAYS), Delete("n!00000", ALWAYS)])
+    await documents.write(HERE, [Put("n!00000", '"again"', ALWAYS)])
+    await one.drain()
+    await journalled.write(HERE, [Put("n!00001", '"at last"', ALWAYS), Delete("n!none", ALWAYS)])
+    entry = (await documents.get_many(HERE, ["n!00000"]))["n!00000"]
+    await journalled.write(HERE, [Put("n!00000", entry.body, ALWAYS, write_id=entry.version)])
+    faulty[0].script(Fault.LOST_UNAPPLIED)
+    await one.drain()
+    assert faulty[0].seen[Fault.LOST_UNAPPLIED] == 1
+    assert await all_docs(documents, THERE) == await all_docs(documents, HERE)
 
 
 async def test_another_mover_goes_on_where_the_first_came_to_and_ends_it(documents: Documents) -> None:
