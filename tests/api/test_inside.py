@@ -98,6 +98,7 @@ async def test_work_that_was_ended_under_a_request_is_503_and_not_our_bug(tmp_pa
 async def trimmed(inside: Inside, stream: str, before_position: int) -> None:
     """Everything before the position is a day old, and taken away."""
     inside.clock.ahead_s += 25 * 3600
+    await inside.engines.directory.refresh()  # What was heard a day ago counts no more.
     context = await inside.engines.contexts.context(inside.token)
     place = await inside.engines.router.place(catalogue.EVENT_STREAM, context)
     log = Log(

@@ -37,6 +37,7 @@ from engines.ports.documents import (
     OPS_MAX,
     SCAN_LIMIT_MAX,
     WRITE_BYTES_MAX,
+    Absent,
     Always,
     Doc,
     DocumentDriver,
@@ -171,18 +172,22 @@ class Documents:
         self._circuit.succeeded()
 
     async def _landed(self, partition: str, ops: Sequence[Op], write_id: str, lost: OutcomeUnknown) -> bool:
-        """Whether a document of the lost write can be seen. False settles nothing: it may yet arrive.
+        """Whether the lost write can be seen. False settles nothing: it may yet arrive.
 
-        One that keeps the version of another write, as a mover's does, shows nothing.
+        One document at the write's own id shows all. Versions that were given, as a mover does, show
+        something only where nothing stood before, and where all of them are there.
         """
-        versions = {op.key: write_id for op in ops if isinstance(op, Put) and op.write_id is None}
+        own = {op.key: write_id for op in ops if isinstance(op, Put) and op.write_id is None}
+        given = {op.key: op.write_id for op in ops if isinstance(op, Put) and isinstance(op.when, Absent)}
+        versions = own or given
         if not versions:
             return False
         try:
             docs = await self.get_many(partition, tuple(versions))
         except EnginesError:
             raise lost from lost.__cause__
-        return any(doc.version == versions[doc.key] for doc in docs.values())
+        seen = [key in docs and docs[key].version == version for key, version in versions.items()]
+        return any(seen) if own else all(seen)
 
     async def _settle(self, partition: str, ops: Sequence[Op], write_id: str) -> str:
         """After a lost reply and a conflict: ours if a document of it stands, else nobody can tell."""

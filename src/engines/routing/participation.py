@@ -82,6 +82,7 @@ class Participation:
         self._said: dict[str, int] = {}
         self._trouble: dict[str, str] = {}
         self._wake = asyncio.Event()
+        self._lapsed = False
         directory.on_moves = self._wake.set
 
     # --- changes ---
@@ -111,6 +112,8 @@ class Participation:
     def check(self) -> None:
         """Raises Unavailable where a move may have gone on without this process."""
         if not self._holds():
+            self._lapsed = True  # It is renewed at once: a clock that was set ends it, too.
+            self._wake.set()
             raise Unavailable("this process is out of touch with the control plane", retry_after_s=1.0)
 
     def _holds(self) -> bool:
@@ -137,7 +140,8 @@ class Participation:
                 except TimeoutError:
                     pass
                 self._wake.clear()
-                if self._adopt() or self._clock.monotonic() >= due_s:
+                if self._adopt() or self._lapsed or self._clock.monotonic() >= due_s:
+                    self._lapsed = False
                     await self._renew_and_log()
                     moving = bool(self._directory.moves)
                     due_s = self._clock.monotonic() + (RENEW_MOVING_S if moving else RENEW_S)
