@@ -43,7 +43,7 @@ async def session(harness: DocumentHarness) -> AsyncIterator[Any]:
         port=config["port"],
         user=config["user"],
         database=config["database"],
-        password=arguments["password"],
+        password=arguments["secrets"]["password"],
     )
     await connection.execute(f"SET search_path TO {config['schema']}")
     yield connection
