@@ -270,4 +270,8 @@ async def _next(batches: AsyncIterator[Batch]) -> Batch | None:
 
 
 def _is_same(now: Place, before: Place) -> bool:
-    return now.documents is before.documents and now.generation == before.generation
+    return (
+        now.documents is before.documents
+        and now.backend_id == before.backend_id
+        and now.generation == before.generation
+    )
