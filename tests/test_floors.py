@@ -101,6 +101,7 @@ def test_no_file_is_called_utils() -> None:
         ("engines.drivers.documents.sqlite", "engines.core.keys"),
         ("engines.drivers.documents.sqlite", "engines.drivers.documents.postgres"),
         ("engines.drivers.documents.sqlite", "engines.drivers.registry"),
+        ("engines.drivers.secrets.google", "engines.drivers.secrets.azure"),
         ("engines.stores.notes", "engines.drivers.registry"),
         ("engines.stores.notes", "engines.control.records"),
         ("engines.control.records", "engines.routing.resolve"),
@@ -127,6 +128,7 @@ def test_an_import_against_the_floors_is_refused(importer: str, imported: str) -
     [
         ("engines.drivers.documents.sqlite", "engines.ports.documents"),
         ("engines.drivers.documents.cosmos.batch", "engines.drivers.documents.cosmos.errors"),
+        ("engines.drivers.secrets.google", "engines.drivers.secrets.web"),
         ("engines.core.log", "engines.core.keys"),
         ("engines.routing.backends", "engines.drivers.registry"),
         ("engines.identity.tokens", "engines.control.records"),

@@ -63,6 +63,9 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("engines.cli.serve", "api"): "puts the parts and the app into one process",
 }
 
+# What several drivers may stand on; every other module of a driver is that driver's alone.
+SHARED_BY_DRIVERS = frozenset({"engines.drivers.secrets.web"})
+
 # A name from outside -> the paths below src/engines that may use it; a path ending in / is a folder.
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     # One SDK, one driver.
@@ -138,7 +141,7 @@ def is_allowed(found: Import) -> bool:
     if (found.importer, imported) in EXCEPTIONS or imported == "":
         return True
     if importer == imported == "drivers":
-        return _driver(found.importer) == _driver(found.imported)
+        return found.imported in SHARED_BY_DRIVERS or _driver(found.importer) == _driver(found.imported)
     return importer == imported or imported in MAY_IMPORT[importer]
 
 

@@ -25,6 +25,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from tests.servers.leash import LeashedProcess
+from tests.servers.ports import free_port
 
 WIRE = Path(__file__).with_name("cosmos_wire.py")
 WIRE_ALONE = "Azure Cosmos DB itself: not run; the wire-level server shows our wiring"
@@ -53,7 +54,7 @@ class CosmosServer:
         self._home = Path(tempfile.mkdtemp(prefix="engines-cosmos-"))
         self._key = base64.b64encode(secrets.token_bytes(64)).decode()
         self._process: LeashedProcess | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         self.start()
@@ -173,7 +174,7 @@ def is_wire_alone() -> bool:
 
 
 def _start_emulator() -> CosmosAccount:
-    port = _free_port()
+    port = free_port()
     command = ["docker", "run", "-d", "--rm", "-p", f"127.0.0.1:{port}:{EMULATOR_PORT}", EMULATOR_IMAGE]
     name = subprocess.run(
         [*command, "--protocol", "http"], check=True, capture_output=True, text=True
@@ -184,10 +185,3 @@ def _start_emulator() -> CosmosAccount:
             break
         time.sleep(1)
     return CosmosAccount(f"cosmos://:{quote(EMULATOR_KEY, safe='')}@127.0.0.1:{port}?tls=disable", name)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -9,13 +9,10 @@ and kept outside the checkout. Leaves tables and clients to whoever uses `endpoi
 """
 
 import base64
-import contextlib
 import hashlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -25,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.servers.leash import LeashedProcess
-from tests.servers.postgres import PORTS
+from tests.servers.ports import free_port
 
 PACKAGE = "@dynoxide/linux-x64"
 VERSION = "1.2.1"
@@ -123,7 +120,7 @@ class DynamoServer:
     def _launched(self, program: Path, home: Path) -> bool:
         """Whether the server came up; False when its port was taken by somebody else, for another try."""
         first_start = self._port == 0
-        port = self._port or _free_port()
+        port = self._port or free_port()
         said_before = len(_log(home))
         process = LeashedProcess(
             [
@@ -168,14 +165,6 @@ def _wait_until_ready(process: LeashedProcess, home: Path, said_before: int, por
 def _log(home: Path) -> str:
     path = home / "server.log"
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _free_port() -> int:
-    for port in random.SystemRandom().sample(PORTS, 50):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise DynamoUnavailableError(f"no free loopback port found in {PORTS}")
 
 
 def _program() -> Path:

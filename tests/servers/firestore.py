@@ -9,7 +9,6 @@ directly, because a signal to the package's script ends the shell and not the em
 import contextlib
 import http.client
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.servers.leash import LeashedProcess
+from tests.servers.ports import free_port
 
 PACKAGE = "google-cloud-cli-firestore-emulator"
 MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
@@ -31,8 +31,6 @@ STOP_TIMEOUT_S = 30.0
 HTTP_TIMEOUT_S = 30.0
 POLL_S = 0.05
 START_TRIES_MAX = 5
-# As for PostgreSQL: below the range of outgoing connections.
-PORTS = range(20_000, 32_000)
 ROOT = Path(__file__).parents[2]
 
 
@@ -180,7 +178,7 @@ def _launched(
     log: Callable[[], Path],
 ) -> tuple[LeashedProcess, int]:
     """The process and its port: the same as before, or on the first start one that nobody had taken."""
-    for chosen in [port] if port else (_free_port() for _ in range(START_TRIES_MAX)):
+    for chosen in [port] if port else (free_port() for _ in range(START_TRIES_MAX)):
         process = launch(chosen)
         try:
             if _wait_until(process, lambda chosen=chosen: answers(chosen)):  # type: ignore[misc]
@@ -219,11 +217,3 @@ def _jar() -> Path:
         if line.endswith(".jar"):
             return Path(line)
     raise FirestoreUnavailableError(f"the package {PACKAGE} holds no jar")
-
-
-def _free_port() -> int:
-    for port in random.SystemRandom().sample(PORTS, 50):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise FirestoreUnavailableError(f"no free loopback port found in {PORTS}")

@@ -12,11 +12,9 @@ production: fsync is on. Leaves clients, schemas and pools to whoever uses `url(
 
 import contextlib
 import os
-import random
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.servers.leash import LeashedProcess, descendants
+from tests.servers.ports import free_port
 from tests.servers.postgres_home import PostgresHome
 from tests.servers.postgres_programs import (
     PostgresUnavailableError,
@@ -42,9 +41,6 @@ INITDB_TIMEOUT_S = 120.0
 PSQL_TIMEOUT_S = 60.0
 POLL_S = 0.02
 START_TRIES_MAX = 5
-# Below the range from which the system takes ports for outgoing connections, so that none of those sits on
-# the port while the server is down between a kill and a restart.
-PORTS = range(20_000, 32_000)
 DATABASE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -214,7 +210,7 @@ class PostgresServer:
     def _launched(self, home: PostgresHome) -> bool:
         """Whether the server came up; False when its port was taken by somebody else, for another try."""
         first_start = self._port == 0
-        port = self._port or _free_port()
+        port = self._port or free_port()
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
@@ -264,14 +260,6 @@ def _wait_until_ready(process: LeashedProcess, pid_file: Path) -> bool:
                 return True
         time.sleep(POLL_S)
     raise TimeoutError(f"PostgreSQL was not ready within {START_TIMEOUT_S:.0f} s")
-
-
-def _free_port() -> int:
-    for port in random.SystemRandom().sample(PORTS, 50):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise PostgresUnavailableError(f"no free loopback port found in {PORTS}")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from engines.clock import Clock
+from engines.control.moves import moves_under_way
 from engines.control.records import (
     ApiKey,
     App,
@@ -50,7 +51,6 @@ from engines.control.tables import (
     USERS,
     identity_key,
     issuer_key,
-    moves_under_way,
     route_ids,
     surface_key,
 )

@@ -22,9 +22,8 @@ from engines.control.records import (
     Tenant,
     User,
 )
-from engines.control.store import ControlStore, Table
+from engines.control.store import Table
 from engines.core.keys import join
-from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RouteScope, normalise_surface
 
 
@@ -42,6 +41,11 @@ def issuer_key(iss: str) -> str:
 def surface_key(folded: str) -> str:
     """Where the surface with this folded id or alias is named."""
     return join("u", "surfaces", folded)
+
+
+def moving_key(tenant_id: str, kind: str) -> str:
+    """Where the move of a tenant's kind that is under way is named."""
+    return join("i", "moving", tenant_id, kind)
 
 
 def _surface_indexes(surface: Surface) -> Mapping[str, str]:
@@ -81,7 +85,7 @@ def _move_indexes(move: Move) -> Mapping[str, str]:
     history = {join("i", "moves", move.tenant_id, move.resource_kind, number): move.move_id}
     if move.ended:
         return history
-    return {**history, join("i", "moving", move.tenant_id, move.resource_kind): move.move_id}
+    return {**history, moving_key(move.tenant_id, move.resource_kind): move.move_id}
 
 
 TENANTS: Final = Table("tenants", Tenant)
@@ -100,19 +104,3 @@ KEYS: Final = Table("keys", ApiKey, indexes=_key_indexes)
 BACKENDS: Final = Table("backends", Backend)
 ROUTES: Final = Table("routes", Route, indexes=_route_indexes)
 MOVES: Final = Table("moves", Move, indexes=_move_indexes)
-
-
-async def moves_under_way(store: ControlStore) -> list[Move]:
-    """Every move that has not ended, of all tenants."""
-    moves: list[Move] = []
-    after: str | None = None
-    while True:
-        claims = await store.scan_index("i", "moving", after=after, limit=SCAN_LIMIT_MAX)
-        for claim in claims:
-            move_id = await store.resolve_index(join("i", "moving", claim))
-            stored = None if move_id is None else await store.read(MOVES, move_id)
-            if stored is not None and not stored.record.ended:
-                moves.append(stored.record)
-        if len(claims) < SCAN_LIMIT_MAX:
-            return moves
-        after = claims[-1]

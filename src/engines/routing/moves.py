@@ -17,10 +17,11 @@ import msgspec
 from engines.catalogue import kind_named
 from engines.clock import Clock, timestamp
 from engines.codec import Codec
+from engines.control.moves import newest_generation
 from engines.control.records import Move, MovePhase, Route
 from engines.control.service import Service, actor, require_in_tenant
 from engines.control.store import PARTITION, Listing, Stored
-from engines.control.tables import BACKENDS, MOVES, TENANTS
+from engines.control.tables import BACKENDS, MOVES, TENANTS, moving_key
 from engines.core.documents import Documents
 from engines.core.idempotency import Request
 from engines.core.keys import join
@@ -29,7 +30,7 @@ from engines.errors import Conflict, Invalid, NotFound, Throttled
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Put
 from engines.routing.router import Router, at_home, is_offered, source_of
-from engines.routing.routes import CONTROL_KINDS, moving_key, newest_generation, own_routes
+from engines.routing.routes import CONTROL_KINDS, own_routes
 from engines.routing.sides import Sides
 from engines.scope import SYSTEM_TENANT, RequestContext, RouteScope
 

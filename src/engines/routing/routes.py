@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from engines.catalogue import CONTROL_PLANE, EVENT_SPINE, ROUTING_REGISTRY, check_options, kind_named
+from engines.control.moves import moves_under_way, settled_generation
 from engines.control.records import Backend, Route
 from engines.control.service import Service, actor, require_in_tenant, require_system_admin
 from engines.control.store import ControlStore, Listing, Stored
@@ -19,16 +20,14 @@ from engines.control.tables import (
     APPS,
     BACKENDS,
     MODES,
-    MOVES,
     PROJECTS,
     ROUTES,
     TENANTS,
-    moves_under_way,
+    moving_key,
     route_ids,
     surface_key,
 )
 from engines.core.idempotency import Request
-from engines.core.keys import join
 from engines.core.records import Condition
 from engines.errors import (
     Conflict,
@@ -54,11 +53,6 @@ from engines.scope import (
 CONTROL_KINDS = frozenset({CONTROL_PLANE, ROUTING_REGISTRY})
 
 
-def moving_key(tenant_id: str, kind: str) -> str:
-    """Where the move of a tenant's kind that is under way is named."""
-    return join("i", "moving", tenant_id, kind)
-
-
 async def own_routes(store: ControlStore, tenant_id: str, kind: str) -> list[Route]:
     """An owner's routes of one kind, straight from the store."""
     routes: list[Route] = []
@@ -69,26 +63,6 @@ async def own_routes(store: ControlStore, tenant_id: str, kind: str) -> list[Rou
         after = page.after
         if after is None:
             return routes
-
-
-async def settled_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
-    """That of the tenant's last move of the kind that arrived; 0 where none did.
-
-    One that was cancelled is never used: whoever empties it may be late.
-    """
-    prefix = ("i", "moves", tenant_id, kind)
-    for number in await store.scan_index(*prefix, descending=True):
-        move_id = await store.resolve_index(join(*prefix, number))
-        stored = None if move_id is None else await store.read(MOVES, move_id)
-        if stored is not None and stored.record.phase in ("settle", "done", "retire", "retired"):
-            return int(number)
-    return 0
-
-
-async def newest_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
-    """That of the tenant's last move of the kind, whatever came of it; 0 where there was none."""
-    numbers = await store.scan_index("i", "moves", tenant_id, kind, limit=1, descending=True)
-    return int(numbers[0]) if numbers else 0
 
 
 class BackendRecords:

@@ -1,1 +1,1 @@
-"""Secret sources; `drivers/registry.py` lists them."""
+"""Secret sources; `drivers/registry.py` lists them. What two of them share over HTTP is in `web.py`."""

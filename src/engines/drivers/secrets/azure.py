@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from engines.clock import Clock, SystemClock
+from engines.drivers.secrets.web import get
 from engines.errors import BackendRefused, Invalid
 from engines.ports.secrets import Secret, SecretSource
 
@@ -65,7 +66,14 @@ class AzureSecrets:
             if self._clock.now() >= self._token_ends_at - TOKEN_REST_S:
                 self._token, self._token_ends_at = await _new_token(handle)
         url = f"{self._endpoint.replace('{vault}', match[1])}/secrets/{match[2]}?api-version={API_VERSION}"
-        status, body = await _get(url, {"Authorization": f"Bearer {self._token}"}, handle)
+        status, body = await get(
+            url,
+            {"Authorization": f"Bearer {self._token}"},
+            handle,
+            timeout_s=TIMEOUT_S,
+            bytes_max=REPLY_BYTES_MAX,
+            silence="the vault did not answer; check its name and the network",
+        )
         if status == 401:
             self._token_ends_at = 0.0
         if status != 200:
@@ -102,34 +110,6 @@ def _identity(handle: str) -> Any:
             f"the secret {handle} cannot be read: pip install 'engines[azure-secrets]'"
         ) from error
     return azure.identity.aio
-
-
-async def _get(url: str, headers: Mapping[str, str], handle: str) -> tuple[int, bytes]:
-    """Status and body. A session for each secret: there is one every half minute."""
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    try:
-        async with (
-            aiohttp.ClientSession(
-                # A compressed body could grow past every limit when it is opened: none is asked for.
-                headers={**headers, "Accept-Encoding": "identity"},
-                timeout=timeout,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            ) as session,
-            session.get(url, allow_redirects=False) as response,
-        ):
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(16 * 1024):
-                body += chunk
-                if len(body) > REPLY_BYTES_MAX:
-                    raise BackendRefused(f"the secret {handle} exceeds {REPLY_BYTES_MAX} bytes")
-            return response.status, bytes(body)
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError.
-        raise BackendRefused(
-            f"the secret {handle} cannot be read: the vault did not answer; check its name and the network"
-        ) from error
 
 
 def _text(body: bytes) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engines.drivers.secrets.web import get
 from engines.errors import BackendRefused, Invalid
 from engines.ports.secrets import Secret, SecretSource
 
@@ -68,7 +69,14 @@ class GoogleSecrets:
         handle, version = f"google:{name}", match[3] or "latest"
         path = f"/v1/projects/{match[1]}/secrets/{match[2]}/versions/{version}:access"
         headers = await self._authorised(handle)
-        status, body = await _get(self._endpoint + path, headers, handle)
+        status, body = await get(
+            self._endpoint + path,
+            headers,
+            handle,
+            timeout_s=TIMEOUT_S,
+            bytes_max=REPLY_BYTES_MAX,
+            silence="the service did not answer; check the network",
+        )
         if status == 401:
             self._credential = None
         if status != 200:
@@ -117,34 +125,6 @@ def _no_credential(handle: str) -> BackendRefused:
         f"the secret {handle} cannot be read: the process has no Google credential that works;"
         " give it a service account"
     )
-
-
-async def _get(url: str, headers: Mapping[str, str], handle: str) -> tuple[int, bytes]:
-    """Status and body. A session for each secret: there is one every half minute."""
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    try:
-        async with (
-            aiohttp.ClientSession(
-                # A compressed body could grow past every limit when it is opened: none is asked for.
-                headers={**headers, "Accept-Encoding": "identity"},
-                timeout=timeout,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            ) as session,
-            session.get(url, allow_redirects=False) as response,
-        ):
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(16 * 1024):
-                body += chunk
-                if len(body) > REPLY_BYTES_MAX:
-                    raise BackendRefused(f"the secret {handle} exceeds {REPLY_BYTES_MAX} bytes")
-            return response.status, bytes(body)
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError.
-        raise BackendRefused(
-            f"the secret {handle} cannot be read: the service did not answer; check the network"
-        ) from error
 
 
 def _text(body: bytes) -> str | None:

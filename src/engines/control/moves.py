@@ -1,0 +1,49 @@
+"""Moves in the control plane: which are under way, and which generations they have used.
+
+Owns reading them out of the index entries that `control/tables.py` makes. Leaves starting, steering and
+moving to `routing/`.
+"""
+
+from __future__ import annotations
+
+from engines.control.records import Move
+from engines.control.store import ControlStore
+from engines.control.tables import MOVES
+from engines.core.keys import join
+from engines.ports.documents import SCAN_LIMIT_MAX
+
+
+async def moves_under_way(store: ControlStore) -> list[Move]:
+    """Every move that has not ended, of all tenants."""
+    moves: list[Move] = []
+    after: str | None = None
+    while True:
+        claims = await store.scan_index("i", "moving", after=after, limit=SCAN_LIMIT_MAX)
+        for claim in claims:
+            move_id = await store.resolve_index(join("i", "moving", claim))
+            stored = None if move_id is None else await store.read(MOVES, move_id)
+            if stored is not None and not stored.record.ended:
+                moves.append(stored.record)
+        if len(claims) < SCAN_LIMIT_MAX:
+            return moves
+        after = claims[-1]
+
+
+async def settled_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
+    """That of the tenant's last move of the kind that arrived; 0 where none did.
+
+    One that was cancelled is never used: whoever empties it may be late.
+    """
+    prefix = ("i", "moves", tenant_id, kind)
+    for number in await store.scan_index(*prefix, descending=True):
+        move_id = await store.resolve_index(join(*prefix, number))
+        stored = None if move_id is None else await store.read(MOVES, move_id)
+        if stored is not None and stored.record.phase in ("settle", "done", "retire", "retired"):
+            return int(number)
+    return 0
+
+
+async def newest_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
+    """That of the tenant's last move of the kind, whatever came of it; 0 where there was none."""
+    numbers = await store.scan_index("i", "moves", tenant_id, kind, limit=1, descending=True)
+    return int(numbers[0]) if numbers else 0
