@@ -6,6 +6,7 @@ import json
 from engines.core.commits import (
     GENESIS,
     EventIds,
+    Turn,
     commit_digest,
     commit_key,
     commit_text,
@@ -44,6 +45,17 @@ def test_the_stored_form_of_a_commit_does_not_change() -> None:
     digest = json.loads(STORED)["digest"]
     assert commit_text(41, 1_800_000_000_123, GENESIS, digest, items) == STORED
     assert commit_key(41) == "c!00000000000000000041"
+
+
+def test_what_a_commit_says_of_turns_stands_behind_its_events_and_outside_its_digest() -> None:
+    items = [item_text(EVENTS[0], SALT, None), item_text(EVENTS[1], OTHER_SALT, OWN_ID)]
+    turn = Turn(("b0b0b0b0", "a1a1a1a1"), left_ms=12)
+    digest = json.loads(STORED)["digest"]
+    text = commit_text(41, 1_800_000_000_123, GENESIS, digest, items, turn=turn)
+    assert text == STORED[:-1] + ',"turn":{"writers":["b0b0b0b0","a1a1a1a1"],"left_ms":12}}'
+    commit = decode_commit(commit_key(41), text)
+    assert commit.turn == turn
+    assert commit.computed_digest() == expected_digest()
 
 
 def test_the_digest_of_a_commit_is_what_its_definition_says() -> None:

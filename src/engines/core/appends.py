@@ -24,7 +24,7 @@ from engines.ports.documents import OPS_MAX, Doc
 
 EVENTS_MAX: Final = 500
 # Counted as `codec.escaped_bytes` of each event's text. What a commit adds to its events stays below the
-# rest of the 384 KiB that a document may hold: at most 107 bytes an event and 300 for itself.
+# rest of the 384 KiB that a document may hold: at most 107 bytes an event and 600 for itself.
 EVENT_BYTES_MAX: Final = 256 * 1024
 # The commit and the request's own marker take two of the ops of a write.
 CLIENT_IDS_MAX: Final = OPS_MAX - 2

@@ -113,11 +113,12 @@ class Chain:
         doc = await self.documents.get(self.partition(self.segment_of(first)), key)
         return None if doc is None else decode_commit(key, doc.body)
 
-    async def last_in(self, segment: int, *, up_to: int | None = None) -> Commit | None:
-        """The last commit of a segment, of those that start at `up_to` or before."""
+    async def last_in(self, segment: int, *, since: int = 0, up_to: int | None = None) -> Commit | None:
+        """The last commit of a segment, of those that start at `since` or after and at `up_to` or before."""
+        above = COMMITS_ABOVE if since == 0 else commit_key(since - 1)
         below = COMMITS_BELOW if up_to is None else commit_key(up_to + 1)
         page = await self.documents.scan(
-            self.partition(segment), above=COMMITS_ABOVE, below=below, limit=1, reverse=True
+            self.partition(segment), above=above, below=below, limit=1, reverse=True
         )
         return decode_commit(page.docs[0].key, page.docs[0].body) if page.docs else None
 
@@ -137,16 +138,17 @@ class Chain:
         await self.check_floor(position)
         return None
 
-    async def tail(self, start: int | None = None) -> Commit | None:
+    async def tail(self, known: int = 0) -> Commit | None:
         """The last commit of the log; None where it is empty.
 
-        Gallops over segments with scans of one document, from `start` on (a segment that holds commits),
-        else from the floor's. One read where the last commit of `start` does not reach its end.
+        Gallops over segments with scans of one document, from the position `known` on (where a commit
+        starts), else from the floor. One read where the last commit of its segment does not reach the end.
         """
-        low = self.segment_of(self.floor.position + 1) if start is None else start
-        found = await self.last_in(low)
+        low = self.segment_of(known or self.floor.position + 1)
+        found = await self.last_in(low, since=known)
         if found is None:
-            return await self._tail_behind_floor(low)
+            # Behind `known` the log may have lost its end, in a restore: what is known then proves nothing.
+            return await (self.tail() if known else self._tail_behind_floor(low))
         high, step = 0, 1
         while self.segment_of(found.last + 1) != low and high - low != 1:
             probed = low + step if high == 0 else (low + high) // 2

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from engines.codec import Codec
+from engines.codec import Codec, encode_json
 from engines.core.keys import join, within
 from engines.errors import Corrupt, Unavailable
 from engines.ids import event_id_at, stream_tag
@@ -59,10 +59,22 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
         raise Corrupt("a stored event is neither whole nor redacted")
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """What a commit says to other writers: `core/contention.py` says what follows from it.
+
+    `writers`: who had turns, the last first, beginning with the commit's own; `left_ms`: for how long that
+    one means to go on, 0 at the end of its tenure.
+    """
+
+    writers: tuple[str, ...]
+    left_ms: int
+
+
 class Commit(msgspec.Struct, frozen=True, tag_field="schema", tag="commit/1", omit_defaults=True):
     """1 to n events at `first` and on, written at once at `at` (epoch milliseconds); none: a seal.
 
     `requests`: the keys of the idempotency markers that were written beside it, so that a copy finds them.
+    `turn`: there where several processes write. The digest covers neither.
     """
 
     first: int
@@ -71,6 +83,7 @@ class Commit(msgspec.Struct, frozen=True, tag_field="schema", tag="commit/1", om
     digest: str
     events: list[Item]
     requests: list[str] = []
+    turn: Turn | None = None
 
     @property
     def last(self) -> int:
@@ -148,14 +161,21 @@ def item_text(event: str, salt: str, event_id: str | None) -> str:
 
 
 def commit_text(
-    first: int, at: int, previous: str, digest: str, items: Sequence[str], requests: Sequence[str] = ()
+    first: int,
+    at: int,
+    previous: str,
+    digest: str,
+    items: Sequence[str],
+    requests: Sequence[str] = (),
+    turn: Turn | None = None,
 ) -> str:
     """The stored form of a commit of items made by `item_text`."""
     quoted = ",".join(f'"{key}"' for key in requests)
     named = f',"requests":[{quoted}]' if requests else ""
+    told = f',"turn":{encode_json(turn)}' if turn is not None else ""
     return (
         f'{{"schema":"commit/1","first":{first},"at":{at},"previous":"{previous}","digest":"{digest}",'
-        f'"events":[{",".join(items)}]{named}}}'
+        f'"events":[{",".join(items)}]{named}{told}}}'
     )
 
 

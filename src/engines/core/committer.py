@@ -57,7 +57,7 @@ class Committer:
         self._documents = chain.documents
         self._event_ids = event_ids
         self._clock = clock
-        self._contention = Contention(clock)
+        self._contention = Contention(clock, chain.documents.new_write_id())
         self._queue: deque[Append] = deque()
         self._queue_bytes = 0
         # What goes into the commit under way; it is in the queue or in hand, never in both.
@@ -106,11 +106,14 @@ class Committer:
     async def _turn(self) -> None:
         """One commit, or one step towards it. What is in hand and not settled goes back to the queue."""
         try:
-            if (pause_s := self._contention.pause_s()) > 0:
-                await asyncio.sleep(pause_s)
             tail = self.view.known
             if tail is None or not self.view.is_fresh():
                 tail = await self.view.refresh()
+            if (pause_s := self._contention.pause_s(tail)) > 0:
+                await asyncio.sleep(pause_s)
+                await self.view.refresh()
+                self._expire(_outrun())
+                return
             segment = self._chain.segment_of(tail.position + 1)
             if self._take() and not await self._is_repeat_or_refused(tail, segment):
                 await self._send(self._pack(tail, segment))
@@ -278,9 +281,10 @@ class Committer:
                 lines += [append.lines[index] for index in fresh]
                 position += len(fresh)
         digest = commit_digest(tail.digest, first, at, lines)
-        body = commit_text(first, at, tail.digest, digest, items, requests)
+        turn = self._contention.turn_behind(tail.turn)
+        body = commit_text(first, at, tail.digest, digest, items, requests, turn)
         ops = [Put(commit_key(first), body, ABSENT), *markers]
-        return Write(Tail(position - 1, digest, at, first), segment, ops, placed)
+        return Write(Tail(position - 1, digest, at, first, turn), segment, ops, placed)
 
     async def _send(self, write: Write) -> None:
         started_s = self._clock.monotonic()
@@ -288,7 +292,11 @@ class Committer:
             await self._documents.write_once(
                 self._chain.partition(write.segment), write.ops, write_id=self._documents.new_write_id()
             )
-        except Conflict:
+        except Conflict as conflict:
+            # Who is told of a marker alone meets the slot the next time.
+            if write.ops[0].key in conflict.keys:
+                # Before the tail is read, not after: what is read then may still hold when it is used.
+                await asyncio.sleep(self._contention.lost(started_s))
             await self._settle_conflict(write)
         except (Throttled, Unavailable, BackendRefused):
             raise  # Nothing was applied, and nothing will be.
@@ -302,7 +310,7 @@ class Committer:
         else:
             self._refusals = 0
             self._hand = []
-            self._contention.won(started_s)
+            self._contention.won(started_s, write.tail.position)
             self._land(write)
 
     def _land(self, write: Write) -> None:
@@ -317,12 +325,14 @@ class Committer:
         tail = await self.view.refresh()
         found = await self._look_in(write.segment)
         if tail.position >= write.tail.first:
-            pause_s = self._contention.lost()
             self._put_back()
-            self._expire(Unavailable("other writers kept taking the next position of the log"))
-            await asyncio.sleep(pause_s)
+            self._expire(_outrun())
         elif not found:
             raise Unavailable("a condition of an append did not hold, and nothing shows why")
+
+
+def _outrun() -> Unavailable:
+    return Unavailable("other writers kept taking the next position of the log")
 
 
 def _of_its_own(error: EnginesError, append: Append) -> EnginesError:

@@ -1,9 +1,20 @@
-"""Several processes on one stream: who waits, and for how long, so that none of them starves.
+"""Several processes on one stream: whose turn it is, and how long each waits, so that none of them starves.
 
-Owns the pauses alone; safety is the chain's and never depends on them. Only the winner of a slot knows the
-tail, so it would win the next one too, and the next. Hence the winner yields: after a tenure it pauses for
-several commit times, in which another takes the slot and makes it the loser. A loser waits a flat random
-time; an exponential one hands everything to whoever won first.
+Owns the order and the pauses alone; safety is the chain's and never depends on them. Only the winner of a
+slot knows the tail, so it would win the next one too, and the next. Hence it goes on for a tenure and then
+makes way. That the others need not try in order to learn when, a commit under contention says who had
+turns, the last first, and for how long its writer means to go on (`core/commits.py`, `Turn`).
+
+Whoever had no turn for longest goes next, at once; each behind it in the order waits a tenure more, up to
+`PATIENCE_S` for each commit that it sees and `WAIT_S_MAX` in all. Who finds the tail where it was passes over
+those that did not come, and they leave the order. Who is not in it tries at the end of every tenure. Where
+a commit says nothing a loser waits a flat random time; an exponential one hands everything to whoever won
+first.
+
+Whether a writer has more than it writes now nobody knows beforehand. So a first commit asks for a few commit
+times alone, unless the tenure before it ended too early; and it leaves the order only where others were seen
+to write while it waited: without a crowd there is nothing to put in order. Where the clocks of two machines
+differ, turns are taken too early, which costs conflicts, or too late within the limits above.
 """
 
 from __future__ import annotations
@@ -12,13 +23,25 @@ import random
 from typing import Final
 
 from engines.clock import Clock
+from engines.core.commits import Turn
+from engines.core.tail import Tail
 
-TENURE_S: Final = 0.02
+# A tenure lasts so many commits: a change of turns costs a few of them. The upper bound keeps the turns of
+# sixteen writers below the time that a request has.
+TENURE_COMMITS: Final = 32
+TENURE_S_MIN: Final = 0.02
+TENURE_S_MAX: Final = 0.25
 # Without a foreign commit in sight the winner still looks up now and then: a starved process shows nothing.
 TENURE_ALONE_S: Final = 1.0
 FOREIGN_REMEMBERED_S: Final = 2.0
+PATIENCE_S: Final = 0.3
+WAIT_S_MAX: Final = 3.0
+# Who has not come back with another commit after so many commit times has nothing to write.
 YIELD_COMMITS: Final = 6.0
 LOSER_COMMITS_MAX: Final = 4.0
+WRITERS_MAX: Final = 16
+# Of a process's name among the writers; two of one name would take each other's turns, and no more.
+WRITER_CHARS: Final = 8
 # Bounds of what one commit is taken to last, whatever was measured.
 COMMIT_S_MIN: Final = 0.0005
 COMMIT_S_MAX: Final = 0.05
@@ -26,43 +49,142 @@ _SMOOTHING: Final = 0.2
 
 
 class Contention:
-    """How this process takes turns on one stream."""
+    """How this process takes turns. `name`: any text of its own, of which the beginning is stored."""
 
-    __slots__ = ("_clock", "_commit_s", "_foreign_seen_s", "_last_commit_s", "_tenure_since_s")
+    __slots__ = (
+        "_clock",
+        "_commit_s",
+        "_due_s",
+        "_foreign_seen_s",
+        "_had_more",
+        "_is_crowded",
+        "_last_commit_s",
+        "_last_position",
+        "_name",
+        "_tenure_since_s",
+        "_waits_behind",
+        "_waits_since_s",
+    )
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, name: str) -> None:
         self._clock = clock
+        self._name = name[:WRITER_CHARS]
         self._commit_s = 0.002
         self._foreign_seen_s = float("-inf")
         self._last_commit_s = float("-inf")
+        self._last_position = -1
         self._tenure_since_s: float | None = None
+        # Its last tenure ended before it had written everything; others wrote while it waited for this one.
+        self._had_more = self._is_crowded = False
+        self._waits_since_s: float | None = None
+        self._waits_behind = -1
+        self._due_s = 0.0
 
-    def won(self, started_s: float) -> None:
-        """A commit of ours, sent at `started_s` (monotonic), is durable."""
-        now_s = self._clock.monotonic()
-        taken_s = min(COMMIT_S_MAX, max(COMMIT_S_MIN, now_s - started_s))
-        self._commit_s += _SMOOTHING * (taken_s - self._commit_s)
-        if self._tenure_since_s is None or started_s - self._last_commit_s > YIELD_COMMITS * self._commit_s:
-            self._tenure_since_s = started_s
-        self._last_commit_s = now_s
-
-    def lost(self) -> float:
-        """Another process took the slot; returns the pause before the next attempt."""
-        self._foreign_seen_s = self._clock.monotonic()
-        self._tenure_since_s = None
-        longest_s = LOSER_COMMITS_MAX * self._commit_s
-        return random.uniform(0, longest_s)  # noqa: S311 (it spreads writers, it hides nothing)
-
-    def pause_s(self) -> float:
-        """The pause that this process owes the others before it packs its next commit; mostly 0."""
+    def won(self, started_s: float, position: int) -> None:
+        """A commit of ours, sent at `started_s` (monotonic), is durable; it ends at `position`."""
+        self._measure(started_s)
+        if self._was_idle(started_s):
+            self._tenure_since_s, self._had_more = None, False
         if self._tenure_since_s is None:
-            return 0.0
+            self._tenure_since_s = started_s
+        self._waits_since_s, self._is_crowded = None, False
+        self._last_commit_s, self._last_position = self._clock.monotonic(), position
+
+    def lost(self, started_s: float) -> float:
+        """Another process took the slot; returns the pause before the tail is read again."""
+        self._measure(started_s)
+        self._foreign_seen_s = self._clock.monotonic()
+        self._end_tenure(started_s)
+        return _up_to(LOSER_COMMITS_MAX * self._commit_s)
+
+    def pause_s(self, tail: Tail) -> float:
+        """Take note of the tail, behind which a commit is to go; returns how long others come first.
+
+        Mostly 0. After the pause the tail is to be read again: where it has moved, so has the order.
+        """
         now_s = self._clock.monotonic()
-        if now_s - self._last_commit_s > YIELD_COMMITS * self._commit_s:
-            self._tenure_since_s = None  # It was idle for as long as it would pause.
+        if tail.position == self._last_position:
+            if self._goes_on(now_s, tail.turn):
+                return 0.0
+            since_s = self._last_commit_s
+        elif tail.turn is None:
             return 0.0
-        contended = now_s - self._foreign_seen_s < FOREIGN_REMEMBERED_S
-        if now_s - self._tenure_since_s < (TENURE_S if contended else TENURE_ALONE_S):
-            return 0.0
-        self._tenure_since_s = None
-        return YIELD_COMMITS * self._commit_s
+        else:
+            since_s = now_s - max(0.0, self._clock.now() - tail.at / 1000)
+            self._foreign_seen_s = max(self._foreign_seen_s, since_s)
+        self._end_tenure(now_s)
+        if tail.position != self._waits_behind:
+            self._is_crowded = self._waits_since_s is not None
+            self._waits_behind = tail.position
+            self._due_s = since_s + self._time_of_others_s(tail.turn)
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        return max(0.0, min(self._due_s, self._waits_since_s + WAIT_S_MAX) - now_s)
+
+    def turn_behind(self, turn: Turn | None) -> Turn | None:
+        """What a commit of ours says behind one that says `turn`; None where nobody else was seen lately."""
+        now_s = self._clock.monotonic()
+        others = self._others(turn)
+        if not others and now_s - self._foreign_seen_s >= FOREIGN_REMEMBERED_S:
+            return None
+        if self._tenure_since_s is not None and not self._was_idle(now_s):
+            left_s = self._tenure_since_s + self._tenure_s() - now_s
+        elif self._had_more:
+            left_s = self._tenure_s()
+        else:
+            left_s = YIELD_COMMITS * self._commit_s
+            others = others if self._is_crowded else ()
+        left_ms = int(left_s * 1000) if left_s > self._commit_s else 0
+        return Turn((self._name, *others)[:WRITERS_MAX], left_ms)
+
+    def _goes_on(self, now_s: float, turn: Turn | None) -> bool:
+        """Whether the tenure of this process, whose commit says `turn`, is not over yet."""
+        if self._tenure_since_s is None:
+            return False
+        if turn is None:
+            return self._was_idle(now_s) or now_s - self._tenure_since_s < TENURE_ALONE_S
+        return turn.left_ms > 0
+
+    def _end_tenure(self, now_s: float) -> None:
+        if self._tenure_since_s is not None:
+            self._tenure_since_s, self._had_more = None, not self._was_idle(now_s)
+
+    def _time_of_others_s(self, turn: Turn | None) -> float:
+        """How long after the commit that says `turn` this process leaves the next slot to others."""
+        least_s = YIELD_COMMITS * self._commit_s
+        if turn is None:
+            return least_s
+        # Stored numbers are any: a limit comes before arithmetic.
+        time_s = min(max(turn.left_ms, 0), 1000 * TENURE_S_MAX) / 1000
+        if self._name in turn.writers:
+            place = turn.writers.index(self._name)
+            time_s += (len(turn.writers) - 1 - place) * self._tenure_s()
+            if place == 0:
+                time_s = max(time_s, least_s)
+        # At the end of a tenure there is nothing to spread: one of those who see it gets the slot.
+        return min(time_s, PATIENCE_S) + (_up_to(self._commit_s) if time_s > 0 else 0.0)
+
+    def _others(self, turn: Turn | None) -> tuple[str, ...]:
+        """Who stays in the order behind this process, which takes the slot behind the commit of `turn`."""
+        if turn is None:
+            return ()
+        names = tuple(name for name in turn.writers[:WRITERS_MAX] if len(name) <= WRITER_CHARS)
+        if self._name not in names:
+            return names
+        place = names.index(self._name)
+        goes_on = place == 0 and turn.left_ms > 0
+        return names[1:] if goes_on else names[:place]
+
+    def _measure(self, started_s: float) -> None:
+        taken_s = min(COMMIT_S_MAX, max(COMMIT_S_MIN, self._clock.monotonic() - started_s))
+        self._commit_s += _SMOOTHING * (taken_s - self._commit_s)
+
+    def _tenure_s(self) -> float:
+        return min(TENURE_S_MAX, max(TENURE_S_MIN, TENURE_COMMITS * self._commit_s))
+
+    def _was_idle(self, now_s: float) -> bool:
+        return now_s - self._last_commit_s > YIELD_COMMITS * self._commit_s
+
+
+def _up_to(longest_s: float) -> float:
+    return random.uniform(0, longest_s)  # noqa: S311 (it spreads writers, it hides nothing)

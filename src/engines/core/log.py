@@ -261,8 +261,7 @@ class Log:
         if not await self._chain.open():
             return Head(0, GENESIS)
         known = self._committer.view.known
-        start = None if known is None or known.first == 0 else self._chain.segment_of(known.first)
-        commit = await self._chain.tail(start)
+        commit = await self._chain.tail(0 if known is None else known.first)
         return Head(0, GENESIS) if commit is None else Head(commit.last, commit.digest)
 
     async def verify(self, expected: Head | None = None) -> Verification:

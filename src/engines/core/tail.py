@@ -20,7 +20,7 @@ import msgspec
 from engines.clock import Clock
 from engines.core.appends import Append
 from engines.core.chain import Chain
-from engines.core.commits import GENESIS, Commit, Sealed
+from engines.core.commits import GENESIS, Commit, Sealed, Turn
 from engines.ports.documents import Op
 
 # A view older than this is read again before use: commits behind it may have been trimmed away, and then
@@ -35,6 +35,7 @@ class Tail(msgspec.Struct, frozen=True):
     digest: str
     at: int
     first: int
+    turn: Turn | None = None
 
 
 EMPTY: Final = Tail(0, GENESIS, 0, 0)
@@ -91,8 +92,7 @@ class TailView:
                 self._on_landed(landed)
             self._end_doubt()
             known = self.see(_tail_of(commit))
-        start = None if known is None or known.first == 0 else self._chain.segment_of(known.first)
-        last = await self._chain.tail(start)
+        last = await self._chain.tail(0 if known is None else known.first)
         return self.see(EMPTY if last is None else _tail_of(last))
 
     def see(self, tail: Tail) -> Tail:
@@ -126,4 +126,4 @@ class TailView:
 def _tail_of(commit: Commit) -> Tail:
     if commit.is_seal:
         raise Sealed("the log was sealed and goes on elsewhere")
-    return Tail(commit.last, commit.digest, commit.at, commit.first)
+    return Tail(commit.last, commit.digest, commit.at, commit.first, commit.turn)

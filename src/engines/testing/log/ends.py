@@ -11,7 +11,7 @@ from engines.core.tail import VIEW_S_MAX
 from engines.errors import Gone
 from engines.testing.log.harness import Logs, append, client_id, entry, name_of, names
 from engines.testing.log.reading import SOON_S, Following
-from engines.testing.log.tampering import SIZE, written
+from engines.testing.log.tampering import SIZE, drop, written
 
 DAY_S = 24 * 3600
 
@@ -92,6 +92,19 @@ class TestTrim:
         await awake.trim(41)
         with pytest.raises(Gone):
             await asleep.list_after(1, limit=1)
+
+    async def test_where_a_restore_lost_the_end_the_log_goes_on_behind_what_is_left(self, logs: Logs) -> None:
+        log = logs.open(segment_size=SIZE)
+        for number in range(7):
+            await append(log, f"{number}")
+        logs.wall.advance(DAY_S + 1)
+        assert await log.trim(3) == 2
+        for commit in (await logs.commits())[-2:]:
+            await drop(logs, commit)
+        assert (await log.head()).position == 5
+        logs.wall.advance(VIEW_S_MAX + 1)
+        assert (await append(log, "next")).positions == (6,)
+        assert (await logs.open().verify()).ok
 
     async def test_trims_at_once_agree(self, logs: Logs) -> None:
         _, head = await written(logs)
