@@ -180,7 +180,7 @@ async def _open_cosmos(backend: Backend) -> AsyncIterator[BareSdk]:
         container=config["container"],
         autoscale_rus_max=None,
     )
-    async with ours._new_client() as client:
+    async with ours._new_client(backend.secrets["key"]) as client:
         yield BareCosmos(
             client.get_database_client(config["database"]).get_container_client(config["container"])
         )

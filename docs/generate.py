@@ -223,8 +223,8 @@ def backend_page(name: str) -> str:
 
 
 _SECRETS = (
-    "A secret is named by a handle and never given: `env:`, `json:` or `file:`, where the server finds it. Leave out the",
-    "secrets that your way to a credential does not need.",
+    "A secret is named by a handle and never given: `env:`, `json:`, `file:`, `aws:`, `google:` or `azure:`, where the",
+    "server finds it. Leave out the secrets that your way to a credential does not need.",
     "",
 )
 

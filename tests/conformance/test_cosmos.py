@@ -198,6 +198,21 @@ class TestOneRequestACall:
             await write(driver, put("k1"))
         assert len(wire.seen()) == 1
 
+    async def test_after_a_change_of_the_write_region_the_account_is_looked_at_anew(
+        self, wire: CosmosServer, driver: CosmosDocuments, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A kept connection would go on to lead to the region that only reads now."""
+        monkeypatch.setattr(cosmos.account, "RECONNECT_PAUSE_S", 0.0)
+        wire.order({"status": 403, "headers": {"x-ms-substatus": "3"}})
+        with pytest.raises(Unavailable):
+            await write(driver, put("k1", "1"))
+        wire.account(consistency="Session")
+        with pytest.raises(BackendRefused, match="Session"):
+            await write(driver, put("k1", "1"))
+        wire.account(consistency="Strong")
+        await write(driver, put("k1", "1"))
+        assert await bodies(driver, "k1") == {"k1": "1"}
+
 
 def failed_batch(status: int, **more: Any) -> dict[str, Any]:
     """A batch of two whose second operation failed, in the form that the documentation shows."""
@@ -458,6 +473,29 @@ class TestAccount:
         await database.create_container(place.config.container, PartitionKey(path="/pk"))
         client = place.open()
         with pytest.raises(BackendRefused, match="time to live"):
+            await client.provision()
+        await client.close()
+
+    async def test_a_container_that_would_delete_what_has_no_expiry_is_refused(
+        self, sdk: CosmosClient, place: Place
+    ) -> None:
+        database = await sdk.create_database_if_not_exists(place.config.database)
+        await database.create_container(place.config.container, PartitionKey(path="/pk"), default_ttl=86_400)
+        client = place.open()
+        for call in (client.provision(), get(client, "k1")):
+            with pytest.raises(BackendRefused, match="without a default"):
+                await call
+        await client.close()
+
+    async def test_a_container_whose_partitions_names_may_meet_is_refused(
+        self, sdk: CosmosClient, place: Place
+    ) -> None:
+        database = await sdk.create_database_if_not_exists(place.config.database)
+        await database.create_container(
+            place.config.container, PartitionKey(path="/pk", version=1), default_ttl=-1
+        )
+        client = place.open()
+        with pytest.raises(BackendRefused, match="version 1"):
             await client.provision()
         await client.close()
 

@@ -487,7 +487,7 @@ class TestProvision:
     async def test_a_table_that_does_not_become_active_is_unavailable(
         self, opened: Open, relay: DynamoRelay, table: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(dynamodb.table, "LOOKS_MAX", 3)
+        monkeypatch.setattr(dynamodb.table, "PAUSES_S_MAX", 0.15)
         relay.script = only("DescribeTable", always(described(table, TableStatus="CREATING")))
         with pytest.raises(Unavailable, match="not active"):
             await opened().provision()

@@ -38,6 +38,7 @@ MOVE = Move(
 class Parts(msgspec.Struct):
     clock: ManualClock
     documents: Documents
+    directory: Directory
     participation: Participation
 
 
@@ -51,7 +52,8 @@ async def parts(tmp_path: Path) -> Parts:
     directory = Directory(store, clock)
     participation = Participation(documents, directory, process_id="p", clock=clock)
     await participation.register()
-    return Parts(clock, documents, participation)
+    await directory.refresh()
+    return Parts(clock, documents, directory, participation)
 
 
 async def test_a_change_is_acknowledged_only_while_the_lease_holds(parts: Parts) -> None:
@@ -70,6 +72,17 @@ async def test_a_lease_that_lapsed_and_was_taken_again_acknowledges_nothing_from
     parts.clock.advance(LEASE_MOVING_S + 1)
     await parts.participation.register()
     assert not parts.participation.leave(change)
+
+
+async def test_after_a_lapse_nothing_begins_before_the_moves_were_read_again(parts: Parts) -> None:
+    """What was known before it may be a phase that a mover no longer waits for."""
+    parts.clock.advance(LEASE_MOVING_S - 0.5)
+    await parts.directory.refresh()
+    parts.clock.advance(1)
+    await parts.participation.register()
+    with pytest.raises(Unavailable, match="missed"):
+        parts.participation.enter(PAIR)
+    await parts.directory.refresh()
     assert parts.participation.leave(parts.participation.enter(PAIR))
 
 

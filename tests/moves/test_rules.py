@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from engines.control.tables import MOVES
+from engines.core.idempotency import identify
 from engines.core.records import Condition
-from engines.core.transfer import FENCE_KEY
-from engines.errors import Conflict, Forbidden, Invalid, NotFound
+from engines.core.transfer import FENCE_KEY, PartitionTransfer
+from engines.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from engines.scope import RouteScope
 from engines.stores.notes import NoteInput
 from tests.contexts import ADMIN, PERMISSIONS_OF, context
@@ -114,7 +115,9 @@ async def test_a_target_that_no_process_can_open_ends_the_move(
     await process.backends.put(ADMIN, nowhere, condition=NEW)
     stored = await process.moves.start(OWNER, "notes_store", "nowhere")
     async with asyncio.timeout(30):
-        await reached(process, stored.record.move_id, "cancel")
+        move, _ = await ended(process, stored.record.move_id)
+    assert move.phase == "cancelled"
+    assert "cannot be used" in (move.reason or "")
     record = (await process.routes.resolve(OWNER, "notes_store")).route
     assert record.backend_id == "a"
     await process.notes.create(OWNER, NoteInput(content="all goes on"))
@@ -165,6 +168,84 @@ async def test_routes_written_after_a_move_lead_to_what_was_moved(open_process: 
     assert (await process.notes.get(OWNER, made.record.note_id)).content == "moved"
     with pytest.raises(Conflict, match="left behind"):
         await process.routes.delete(OWNER, "notes_store", RouteScope(), condition=ANYTHING_THERE)
+
+
+async def test_a_route_without_which_other_routes_lead_to_what_was_left_behind_stays(
+    open_process: Open, tmp_path: Path
+) -> None:
+    process = await open_process()
+    await process.backends.put(ADMIN, sqlite_backend(tmp_path, "c"), condition=NEW)
+    await process.routes.put(OWNER, "notes_store", "c", scope=RouteScope(), options={}, condition=NEW)
+    scope = RouteScope(surface_id="chat")
+    await process.routes.put(OWNER, "notes_store", "a", scope=scope, options={}, condition=NEW)
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    await ended(process, stored.record.move_id)
+    with pytest.raises(Conflict, match="left behind"):
+        await process.routes.delete(OWNER, "notes_store", RouteScope(), condition=ANYTHING_THERE)
+
+
+async def test_a_request_for_a_move_that_is_repeated_gets_its_first_answer(open_process: Open) -> None:
+    process = await open_process()
+    request = identify("move", "once", body=b"")
+    stored = await process.moves.start(OWNER, "notes_store", "b", request=request)
+    await ended(process, stored.record.move_id)
+    again = await process.moves.start(OWNER, "notes_store", "b", request=request)
+    assert again.record.move_id == stored.record.move_id
+
+
+async def test_what_was_not_moved_is_not_removed(open_process: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An env that the tenant did not have while it was moved, and has again."""
+    monkeypatch.setattr("engines.routing.mover.RETIRE_AFTER_S", 0.0)
+    process = await open_process()
+    in_dev = msgspec.structs.replace(OWNER, env="dev")
+    made = await process.notes.create(in_dev, NoteInput(content="kept"))
+    source = await process.router.place("notes_store", in_dev)
+    partitions = [str(name) for name in await source.partitions()]
+
+    async def left() -> int:
+        pages = [await source.documents.scan(name, above="a", below="zz") for name in partitions]
+        return sum(made.record.note_id in doc.key for page in pages for doc in page.docs)
+
+    assert await left() == 1
+    await process.tenants.patch(OWNER, "t_a", {"envs": ["prod"]}, condition=ANYTHING_THERE)
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    move, _ = await ended(process, stored.record.move_id)
+    assert (move.phase, move.envs) == ("done", ("prod",))
+    await process.tenants.patch(OWNER, "t_a", {"envs": ["prod", "dev"]}, condition=ANYTHING_THERE)
+    await process.moves.retire(OWNER, stored.record.move_id)
+    move, _ = await ended(process, stored.record.move_id)
+    assert move.phase == "retired"
+    assert await left() == 1
+
+
+async def test_what_lies_on_a_backend_that_is_gone_is_not_retired(open_process: Open, tmp_path: Path) -> None:
+    process = await open_process()
+    await process.backends.put(ADMIN, sqlite_backend(tmp_path, "c"), condition=NEW)
+    await process.routes.put(OWNER, "notes_store", "c", scope=RouteScope(), options={}, condition=NEW)
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    await ended(process, stored.record.move_id)
+    await process.backends.delete(ADMIN, "c", condition=ANYTHING_THERE)
+    with pytest.raises(Conflict, match="not there any more"):
+        await process.moves.retire(OWNER, stored.record.move_id)
+
+
+async def test_a_move_whose_last_step_failed_arrives_all_the_same(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some partitions are finished then, which nobody may claim again."""
+    process = await open_process()
+    await process.notes.create(OWNER, NoteInput(content="here"))
+    finish, failures = PartitionTransfer.finish, iter([Unavailable("not now"), Unavailable("nor now")])
+
+    async def finish_or_fail(transfer: PartitionTransfer) -> None:
+        await finish(transfer)
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(PartitionTransfer, "finish", finish_or_fail)
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    move, progress = await ended(process, stored.record.move_id, timeout_s=30)
+    assert move.phase == "done", progress
 
 
 async def test_a_move_between_backends_on_which_no_round_is_short_goes_on(

@@ -20,6 +20,7 @@ from engines.core.transfer import (
     Tally,
     empty,
     everything,
+    segments,
 )
 from engines.drivers.registry import document_driver
 from engines.errors import Corrupt, Unavailable
@@ -151,6 +152,17 @@ async def test_a_mover_that_was_paused_writes_nothing_over_what_is_live(document
     assert live.body == '"live"'
 
 
+async def test_a_partition_is_finished_once_more_by_another_mover(documents: Documents) -> None:
+    """The first may have ended between the last partition and the word that all are."""
+    await filled(documents, 5)
+    first = transfer(documents, "m1")
+    await first.claim()
+    await first.copy()
+    await first.finish()
+    await first.finish()
+    await transfer(documents, "m2").finish()
+
+
 async def test_a_comparison_mends_what_nobody_journalled(documents: Documents) -> None:
     """Such as a write that was delivered late, and acknowledged to nobody."""
     await filled(documents, 700)
@@ -205,13 +217,31 @@ async def test_a_log_that_does_not_hold_what_its_digests_say_is_not_copied(docum
     assert (await new_log(documents, 1).head()).position == 0
 
 
+async def test_a_log_whose_removal_was_interrupted_is_removed_whole(documents: Documents) -> None:
+    log = new_log(documents, 0, segment_size_default=10)
+    for number in range(45):
+        await log.append([Entry(f'{{"n":{number}}}')], request=identify(str(number), body=b""))
+    everywhere = set(await segments(log._chain))
+    for _ in everywhere:
+        (_, newest, *_) = await segments(new_log(documents, 0)._chain)
+        # Its commits are gone, its markers are not.
+        commits = [doc.key for doc in await all_docs(documents, newest) if doc.key.startswith("c!")]
+        await documents.write(newest, [Delete(key, ALWAYS) for key in commits])
+        left = {name for name in everywhere if await all_docs(documents, name)}
+        assert left <= set(await segments(new_log(documents, 0)._chain))
+        await empty(documents, newest)
+        if newest.endswith(".0"):
+            break
+    assert not [name for name in everywhere if await all_docs(documents, name)]
+
+
 async def test_an_empty_partition_is_empty(documents: Documents) -> None:
     await filled(documents, 620)
     await empty(documents, HERE)
     assert await all_docs(documents, HERE) == []
 
 
-def new_log(documents: Documents, generation: int) -> Log:
+def new_log(documents: Documents, generation: int, **options: int) -> Log:
     return Log(
         documents,
         kind="event_spine",
@@ -222,6 +252,7 @@ def new_log(documents: Documents, generation: int) -> Log:
         clock=CLOCK,
         shard_partition=HERE if generation == 0 else THERE,
         generation=generation,
+        **options,
     )
 
 

@@ -142,6 +142,11 @@ class Directory:
         while self.generation == generation:
             await self._changed.wait()
 
+    @property
+    def heard_s(self) -> float:
+        """When the last reading that succeeded began (monotonic)."""
+        return self._heard_at
+
     def check_fresh(self) -> None:
         """Raises Unavailable where the view may be out of date."""
         if not self.is_fresh:

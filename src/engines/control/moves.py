@@ -10,7 +10,7 @@ from engines.control.records import Move
 from engines.control.store import ControlStore
 from engines.control.tables import MOVES
 from engines.core.keys import join
-from engines.ports.documents import SCAN_LIMIT_MAX
+from engines.ports.documents import GET_KEYS_MAX
 
 
 async def moves_under_way(store: ControlStore) -> list[Move]:
@@ -18,15 +18,11 @@ async def moves_under_way(store: ControlStore) -> list[Move]:
     moves: list[Move] = []
     after: str | None = None
     while True:
-        claims = await store.scan_index("i", "moving", after=after, limit=SCAN_LIMIT_MAX)
-        for claim in claims:
-            move_id = await store.resolve_index(join("i", "moving", claim))
-            stored = None if move_id is None else await store.read(MOVES, move_id)
-            if stored is not None and not stored.record.ended:
-                moves.append(stored.record)
-        if len(claims) < SCAN_LIMIT_MAX:
+        claims, after = await store.page_of_index("i", "moving", after=after, limit=GET_KEYS_MAX)
+        found = await store.read_many(MOVES, [(move_id,) for _, move_id in claims]) if claims else []
+        moves += [stored.record for stored in found if stored is not None and not stored.record.ended]
+        if after is None:
             return moves
-        after = claims[-1]
 
 
 async def settled_generation(store: ControlStore, tenant_id: str, kind: str) -> int:

@@ -190,6 +190,7 @@ class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """One kind of one tenant on its way from one backend to another.
 
     `epoch` grows with each phase; `options` are the route's; `retire`: remove what was left behind, too.
+    `envs`: those of which anything may have been copied; from `switch` on, those that were moved.
     """
 
     move_id: Id
@@ -204,6 +205,7 @@ class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     epoch: int = 1
     retire: bool = False
     reason: str | None = None
+    envs: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:

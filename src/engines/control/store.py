@@ -198,13 +198,21 @@ class ControlStore:
         self, *prefix: str, after: str | None = None, limit: int = 1000, descending: bool = False
     ) -> list[str]:
         """The last parts of the index keys below `prefix`."""
+        entries, _ = await self.page_of_index(*prefix, after=after, limit=limit, descending=descending)
+        return [name for name, _ in entries]
+
+    async def page_of_index(
+        self, *prefix: str, after: str | None = None, limit: int = 1000, descending: bool = False
+    ) -> tuple[list[tuple[str, Any]], str | None]:
+        """The last parts of the index keys below `prefix` with what they hold, and the `after` of more."""
         above, below = within(*prefix)
         if after is not None:
             above, below = (above, join(*prefix, after)) if descending else (join(*prefix, after), below)
         page = await self.documents.scan(
             PARTITION, above=above, below=below, limit=min(limit, SCAN_LIMIT_MAX), reverse=descending
         )
-        return [_tail_of(doc.key, prefix) for doc in page.docs]
+        entries = [(_tail_of(doc.key, prefix), decode_json(doc.body)) for doc in page.docs]
+        return entries, None if page.resume is None else _tail_of(page.resume, prefix)
 
     async def versions(
         self, table: Table[T], *ids: str, after: str | None = None, limit: int = 100, descending: bool = False

@@ -48,6 +48,8 @@ PAGE_DOCS: Final = 500
 COMMITS_A_PAGE: Final = 100
 # What differs is looked at so often, each time after what changed was copied, before it counts as wrong.
 COMPARED_AGAIN: Final = 4
+# Of one write that others meet, or that a backend does not take.
+ATTEMPTS_MAX: Final = 20
 # Changed keys that are remembered for the last comparison; past them the whole partition is compared again.
 TOUCHED_MAX: Final = 10_000
 
@@ -181,13 +183,23 @@ class PartitionTransfer:
         self._touched.clear()
 
     async def finish(self) -> None:
-        """Leave the fence closed for ever: a mover that was paused all the while finds it so."""
-        ended = msgspec.structs.replace(self._fence, ended=True)
-        put = Put(FENCE_KEY, _FENCE.encode(ended), Match(self._fence_version))
-        try:
-            await self._target.write(self.target_partition, [put])
-        except Conflict as conflict:
-            raise Superseded("another mover took over") from conflict
+        """Close the fence for ever, whoever holds it: a mover that was paused all the while finds it so.
+
+        May be repeated, by another mover too. Raises Unavailable where others keep changing the fence.
+        """
+        for _ in range(ATTEMPTS_MAX):
+            doc = await self._target.get(self.target_partition, FENCE_KEY)
+            fence = self._fence if doc is None else _FENCE.decode(doc.body)
+            if fence.ended:
+                return
+            ended = _FENCE.encode(msgspec.structs.replace(fence, ended=True))
+            put = Put(FENCE_KEY, ended, ABSENT if doc is None else Match(doc.version))
+            try:
+                await self._target.write(self.target_partition, [put])
+            except Conflict:
+                continue
+            return
+        raise Unavailable("other movers kept changing a partition's fence")
 
     async def _scan_target(self, above: str, below: str) -> dict[str, Doc]:
         found: dict[str, Doc] = {}
@@ -331,14 +343,17 @@ class LogTransfer:
 
     async def _put(self, partition: str, ops: Sequence[Op]) -> None:
         """Write what is not there yet: an earlier mover may have written some of it, or be at it."""
-        while ops:
+        for _ in range(ATTEMPTS_MAX):
             try:
                 await self._target.documents.write(partition, ops)
             except (Conflict, OutcomeUnknown):
                 there = await self._target.documents.get_many(partition, [op.key for op in ops])
                 ops = [op for op in ops if op.key not in there]
+                if not ops:
+                    return
             else:
                 return
+        raise Unavailable("the target answers reads and takes no writes")
 
 
 def _as_it_is(doc: Doc) -> Put:
@@ -394,12 +409,16 @@ async def stream_names(documents: Documents, shard_partition: str) -> list[str]:
 
 
 async def segments(chain: Chain) -> list[str]:
-    """The partitions in which a stream's commits and markers may stand."""
+    """The partitions in which a stream's commits and markers may stand, the newest first.
+
+    Emptied in this order, those that are left are found again after an interruption.
+    """
     if not await chain.open():
         return []
     last = await chain.tail()
     newest = chain.floor.swept if last is None else chain.segment_of(last.first)
-    return [chain.partition(segment) for segment in range(chain.floor.swept, newest + 1)]
+    # One more: of a segment that was being emptied the commits are gone, and markers may be left.
+    return [chain.partition(segment) for segment in range(newest + 1, chain.floor.swept - 1, -1)]
 
 
 async def empty(documents: Documents, partition: str, *, journal_only: bool = False) -> None:

@@ -61,8 +61,18 @@ RETIRE_AFTER_S: Final = 15.0
 REPORT_S: Final = 0.5
 # A move on which nothing arrives for so long, while it fails, is taken back: its journal grows all the time.
 HOPELESS_S: Final = 1_800.0
+# What is to be removed from a backend that is gone, or refuses, is left there after so long.
+REMOVAL_REFUSED_S: Final = 60.0
+# A move whose last round never fits behind the fence would stop its tenant's changes again and again.
+FENCES_MAX: Final = 10
 # Who the audit says entered a phase.
 MOVER: Final = "engines-mover"
+
+# What a removal that is given up was at, and how its move ends then.
+_ENDS: Final[dict[MovePhase, tuple[str, MovePhase]]] = {
+    "cancel": ("target", "cancelled"),
+    "retire": ("source", "done"),
+}
 
 Resolve = Callable[[str, Where], Awaitable[Resolution]]
 log = structlog.get_logger(__name__)
@@ -135,7 +145,7 @@ class Mover:
         while True:
             waiting, trouble = await self._observer.look(move)
             if waiting == 0:
-                await self._enter(move, "copy")
+                await self._enter(move, "copy", envs=await self._envs(move))
                 return
             if self._clock.monotonic() > deadline_s:
                 said = "; ".join(sorted(set(trouble.values()))) or "a process does not answer"
@@ -159,6 +169,9 @@ class Mover:
 
     async def _follow(self, move: Move) -> None:
         """Catch up, compare everything, catch up again: what is left for the fence is one short round."""
+        if self._fences >= FENCES_MAX:
+            await self._enter(move, "cancel", reason=f"the last round did not fit in {FENCE_S_MAX:g} s")
+            return
         if self._fences:
             await asyncio.sleep(min(30.0, PAUSE_AFTER_FAILURE_S * self._fences))
         sides = await self._open(move)
@@ -181,7 +194,8 @@ class Mover:
             await self._round(sides)
             await each(sides.partitions, PartitionTransfer.compare_touched, AT_ONCE)
             await sides.compare_logs()
-        await self._enter(move, "switch")
+            envs = sides.envs
+        await self._enter(move, "switch", envs=envs)
 
     async def _switch(self, move: Move) -> None:
         """Nobody changes the target before the last process has left the source: no read is out of date."""
@@ -195,22 +209,25 @@ class Mover:
         for route in await self._routes_to_source(move):
             await self._rewrite(move, route)
         await self._adopted(move)
-        sides = await self._open(move)
+        # Not claimed: a partition that an interrupted try has finished is claimed by nobody any more.
+        sides = self._sides or await self._look(move, move.envs)
         await each(await sides.streams(sides.source), self._seal, AT_ONCE)
         await each(sides.partitions, PartitionTransfer.finish, PARTITIONS_AT_ONCE)
         await self._enter(move, "retire" if move.retire else "done")
 
     async def _retire(self, move: Move) -> None:
+        """What was moved is removed where it lay before; an env that came later never lay there."""
         await asyncio.sleep(RETIRE_AFTER_S)
-        sides = await self._look(move)
+        sides = await self._look(move, move.envs)
         await sides.remove(sides.source)
         await self._enter(move, "retired")
 
     async def _cancel(self, move: Move) -> None:
         await self._adopted(move)
-        sides = await self._look(move)
-        await sides.remove(sides.target)
-        await sides.remove_journal()
+        if move.envs:  # Else nothing was begun at the target, which may not even be there.
+            sides = await self._look(move, move.envs)
+            await sides.remove(sides.target)
+        await self._remove_journal(move)
         await self._enter(move, "cancelled")
 
     async def _after_failure(self, move: Move, error: EnginesError) -> None:
@@ -220,17 +237,23 @@ class Mover:
         self._sides = None
         if move.phase in ("fence", "verify"):
             await self._enter(move, "follow")
-        elif move.phase in ("copy", "follow") and self._is_hopeless():
+        elif move.phase in ("copy", "follow") and self._is_hopeless(HOPELESS_S):
             await self._enter(move, "cancel", reason=f"nothing was copied for long: {error.code}")
+        elif move.phase in ("cancel", "retire") and self._is_hopeless(
+            REMOVAL_REFUSED_S if isinstance(error, BackendRefused) else HOPELESS_S
+        ):
+            side, end = _ENDS[move.phase]
+            left = move.target_backend_id if side == "target" else move.source_backend_id
+            await self._enter(move, end, reason=f"what lies on {left} could not be removed: {error.code}")
         else:
             await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
 
-    def _is_hopeless(self) -> bool:
-        """Whether so long nothing arrived that the journal should not grow any more."""
+    def _is_hopeless(self, limit_s: float) -> bool:
+        """Whether nothing arrived for so long that it is not to be tried any more."""
         now_s = self._clock.monotonic()
         if self._tally.documents != self._arrived[0]:
             self._arrived = (self._tally.documents, now_s)
-        return now_s - self._arrived[1] > HOPELESS_S
+        return now_s - self._arrived[1] > limit_s
 
     # --- what a phase is made of ---
 
@@ -280,14 +303,25 @@ class Mover:
     async def _read(self) -> Move:
         return (await self._store.get(MOVES, self._move_id)).record
 
-    async def _enter(self, move: Move, phase: MovePhase, *, reason: str | None = None) -> None:
+    async def _enter(
+        self,
+        move: Move,
+        phase: MovePhase,
+        *,
+        reason: str | None = None,
+        envs: tuple[str, ...] | None = None,
+    ) -> None:
         """The next phase; every process adopts it. Raises Superseded where the record is another by now."""
 
         async def build(existing: Move | None) -> Move:
             if existing is None or existing.epoch != move.epoch:
                 raise Superseded("the move went on without this mover")
             return msgspec.structs.replace(
-                existing, phase=phase, epoch=move.epoch + 1, reason=reason or existing.reason
+                existing,
+                phase=phase,
+                epoch=move.epoch + 1,
+                reason=reason or existing.reason,
+                envs=existing.envs if envs is None else envs,
             )
 
         self._progress.error = reason
@@ -353,24 +387,33 @@ class Mover:
     async def _open(self, move: Move) -> Sides:
         """Both sides, with every partition of the target claimed for this mover."""
         if self._sides is None:
-            sides = await self._look(move)
-            await sides.claim(self._mover_id)
+            envs = await self._envs(move)
+            if not set(envs) <= set(move.envs):
+                # What is begun is known to whoever takes it back.
+                await self._enter(move, move.phase, envs=tuple(dict.fromkeys((*move.envs, *envs))))
+                raise Unavailable("the tenant has another env")
+            sides = await self._look(move, envs)
+            await sides.claim()
             # Whoever goes on from a later phase claims too, and ends this one: earlier than that, this tells.
             if (await self._read()).epoch != move.epoch:
                 raise Superseded("the move went on without this mover")
             self._sides = sides
         return self._sides
 
-    async def _look(self, move: Move) -> Sides:
-        sides = Sides(
-            move,
-            await self._backend(move.source_backend_id),
-            await self._backend(move.target_backend_id),
-            await self._envs(move),
-            self._tally,
-        )
+    async def _look(self, move: Move, envs: tuple[str, ...]) -> Sides:
+        source = await self._backend(move.source_backend_id)
+        target = await self._backend(move.target_backend_id)
+        sides = Sides(move, source, target, envs, self._tally, self._mover_id)
         await sides.learn()
         return sides
+
+    async def _remove_journal(self, move: Move) -> None:
+        """Processes journal from `prepare` on, in whatever env there is."""
+        source = await self._backend(move.source_backend_id)
+        envs = tuple(dict.fromkeys((*move.envs, *await self._envs(move))))
+        sides = Sides(move, source, source, envs, self._tally)
+        await sides.learn()
+        await sides.remove_journal()
 
     async def _backend(self, backend_id: str) -> OpenBackend:
         record = await self._directory.backend(backend_id)

@@ -28,7 +28,7 @@ from engines.core.keys import join
 from engines.core.transfer import Tally
 from engines.errors import Conflict, Invalid, NotFound, Throttled
 from engines.ids import Ids
-from engines.ports.documents import ALWAYS, Put
+from engines.ports.documents import ALWAYS, GET_KEYS_MAX, Put
 from engines.routing.router import Router, at_home, is_offered, source_of
 from engines.routing.routes import CONTROL_KINDS, own_routes
 from engines.routing.sides import Sides
@@ -139,10 +139,13 @@ class Moves:
         Raises Forbidden, Invalid (the target, the kind), ForbiddenBackendClass, MissingRoute, Throttled, and
         Conflict where one is under way or the tenant's routes lead to more than one place.
         """
-        move = await self._checked(context, kind, backend_id)
+        require_in_tenant(context, "routes.write")
         await self._service.admit(context)
+        move_id = self._ids.record_id()
 
         async def build(_: Move | None) -> Move:
+            # A repeat is answered before it is checked: what it asked for may be there by now.
+            move = await self._checked(context, kind, backend_id, move_id)
             await self._check_under_way()
             claimed = await self._store.resolve_index(moving_key(move.tenant_id, move.resource_kind))
             if claimed is not None:
@@ -151,12 +154,13 @@ class Moves:
             return msgspec.structs.replace(move, target_generation=newest + 1, retire=retire)
 
         return await self._store.put(
-            MOVES, [move.move_id], build, actor=actor(context, move.tenant_id), request=request
+            MOVES, [move_id], build, actor=actor(context, context.target_tenant_id), request=request
         )
 
     async def plan(self, context: RequestContext, kind: str, backend_id: str) -> Plan:
         """What `start` would move, counted for at most `PLAN_S_MAX`. Raises what `start` raises."""
-        move = await self._checked(context, kind, backend_id)
+        require_in_tenant(context, "routes.write")
+        move = await self._checked(context, kind, backend_id, self._ids.record_id())
         tenant = (await self._store.get(TENANTS, move.tenant_id)).record
         routes = [
             route
@@ -192,10 +196,11 @@ class Moves:
         """The tenant's moves, by kind and number. Raises Forbidden."""
         require_in_tenant(context, "routes.read")
         prefix = ("i", "moves", context.target_tenant_id)
-        tails = await self._store.scan_index(*prefix, after=after, limit=limit + 1, descending=descending)
-        ids = [await self._store.resolve_index(join(*prefix, tail)) for tail in tails[:limit]]
-        found = [await self._store.get(MOVES, move_id) for move_id in ids]
-        return Listing(tuple(found), tails[limit - 1] if len(tails) > limit else None)
+        named, resume = await self._store.page_of_index(
+            *prefix, after=after, limit=min(limit, GET_KEYS_MAX), descending=descending
+        )
+        found = await self._store.read_many(MOVES, [(move_id,) for _, move_id in named]) if named else []
+        return Listing(tuple(stored for stored in found if stored is not None), resume)
 
     async def cancel(
         self, context: RequestContext, move_id: str, *, request: Request | None = None
@@ -217,6 +222,9 @@ class Moves:
             if move.phase != "done":
                 raise Conflict(f"a move is retired once it is done; this one is in phase {move.phase}")
 
+        source = (await self._own(context, move_id)).record.source_backend_id
+        if await self._store.read(BACKENDS, source) is None:
+            raise Conflict(f"the backend {source}, on which something was left behind, is not there any more")
         return await self._steer(context, move_id, "retire", check, request)
 
     # --- what is checked ---
@@ -256,9 +264,8 @@ class Moves:
             raise NotFound("there is no such record")
         return stored
 
-    async def _checked(self, context: RequestContext, kind: str, backend_id: str) -> Move:
-        """The move that is asked for, with everything checked that another change can only make worse."""
-        require_in_tenant(context, "routes.write")
+    async def _checked(self, context: RequestContext, kind: str, backend_id: str, move_id: str) -> Move:
+        """The move that is asked for, which may be made as things stand."""
         tenant_id = context.target_tenant_id
         named = kind_named(kind)
         if tenant_id == SYSTEM_TENANT:
@@ -273,7 +280,7 @@ class Moves:
         own = await own_routes(self._store, tenant_id, named.name)
         await self._check_routes(tenant.mode, named.name, route, own)
         return Move(
-            move_id=self._ids.record_id(),
+            move_id=move_id,
             tenant_id=tenant_id,
             resource_kind=named.name,
             source_backend_id=route.backend_id,

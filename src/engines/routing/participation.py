@@ -1,8 +1,9 @@
 """Participation: what a process must do so that a tenant can be moved under it.
 
 Owns this process's lease, a document in the control plane that lapses, in which it says which phases of which
-moves it has adopted; the changes it has under way; and the rule that a change is acknowledged only while
-the lease holds. Leaves what a phase means to `routing/router.py` and the moves to `routing/mover.py`.
+moves it has adopted; the changes it has under way; and the rule that a change is acknowledged only while the
+lease holds, and after a lapse only once the moves were read again. Leaves what a phase means to
+`routing/router.py` and the moves to `routing/mover.py`.
 
 A mover goes on once every process has adopted a phase, or its lease has lapsed: so nothing that is
 acknowledged later was done under an earlier phase. A phase counts as adopted when every change of that
@@ -70,8 +71,10 @@ class Participation:
         self._clock = clock
         self._key = join("l", "process", process_id)
         self._held_until_s = self._held_until_wall_s = float("-inf")
-        # Grows whenever a lapsed lease is renewed: what began before is not acknowledged.
+        # Grows whenever a lapsed lease is renewed: what began before is not acknowledged, and what was known
+        # before `_regained_s` is not gone by.
         self._tenure = 0
+        self._regained_s = float("-inf")
         self._under_way: dict[Pair, dict[tuple[int, int], int]] = {}
         # The epoch of each move, and the directory's generation when it was seen first.
         self._seen: dict[str, tuple[int, int]] = {}
@@ -115,6 +118,8 @@ class Participation:
             self._lapsed = True  # It is renewed at once: a clock that was set ends it, too.
             self._wake.set()
             raise Unavailable("this process is out of touch with the control plane", retry_after_s=1.0)
+        if self._directory.heard_s < self._regained_s:
+            raise Unavailable("this process reads what it missed of the control plane", retry_after_s=0.5)
 
     def _holds(self) -> bool:
         """By either clock: a machine may have been asleep."""
@@ -212,6 +217,7 @@ class Participation:
         await self._documents.write(PARTITION, [put])
         if not self._holds():
             self._tenure += 1
+            self._regained_s = self._clock.monotonic()
         self._held_until_s, self._held_until_wall_s = began_s + lease_s, began_wall_s + lease_s
 
     async def release(self) -> None:

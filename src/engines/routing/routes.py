@@ -237,9 +237,10 @@ class Routes:
 
         async def check(existing: Route) -> None:
             await self._check_not_moving(owner, named.name)
-            if existing.generation > 0 and existing.scope == RouteScope():
+            was_moved = await settled_generation(self._store, owner, named.name) > 0
+            if was_moved and existing.scope == RouteScope():
                 raise Conflict(
-                    "this kind was moved here: without the route, a default of t_system would show what was"
+                    "this kind was moved: without the route, a default of t_system would show what was"
                     " left behind. Move it, or put another route"
                 )
 

@@ -67,7 +67,13 @@ class Sides:
     """Source and target: which partitions lie there, and which streams."""
 
     def __init__(
-        self, move: Move, source: OpenBackend, target: OpenBackend, envs: tuple[str, ...], tally: Tally
+        self,
+        move: Move,
+        source: OpenBackend,
+        target: OpenBackend,
+        envs: tuple[str, ...],
+        tally: Tally,
+        mover_id: str = "",
     ) -> None:
         self.envs = envs
         self.source = Side(source.documents, move.source_generation)
@@ -76,30 +82,31 @@ class Sides:
         self._move = move
         self._layouts = source.layouts
         self._tally = tally
+        self._mover_id = mover_id
         self._shards: dict[str, int] = {}
         self._is_log = kind_named(move.resource_kind).family == "log"
         self._logs: dict[tuple[str, str], LogTransfer] = {}
 
     async def learn(self) -> None:
-        """Over how many shards each env is spread; a move keeps the number."""
+        """Over how many shards each env is spread, and so the partitions; a move keeps the number."""
         for env in self.envs:
             self._shards[env] = await self._layouts.shard_count(
                 self._move.resource_kind, self._move.tenant_id, env, generation=self.source.generation
             )
-
-    async def claim(self, mover_id: str) -> None:
         self.partitions = [
             PartitionTransfer(
                 self.source.documents,
                 self.target.documents,
                 source_partition=self._shard(self.source, env, shard),
                 target_partition=self._shard(self.target, env, shard),
-                mover=mover_id,
+                mover=self._mover_id,
                 tally=self._tally,
             )
             for env, shards in self._shards.items()
             for shard in range(shards)
         ]
+
+    async def claim(self) -> None:
         await each(self.partitions, PartitionTransfer.claim, PARTITIONS_AT_ONCE)
 
     async def follow_logs(self) -> int:
@@ -116,12 +123,15 @@ class Sides:
 
     async def streams(self, side: Side) -> list[Stream]:
         """The streams that have a record on this side."""
-        found: list[Stream] = []
-        for env, shards in self._shards.items() if self._is_log else ():
-            for shard in range(shards):
-                names = await stream_names(side.documents, self._shard(side, env, shard))
-                found += [Stream(env, name, self._chain(side, env, name)) for name in names]
-        return found
+
+        async def find(place: tuple[str, int]) -> list[Stream]:
+            env, shard = place
+            names = await stream_names(side.documents, self._shard(side, env, shard))
+            return [Stream(env, name, self._chain(side, env, name)) for name in names]
+
+        shards = self._shards.items() if self._is_log else ()
+        places = [(env, shard) for env, count in shards for shard in range(count)]
+        return [stream for found in await each(places, find, AT_ONCE) for stream in found]
 
     async def count(self, *, until_s: float) -> Count:
         """What lies on the source, counted for so long at the most."""

@@ -115,7 +115,7 @@ def _renewed(credential: Any, handle: str) -> Any:
             credential, _ = google.auth.default(scopes=[SCOPE])
         if not credential.valid:
             credential.refresh(functools.partial(Request(), timeout=TOKEN_TIMEOUT_S))
-    except GoogleAuthError as error:
+    except (GoogleAuthError, OSError) as error:  # A file may be nobody's to read.
         raise _no_credential(handle) from error
     return credential
 

@@ -1,9 +1,8 @@
 """One account's container over azure-cosmos, and what its errors mean.
 
 Owns the client (opened by the first call, with the SDK's retries off but for its look at the account), what
-an account and a
-container must be like, creating them, and the one table that translates errors. Leaves documents to
-`items.py` and the rules of a write to the driver.
+an account and a container must be like, creating them, and the one table that translates errors. Leaves
+documents to `items.py` and the rules of a write to the driver.
 
 All writes are transactional batches, one of a single operation too, because a batch is a POST. aiohttp,
 beneath the SDK, sends a PUT or DELETE once more by itself when a kept connection turns out to be closed,
@@ -16,6 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 from azure.core.exceptions import (
@@ -43,12 +43,23 @@ CONNECT_TIMEOUT_S: Final = 3.0
 READ_TIMEOUT_S: Final = 8.0
 # Calls under way when the driver is closed have this long to end.
 CLOSE_TIMEOUT_S: Final = 15.0
+# A connection stays with the region that it was opened to, so after a change of the write region new ones are
+# opened, but not for each call that meets it while the account's name still leads to the former region.
+RECONNECT_PAUSE_S: Final = 10.0
 CALLS_MAX: Final = 10_000
 PAGE_ITEMS_MAX: Final = 1_000
 CONSISTENCIES: Final = ("BoundedStaleness", "Strong")
 TTL_ON_WITHOUT_DEFAULT: Final = -1
+# Of the first version only the first 101 bytes of a partition's name count.
+PARTITION_KEY_VERSION: Final = 2
 
 R = TypeVar("R")
+
+
+class RegionChangedError(Unavailable):
+    """Nothing was applied: the connection leads to a region that does not write any more."""
+
+    code = Unavailable.code
 
 
 class Account:
@@ -68,6 +79,8 @@ class Account:
         self._opening = asyncio.Lock()
         self._calls = 0
         self._idle = asyncio.Event()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._connected_s = float("-inf")
         self._closed = False
 
     # --- what the driver asks for ---
@@ -155,7 +168,9 @@ class Account:
         if self._calls:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), CLOSE_TIMEOUT_S)
-        await self._disconnect()
+        client, self._client, self._container = self._client, None, None
+        credential, self._credential = self._credential, None
+        await asyncio.gather(_close(client, credential), *self._retiring)
 
     # --- connecting ---
 
@@ -163,7 +178,21 @@ class Account:
         container = self._container
         if container is None:
             container = await self._guarded(self._opened, lost=Unavailable)
-        return await self._guarded(lambda: call(container), lost=lost)
+        try:
+            return await self._guarded(lambda: call(container), lost=lost)
+        except RegionChangedError:
+            self._leave(container)
+            raise
+
+    def _leave(self, container: ContainerProxy) -> None:
+        """Let the next call connect, and look at the account, anew. Calls under way may end as they were."""
+        since_s = asyncio.get_running_loop().time() - self._connected_s
+        if self._container is not container or self._closed or since_s < RECONNECT_PAUSE_S:
+            return
+        retiring = asyncio.create_task(_close(self._client, self._credential, after_s=READ_TIMEOUT_S))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        self._client = self._container = self._credential = None
 
     async def _guarded(self, call: Callable[[], Awaitable[R]], *, lost: type[EnginesError]) -> R:
         self.check_open()
@@ -195,24 +224,25 @@ class Account:
         async with self._opening:
             if self._client is not None:
                 return self._client
-            client = self._new_client()
+            credential = None if self._key else await asyncio.to_thread(_new_credential)
+            client = self._new_client(self._key or credential)
             try:
                 await client.__aenter__()
                 check_account(await client.client_connection.GetDatabaseAccount(), self._endpoint)
             except BaseException:
-                await client.close()
-                await self._drop_credential()
+                await _close(client, credential)
                 raise
-            self._client = client
+            self._client, self._credential = client, credential
+            self._connected_s = asyncio.get_running_loop().time()
             return client
 
-    def _new_client(self) -> CosmosClient:
+    def _new_client(self, credential: Any) -> CosmosClient:
         """Without endpoint discovery each request goes to the account's own name: to its write region."""
         policy = ConnectionPolicy()
         policy.RetryOptions._max_retry_attempt_count = 0
         return CosmosClient(
             self._endpoint,
-            self._key or self._new_credential(),
+            credential,
             connection_policy=policy,
             connection_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
@@ -224,12 +254,6 @@ class Account:
             enable_compact_utf8_item_writes=True,
         )
 
-    def _new_credential(self) -> Any:
-        from azure.identity.aio import DefaultAzureCredential
-
-        self._credential = DefaultAzureCredential()
-        return self._credential
-
     async def _create_container(self, database: Any) -> None:
         throughput = self._autoscale_rus_max
         await database.create_container(
@@ -240,16 +264,19 @@ class Account:
             offer_throughput=throughput and ThroughputProperties(auto_scale_max_throughput=throughput),
         )
 
-    async def _disconnect(self) -> None:
-        client, self._client, self._container = self._client, None, None
-        if client is not None:
-            await client.close()
-        await self._drop_credential()
 
-    async def _drop_credential(self) -> None:
-        credential, self._credential = self._credential, None
-        if credential is not None:
-            await credential.close()
+def _new_credential() -> Any:
+    """In a thread: the import takes too long for an event loop."""
+    from azure.identity.aio import DefaultAzureCredential
+
+    return DefaultAzureCredential()
+
+
+async def _close(client: CosmosClient | None, credential: Any, *, after_s: float = 0.0) -> None:
+    await asyncio.sleep(after_s)
+    for opened in (client, credential):
+        if opened is not None:
+            await opened.close()
 
 
 async def _unless_there(creation: Awaitable[Any]) -> None:
@@ -270,22 +297,35 @@ def check_account(account: Any, endpoint: str) -> None:
         raise BackendRefused(
             f"the account's default consistency is {consistency}: set it to BoundedStaleness or Strong"
         )
-    if len(account.WritableLocations) > 1:
+    if account._EnableMultipleWritableLocations or len(account.WritableLocations) > 1:
         raise BackendRefused("the account writes in several regions: switch multi-region writes off")
     writable, readable = (
-        {str(region["databaseAccountEndpoint"]).rstrip("/") for region in regions}
+        {_host_and_port(str(region["databaseAccountEndpoint"])) for region in regions}
         for regions in (account.WritableLocations, account.ReadableLocations)
     )
-    if endpoint.rstrip("/") in readable - writable:
+    if _host_and_port(endpoint) in readable - writable:
         raise BackendRefused("the endpoint is that of a region for reading: give the account's own URI")
+
+
+def _host_and_port(url: str) -> tuple[str | None, int]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or 443
 
 
 def check_container(found: Mapping[str, Any]) -> None:
     """Raises BackendRefused for a container that was made for something else."""
-    if found.get("partitionKey", {}).get("paths") != ["/pk"]:
+    partition_key = found.get("partitionKey", {})
+    if partition_key.get("paths") != ["/pk"]:
         raise BackendRefused("the container's partition key is not /pk: it is somebody else's; name another")
+    if partition_key.get("version", 1) != PARTITION_KEY_VERSION:
+        raise BackendRefused("the container's partition key is of version 1: make one with large keys")
     if "defaultTtl" not in found:
         raise BackendRefused("the container's time to live is off: switch it on, without a default")
+    if found["defaultTtl"] != TTL_ON_WITHOUT_DEFAULT:
+        raise BackendRefused(
+            "the container's time to live has a default, which would delete what is to be kept: set it to on,"
+            " without a default"
+        )
 
 
 # --- errors ---
@@ -352,7 +392,7 @@ def of_status(
         seconds = float(retry_after_ms) / 1000 if retry_after_ms is not None else None
         return Throttled("the container's throughput is used up", retry_after_s=seconds)
     if (status, substatus) in ((403, _WRITE_FORBIDDEN), (404, _SESSION_NOT_AVAILABLE)):
-        return Unavailable("the account is changing its write region")
+        return RegionChangedError("the account is changing its write region")
     if status == 403 and substatus in _FORBIDDEN:
         return BackendRefused(_FORBIDDEN[substatus])
     found = _STATUSES.get(status or 0, lost)

@@ -80,9 +80,11 @@ DESCRIPTION: Final = DriverDescription(
         " transactions",
     },
     costs={
-        "write of one document": f"1 write unit for each {WRITE_UNIT_BYTES:,} bytes begun",
+        "write of one document": f"1 write unit for each {WRITE_UNIT_BYTES:,} bytes begun, of the larger of"
+        " what stood there and what is written",
         "write of a batch": f"2 write units for each {WRITE_UNIT_BYTES:,} bytes begun of each document",
-        "refused condition": "the write units of the document that stands there, at least 1",
+        "refused condition": "the write units of the document that stands there, at least 1; in a batch"
+        " twice",
         "get": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of each document, 1 for a missing one",
         "scan": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of all that is read, expired ones too",
         "expiry": "nothing",
@@ -100,7 +102,10 @@ DESCRIPTION: Final = DriverDescription(
         "dynamodb:BatchGetItem",
         "dynamodb:Query",
         "dynamodb:PutItem",
-        "dynamodb:DeleteItem"
+        "dynamodb:DeleteItem",
+        "dynamodb:DescribeTable",
+        "dynamodb:DescribeTimeToLive",
+        "dynamodb:DescribeContinuousBackups"
       ],
       "Resource": "arn:aws:dynamodb:REGION:ACCOUNT:table/TABLE"
     },
@@ -108,9 +113,6 @@ DESCRIPTION: Final = DriverDescription(
       "Sid": "Provision",
       "Effect": "Allow",
       "Action": [
-        "dynamodb:DescribeTable",
-        "dynamodb:DescribeTimeToLive",
-        "dynamodb:DescribeContinuousBackups",
         "dynamodb:CreateTable",
         "dynamodb:UpdateTimeToLive",
         "dynamodb:UpdateContinuousBackups"
@@ -231,13 +233,18 @@ class DynamoDocuments:
 
     async def scan(self, partition: str, *, above: str, below: str, limit: int, reverse: bool) -> Page:
         """A page is what one query reads: at most 1 MiB, and shorter by the expired documents in it."""
-        request = range_request(self._name, partition, above=above, below=below, limit=limit, reverse=reverse)
+        # One more than the page holds: a cursor that leads to nothing would break the promise of every list.
+        request = range_request(
+            self._name, partition, above=above, below=below, limit=limit + 1, reverse=reverse
+        )
         if request is None:
             return Page(())
         answer = await self._client.call("query", request, lost=Unavailable)
+        items, last = answer["Items"], answer.get("LastEvaluatedKey")
+        if len(items) > limit:
+            items, last = items[:limit], items[limit - 1]
         now = self._now()
-        docs = tuple(doc for item in answer["Items"] if (doc := live_doc(item, now)) is not None)
-        last = answer.get("LastEvaluatedKey")
+        docs = tuple(doc for item in items if (doc := live_doc(item, now)) is not None)
         return Page(docs, resume=None if last is None else last[KEY]["S"])
 
     async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:

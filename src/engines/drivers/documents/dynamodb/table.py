@@ -14,10 +14,11 @@ from engines.drivers.documents.dynamodb.errors import code_of
 from engines.drivers.documents.dynamodb.items import EXPIRY, KEY, PARTITION
 from engines.errors import BackendRefused, EnginesError, Unavailable
 
-# Pauses between looks double up to the maximum; a table takes a few seconds to become active.
+# Pauses between looks double up to the maximum. In all they stay below the time that opening a backend has,
+# so that what is missing is said; who provisions again goes on where this stopped.
 LOOK_PAUSE_S: Final = 0.05
 LOOK_PAUSE_MAX_S: Final = 2.0
-LOOKS_MAX: Final = 36
+PAUSES_S_MAX: Final = 8.0
 
 KEY_SCHEMA: Final[Mapping[str, str]] = {PARTITION: "HASH", KEY: "RANGE"}
 _CREATION: Final[Mapping[str, Any]] = {
@@ -48,14 +49,15 @@ class Table:
 
     async def provision(self) -> None:
         """Raises BackendRefused for a table that cannot hold documents, Unavailable for one that is not ready
-        within about a minute."""
-        await self._create()
-        await self._expire()
+        after `PAUSES_S_MAX`."""
+        looks = _Looks()
+        await self._create(looks)
+        await self._expire(looks)
         if self._point_in_time_recovery:
-            await self._protect()
+            await self._protect(looks)
 
-    async def _create(self) -> None:
-        async for _ in _looks("the table is not active yet: provision it again"):
+    async def _create(self, looks: _Looks) -> None:
+        async for _ in looks.until("the table is not active yet: provision it again"):
             found = await self._ask("describe_table", unless=("ResourceNotFoundException",))
             if found is None:
                 await self._ask("create_table", _CREATION, unless=("ResourceInUseException",))
@@ -82,9 +84,9 @@ class Table:
                 " another table, or set pinned_to_region where every writer uses this region"
             )
 
-    async def _expire(self) -> None:
+    async def _expire(self, looks: _Looks) -> None:
         """Of two that switch it on at once one may be refused, who then finds it on."""
-        async for _ in _looks("the table's time to live cannot be set yet: provision it again"):
+        async for _ in looks.until("the table's time to live cannot be set yet: provision it again"):
             found = (await self._ask("describe_time_to_live"))["TimeToLiveDescription"]
             status = found["TimeToLiveStatus"]
             if status in ("ENABLED", "ENABLING") and found.get("AttributeName") == EXPIRY:
@@ -101,9 +103,11 @@ class Table:
                 unless=("ValidationException", "ResourceInUseException"),
             )
 
-    async def _protect(self) -> None:
+    async def _protect(self, looks: _Looks) -> None:
         """Of a table that was made a moment ago there are no backups yet."""
-        async for _ in _looks("the table's point-in-time recovery cannot be set yet: provision it again"):
+        async for _ in looks.until(
+            "the table's point-in-time recovery cannot be set yet: provision it again"
+        ):
             found = await self._ask("describe_continuous_backups", unless=("UnknownOperationException",))
             if found is None:
                 raise BackendRefused(
@@ -130,12 +134,22 @@ class Table:
             raise
 
 
-async def _looks(late: str) -> AsyncIterator[None]:
-    """One turn for each look, with pauses between them; raises Unavailable with `late` after the last."""
-    for turn in range(LOOKS_MAX):
-        yield
-        await asyncio.sleep(min(LOOK_PAUSE_MAX_S, LOOK_PAUSE_S * 2**turn))
-    raise Unavailable(late)
+class _Looks:
+    """The looks of all steps, and the pauses that are left for them."""
+
+    def __init__(self) -> None:
+        self._left_s = PAUSES_S_MAX
+
+    async def until(self, late: str) -> AsyncIterator[None]:
+        """One turn for each look; raises Unavailable with `late` once no pause is left."""
+        pause_s = LOOK_PAUSE_S
+        while True:
+            yield
+            if self._left_s <= 0:
+                raise Unavailable(late)
+            self._left_s -= pause_s
+            await asyncio.sleep(pause_s)
+            pause_s = min(LOOK_PAUSE_MAX_S, 2 * pause_s)
 
 
 def _pairs(described: Iterable[Mapping[str, str]], value: str) -> dict[str, str]:

@@ -59,15 +59,18 @@ DESCRIPTION: Final = DriverDescription(
     " policy on exp, for the collection group named by `collection`; never the database",
     policy="""# To run:
 gcloud projects add-iam-policy-binding PROJECT --role=roles/datastore.user --member=serviceAccount:ENGINES
-# To provision, besides:
+# With manage_indexes true, besides, at every start: the driver looks whether all is in place.
 gcloud projects add-iam-policy-binding PROJECT --role=roles/datastore.indexAdmin \\
   --member=serviceAccount:ENGINES
-# To provision by hand, with manage_indexes false:
-gcloud firestore fields ttls update exp --collection-group=engines --enable-ttl
-gcloud firestore indexes fields update exp --collection-group=engines --disable-indexes
-gcloud firestore indexes fields update body --collection-group=engines --disable-indexes
-gcloud firestore indexes fields update version --collection-group=engines --disable-indexes""",
+# By hand instead, with manage_indexes false; name the database that the backend names:
+gcloud firestore fields ttls update exp --collection-group=engines --enable-ttl \\
+  --project=PROJECT --database=DATABASE
+for field in exp body version; do
+  gcloud firestore indexes fields update $field --collection-group=engines --disable-indexes \\
+    --project=PROJECT --database=DATABASE
+done""",
     prerequisites=(
+        "its API switched on: `gcloud services enable firestore.googleapis.com`",
         "a Google Cloud project with a Firestore database in native mode",
         "made by `gcloud firestore databases create --type=firestore-native --location=LOCATION`",
         "a service account with the roles below: attached to the machine, or its key as a secret",

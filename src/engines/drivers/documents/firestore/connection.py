@@ -42,7 +42,7 @@ CALL_TIMEOUT_S: Final = 60.0
 CLOSE_TIMEOUT_S: Final = 10.0
 CALLS_MAX: Final = 10_000
 OPTIONS: Final = (
-    # gRPC's own repeats; those of calls that the server never saw stay on, and are harmless.
+    # gRPC's own repeats, those of calls that the server never saw too.
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
     # Else all channels of a process with one address share one connection and its troubles.
@@ -207,7 +207,7 @@ class _AccessTokens(google.auth.transport.grpc.AuthMetadataPlugin):
 def _default_credentials() -> Any:
     try:
         return google.auth.default(scopes=[SCOPE])[0]
-    except google.auth.exceptions.GoogleAuthError as error:
+    except (google.auth.exceptions.GoogleAuthError, OSError) as error:  # A file may be nobody's to read.
         raise BackendRefused(
             "there are no application default credentials: give the backend the secret service_account, or"
             " run `gcloud auth application-default login`"

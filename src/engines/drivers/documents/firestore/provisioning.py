@@ -7,6 +7,8 @@ waits for them, because documents are written and read alike before. Leaves the 
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from google.cloud.firestore_admin_v1.types import database as _database
@@ -29,6 +31,7 @@ _NATIVE: Final = int(_database.Database.DatabaseType.FIRESTORE_NATIVE)
 # Not `key`, by which a scan downwards is ordered.
 EXEMPT: Final = ("body", "version", "exp")
 TTL: Final = "exp"
+PAUSES_S: Final = (0.2, 1.0)
 
 
 async def provision_fields(connection: Connection, layout: Layout) -> None:
@@ -40,7 +43,20 @@ async def provision_fields(connection: Connection, layout: Layout) -> None:
             "Firestore: the database is in Datastore mode: create another with"
             " `gcloud firestore databases create --type=firestore-native`"
         )
-    await asyncio.gather(*(_provision_field(connection, layout, name) for name in EXEMPT))
+    for name in EXEMPT:
+        await _repeated(functools.partial(_provision_field, connection, layout, name))
+
+
+async def _repeated(step: Callable[[], Awaitable[None]]) -> None:
+    """The service undoes one of several changes of a database's fields that meet: those are made again."""
+    for pause_s in PAUSES_S:
+        try:
+            await step()
+        except Unavailable:
+            await asyncio.sleep(pause_s)
+        else:
+            return
+    await step()
 
 
 async def _provision_field(connection: Connection, layout: Layout, name: str) -> None:
