@@ -13,7 +13,7 @@ import pytest_asyncio
 from google.cloud.firestore_admin_v1.types import database, field, firestore_admin
 from google.longrunning.operations_pb2 import Operation  # type: ignore[import-untyped]
 
-from engines.drivers.documents.firestore import Config, open_driver
+from engines.drivers.documents.firestore import Config, open_driver, provisioning
 from engines.drivers.documents.firestore.connection import CODES
 from engines.drivers.documents.firestore.documents import TOKENS_MAX, FirestoreDocuments, _Tokens
 from engines.drivers.documents.firestore.messages import (
@@ -413,8 +413,10 @@ class TestCredentials:
 class Admin(grpc.GenericRpcHandler):  # type: ignore[misc]
     """One database's fields, as the Admin API shows and changes them; everything else finds nothing."""
 
-    def __init__(self, kind: int) -> None:
+    def __init__(self, kind: int, *, undone: int = 0) -> None:
+        """`undone`: how many changes of fields meet another one, and are not made."""
         self._kind = kind
+        self._undone = undone
         self.fields: dict[str, Any] = {}
         self.updates: list[str] = []
         self.routes: dict[str, str] = {}
@@ -448,6 +450,9 @@ class Admin(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self.fields.get(request.name, inherited)
 
     async def _update_field(self, request: Any, context: Any) -> Any:
+        if self._undone > 0:
+            self._undone -= 1
+            await context.abort(grpc.StatusCode.ABORTED, "please retry, underlying data changed")
         self.updates.append(request.field.name)
         if self.updates.count(request.field.name) > 1:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "an operation is under way")
@@ -501,6 +506,16 @@ class TestProvisioning:
         admin.updates = [f"{where}{name}" for name in ("body", "exp", "version")]
         await self.provision(admin, times=1)
         assert len(admin.updates) == 6
+
+    async def test_a_change_that_the_service_undid_for_another_is_made_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(provisioning, "PAUSES_S", (0.0, 0.0))
+        admin = Admin(NATIVE, undone=2)
+        await self.provision(admin, times=1)
+        assert len(admin.fields) == 3
+        with pytest.raises(Unavailable):
+            await self.provision(Admin(NATIVE, undone=3), times=1)
 
     async def test_a_database_in_datastore_mode_is_refused(self) -> None:
         admin = Admin(DATASTORE)

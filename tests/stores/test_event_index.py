@@ -14,7 +14,7 @@ from engines.core.listing import LOOKED_AT_MAX, Window
 from engines.core.log import StoredEvent
 from engines.errors import BackendRefused, Conflict, EnginesError, OutcomeUnknown, Unavailable
 from engines.scope import RequestContext
-from engines.stores.event_index import entries_of
+from engines.stores.event_index import terms_of
 from engines.stores.events import Event, EventFilter, EventSpine
 from engines.stores.projector import DUE_MAX, Projector, Turn
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan, HeldWrite
@@ -227,8 +227,33 @@ class TestLists:
             '"surface_id":"chat","run_id":"a/b c","step_id":"0","event_type":"rl","source":"ui",'
             '"payload":{}}'
         )
-        entries = entries_of([StoredEvent(1, "id", 0, text), StoredEvent(2, "id", 0, None)])
-        assert entries == {("user_id", "ada"): [1], ("event_type", "rl"): [1]}
+        assert terms_of(StoredEvent(1, "id", 0, text)).values == (("user_id", "ada"), ("event_type", "rl"))
+        assert terms_of(StoredEvent(2, "id", 0, None)).values == ()
+
+    @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+    async def test_a_view_holds_about_a_page_however_large_its_events_are(
+        self, home: Home, *, descending: bool
+    ) -> None:
+        spine = new_spine(home, layout=Layout(block=8, segment_blocks=3, shards=2), segment_size=1_000)
+        large = "x" * 200_000
+        for number in range(48):
+            what = event(payload={"n": number, "text": large}, run_id=f"run-{number % 2}")
+            await spine.append(context(), [what])
+        await project(spine)
+        place = await home.place("event_spine", context())
+        async with spine._logs._using(place, "spine") as log:
+            view = await spine._index.view(place, log, {"run_id": "run-1"})
+            assert view is not None
+            part = await (view.before(49, limit=1_000) if descending else view.after(0, limit=1_000))
+        held = [at.position for at in part.events]
+        assert 5 <= len(held) <= 12
+        assert held == (list(range(48, 0, -2)) if descending else list(range(2, 49, 2)))[: len(held)]
+        assert part.reached == held[-1]
+        where = EventFilter(run_id="run-1")
+        assert numbers(await collect(spine, where, descending=descending)) == (
+            list(range(47, 0, -2)) if descending else list(range(1, 48, 2))
+        )
+        await spine.close()
 
 
 class TestProjecting:

@@ -12,7 +12,7 @@ Batches begin at the same positions whoever reads them: the n-th holds the n-th 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -23,7 +23,7 @@ from engines.core.log import PAGE_EVENTS_MAX, Log, StoredEvent
 from engines.errors import Corrupt
 from engines.ports.documents import ABSENT, Doc, Match, Put
 
-Handle = Callable[[Sequence[StoredEvent]], Awaitable[None]]
+K = TypeVar("K")
 
 
 class _Checkpoint(msgspec.Struct, frozen=True, tag_field="schema", tag="checkpoint/1"):
@@ -50,8 +50,15 @@ class Feed:
         self._partition = partition
         self._size = size
 
-    async def advance(self, log: Log, handle: Handle) -> bool:
+    async def advance(
+        self,
+        log: Log,
+        keep: Callable[[StoredEvent], K],
+        handle: Callable[[Sequence[K]], Awaitable[None]],
+    ) -> bool:
         """Hand the next batch on and move the checkpoint behind it; False where it is not whole yet.
+
+        `keep` says what of each event is handed on: a whole batch of events may be too large to hold.
 
         Raises Conflict where the checkpoint was moved meanwhile, by another holder or by `restart`: what was
         done is no loss, and the next call begins where the checkpoint says. What `handle` raises leaves the
@@ -59,10 +66,10 @@ class Feed:
         """
         checkpoint = await self._documents.get(self._partition, self.key)
         position = position_of(checkpoint)
-        events = await self._read(log, position)
-        if len(events) < self._size:
+        kept = await self._read(log, position, keep)
+        if len(kept) < self._size:
             return False
-        await handle(events)
+        await handle(kept)
         await self._move(checkpoint, position + self._size)
         return True
 
@@ -77,14 +84,15 @@ class Feed:
         put = Put(self.key, _CODEC.encode(_Checkpoint(position)), when)
         await self._documents.write(self._partition, [put])
 
-    async def _read(self, log: Log, position: int) -> list[StoredEvent]:
-        """The batch behind `position`, or what there is of it."""
-        events: list[StoredEvent] = []
-        while len(events) < self._size:
-            batch = await log.list_after(position + len(events), limit=self._size - len(events))
-            events += batch.events
+    async def _read(self, log: Log, position: int, keep: Callable[[StoredEvent], K]) -> list[K]:
+        """Of the batch behind `position`, or of what there is of it."""
+        kept: list[K] = []
+        while len(kept) < self._size:
+            at = position + len(kept)
+            batch = await log.list_after(at, limit=self._size - len(kept))
+            if [event.position for event in batch.events] != list(range(at + 1, at + 1 + len(batch.events))):
+                raise Corrupt("a log gave other positions than were asked for")
+            kept += map(keep, batch.events)
             if batch.end:
                 break
-        if [event.position for event in events] != list(range(position + 1, position + 1 + len(events))):
-            raise Corrupt("a log gave other positions than were asked for")
-        return events
+        return kept

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from engines.clock import Clock
-from engines.core.index import Entries, Index, Layout
+from engines.core.index import Index, Layout
 from engines.core.lease import Lease
 from engines.core.log import PAGE_EVENTS_MAX, Log, Sealed, StoredEvent
 from engines.core.place import Place, Places
@@ -46,6 +47,13 @@ class IndexStatus(msgspec.Struct, frozen=True):
     head: int
     lag: int
     block: int
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """By what an event is found: views and values. Of a block only these are held, not its events."""
+
+    position: int
+    values: tuple[tuple[str, str], ...]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -82,25 +90,35 @@ class View:
         size = 0
         for start in range(0, len(stretches), STRETCHES_AT_ONCE):
             some = stretches[start : start + STRETCHES_AT_ONCE]
-            for read in await asyncio.gather(*map(self._stretch, some)):
-                events += read
-                size += sum(len(event.body or "") for event in read)
+            whole = True
+            for stretch, read in zip(some, await asyncio.gather(*map(self._stretch, some)), strict=True):
+                if whole:  # Behind one that was left off in the middle nothing follows.
+                    events += read
+                    size += _size_of(read)
+                    whole = len(read) == len(stretch)
             if size >= PAGE_BYTES:
                 break
         is_cut = is_cut or len(events) < len(positions)
         return Part(tuple(events), events[-1].position if is_cut else reached)
 
     async def _stretch(self, positions: Sequence[int]) -> list[StoredEvent]:
-        low, high = min(positions), max(positions)
-        found: dict[int, StoredEvent] = {}
-        at = low - 1
-        while at < high:
-            batch = await self._log.list_after(at, limit=high - at)
+        """The events of one stretch in its order, and the last of them not once they fill a page."""
+        wanted, last = frozenset(positions), positions[-1]
+        is_down = positions[0] > last
+        read, at = (
+            (self._log.list_before, positions[0] + 1) if is_down else (self._log.list_after, positions[0] - 1)
+        )
+        found: list[StoredEvent] = []
+        size = 0
+        while at != last and size < PAGE_BYTES:
+            batch = await read(at, limit=abs(last - at))
             if not batch.events:
                 raise Corrupt("the index knows of events that the log does not have: make the index anew")
-            found.update((event.position, event) for event in batch.events)
+            of_interest = [event for event in batch.events if event.position in wanted]
+            found += of_interest
+            size += _size_of(of_interest)
             at = batch.events[-1].position
-        return [found[position] for position in positions]
+        return found
 
 
 class EventIndex:
@@ -209,7 +227,7 @@ class EventIndex:
         await index.create()
         try:
             async with self._logs.use(place, self._stream) as log:
-                return await index.feed().advance(log, lambda events: _project(index, events))
+                return await index.feed().advance(log, terms_of, functools.partial(_project, index))
         except Sealed:
             self._logs.drop(place, self._stream)
             raise
@@ -231,18 +249,22 @@ def _check_stays(place: Place) -> None:
         raise Unavailable("the spine is being moved; its index is made anew at the target", retry_after_s=5.0)
 
 
-async def _project(index: Index, events: Sequence[StoredEvent]) -> None:
-    await index.write((events[0].position - 1) // index.layout.block, entries_of(events))
-
-
-def entries_of(events: Sequence[StoredEvent]) -> Entries:
-    """What an index says of these events; nothing of those that were redacted."""
+async def _project(index: Index, block: Sequence[Terms]) -> None:
     entries: dict[tuple[str, str], list[int]] = {}
-    for event in events:
-        body = stored_body(event)
-        for view, value in () if body is None else _values(body):
-            entries.setdefault((view, value), []).append(event.position)
-    return entries
+    for terms in block:
+        for view_and_value in terms.values:
+            entries.setdefault(view_and_value, []).append(terms.position)
+    await index.write((block[0].position - 1) // index.layout.block, entries)
+
+
+def terms_of(event: StoredEvent) -> Terms:
+    """What an index says of an event; nothing of one that was redacted."""
+    body = stored_body(event)
+    return Terms(event.position, () if body is None else tuple(_values(body)))
+
+
+def _size_of(events: Sequence[StoredEvent]) -> int:
+    return sum(len(event.body or "") for event in events)
 
 
 def _values(body: StoredBody) -> Iterator[tuple[str, str]]:

@@ -156,6 +156,16 @@ class TestScanPages:
         assert page.resume == expected[-1]
         assert len(await read_keys(driver, reverse=reverse)) == SCAN_LIMIT_MAX + 1
 
+    @pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
+    async def test_a_page_that_holds_all_there_is_says_that_it_is_the_end(
+        self, driver: DocumentDriver, *, reverse: bool
+    ) -> None:
+        """Else a list of exactly so many ends in a cursor that leads to nothing."""
+        await fill(driver, ["ka", "kb", "kc"])
+        page = await driver.scan(PARTITION, above=FIRST, below=LAST, limit=3, reverse=reverse)
+        assert len(page.docs) == 3
+        assert page.resume is None
+
     async def test_a_limit_of_one_walks_the_whole_range(self, driver: DocumentDriver) -> None:
         await fill(driver, ["ka", "kb", "kc"])
         assert await read_keys(driver, limit=1) == ["ka", "kb", "kc"]
