@@ -224,8 +224,16 @@ class PostgresDocuments:
     async def provision(self) -> None:
         """Needs no right to create anything where everything is there, and touches nothing of others."""
 
+        async def inspect(session: Session) -> str:
+            found: str = await session.connection.fetchval(INSPECT, self._schema, timeout=COMMAND_TIMEOUT_S)
+            return found
+
         async def create(session: Session) -> None:
-            found = await session.connection.fetchval(INSPECT, self._schema, timeout=COMMAND_TIMEOUT_S)
+            found = await inspect(session)
+            if found in ("foreign", "unordered"):
+                # A name is looked up as of now, its columns as of the statement's begin: what somebody else
+                # made in between seems to have none.
+                found = await inspect(session)
             if found == "missing":
                 script = PROVISION.format(schema=self._schema)
                 await session.connection.execute(script, timeout=COMMAND_TIMEOUT_S)
