@@ -86,7 +86,8 @@ DESCRIPTION: Final = DriverDescription(
         "refused condition": "the write units of the document that stands there, at least 1; in a batch"
         " twice",
         "get": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of each document, 1 for a missing one",
-        "scan": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of all that is read, expired ones too",
+        "scan": f"1 read unit for each {READ_UNIT_BYTES:,} bytes begun of all that is read, expired ones too,"
+        " and the document behind a page",
         "expiry": "nothing",
         "point-in-time recovery": "by the size of the table, each month",
     },
