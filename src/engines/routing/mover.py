@@ -224,10 +224,10 @@ class Mover:
 
     async def _cancel(self, move: Move) -> None:
         await self._adopted(move)
+        await self._remove_journal(move)
         if move.envs:  # Else nothing was begun at the target, which may not even be there.
             sides = await self._look(move, move.envs)
             await sides.remove(sides.target)
-        await self._remove_journal(move)
         await self._enter(move, "cancelled")
 
     async def _after_failure(self, move: Move, error: EnginesError) -> None:
