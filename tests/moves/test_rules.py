@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -227,6 +229,28 @@ async def test_what_lies_on_a_backend_that_is_gone_is_not_retired(open_process: 
     await process.backends.delete(ADMIN, "c", condition=ANYTHING_THERE)
     with pytest.raises(Conflict, match="not there any more"):
         await process.moves.retire(OWNER, stored.record.move_id)
+
+
+async def test_what_cannot_be_removed_is_left_and_said(
+    open_process: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the kind's routes would stay locked for ever."""
+    monkeypatch.setattr("engines.routing.mover.RETIRE_AFTER_S", 0.0)
+    monkeypatch.setattr("engines.routing.mover.PAUSE_AFTER_FAILURE_S", 0.1)
+    monkeypatch.setattr("engines.routing.mover.REMOVAL_REFUSED_S", 0.5)
+    process = await open_process()
+    await process.backends.put(ADMIN, sqlite_backend(tmp_path, "c"), condition=NEW)
+    await process.routes.put(OWNER, "notes_store", "c", scope=RouteScope(), options={}, condition=NEW)
+    await process.notes.create(OWNER, NoteInput(content="moved"))
+    stored = await process.moves.start(OWNER, "notes_store", "b")
+    await ended(process, stored.record.move_id)
+    with contextlib.closing(sqlite3.connect(tmp_path / "c.db", timeout=10)) as connection:
+        connection.execute("DROP TABLE documents")
+    await process.moves.retire(OWNER, stored.record.move_id)
+    move, _ = await ended(process, stored.record.move_id)
+    assert move.phase == "done"
+    assert "not everything could be removed" in (move.reason or "")
+    assert process.directory.moves == {}
 
 
 async def test_a_move_whose_last_step_failed_arrives_all_the_same(

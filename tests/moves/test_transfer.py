@@ -229,7 +229,7 @@ async def test_a_log_whose_removal_was_interrupted_is_removed_whole(documents: D
         await documents.write(newest, [Delete(key, ALWAYS) for key in commits])
         left = {name for name in everywhere if await all_docs(documents, name)}
         assert left <= set(await segments(new_log(documents, 0)._chain))
-        await empty(documents, newest)
+        await empty(documents, newest, Tally())
         if newest.endswith(".0"):
             break
     assert not [name for name in everywhere if await all_docs(documents, name)]
@@ -237,7 +237,7 @@ async def test_a_log_whose_removal_was_interrupted_is_removed_whole(documents: D
 
 async def test_an_empty_partition_is_empty(documents: Documents) -> None:
     await filled(documents, 620)
-    await empty(documents, HERE)
+    await empty(documents, HERE, Tally())
     assert await all_docs(documents, HERE) == []
 
 

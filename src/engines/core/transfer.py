@@ -82,6 +82,7 @@ class Tally(msgspec.Struct):
     documents: int = 0
     bytes: int = 0
     repaired: int = 0
+    removed: int = 0
 
     def add(self, docs: Sequence[Doc]) -> None:
         self.documents += len(docs)
@@ -416,18 +417,19 @@ async def segments(chain: Chain) -> list[str]:
     if not await chain.open():
         return []
     last = await chain.tail()
-    newest = chain.floor.swept if last is None else chain.segment_of(last.first)
+    newest = chain.segment_of(chain.floor.position + 1 if last is None else last.first)
     # One more: of a segment that was being emptied the commits are gone, and markers may be left.
     return [chain.partition(segment) for segment in range(newest + 1, chain.floor.swept - 1, -1)]
 
 
-async def empty(documents: Documents, partition: str, *, journal_only: bool = False) -> None:
+async def empty(documents: Documents, partition: str, tally: Tally, *, journal_only: bool = False) -> None:
     """Remove every document of a partition, or its journal alone."""
     above, below = (JOURNAL_ABOVE, JOURNAL_BELOW) if journal_only else (EVERYTHING_ABOVE, EVERYTHING_BELOW)
     while True:
         page = await documents.scan(partition, above=above, below=below, limit=PAGE_DOCS)
         for docs in _chunks(page.docs, OPS_MAX):
             await documents.write(partition, [Delete(doc.key, ALWAYS) for doc in docs])
+            tally.removed += len(docs)
         if page.resume is None:
             return
         above = page.resume

@@ -68,12 +68,6 @@ FENCES_MAX: Final = 10
 # Who the audit says entered a phase.
 MOVER: Final = "engines-mover"
 
-# What a removal that is given up was at, and how its move ends then.
-_ENDS: Final[dict[MovePhase, tuple[str, MovePhase]]] = {
-    "cancel": ("target", "cancelled"),
-    "retire": ("source", "done"),
-}
-
 Resolve = Callable[[str, Where], Awaitable[Resolution]]
 log = structlog.get_logger(__name__)
 
@@ -106,7 +100,8 @@ class Mover:
         self._tally = Tally()
         self._sides: Sides | None = None
         self._fences = 0
-        self._arrived = (-1, 0.0)
+        # In which phase so much was done, and since when.
+        self._standstill: tuple[MovePhase, int, float] = ("prepare", -1, 0.0)
         self._paused_at_s: float | None = None
 
     async def run(self) -> None:
@@ -210,7 +205,7 @@ class Mover:
             await self._rewrite(move, route)
         await self._adopted(move)
         # Not claimed: a partition that an interrupted try has finished is claimed by nobody any more.
-        sides = self._sides or await self._look(move, move.envs)
+        sides = self._sides or await self._look(move, await self._moved_envs(move))
         await each(await sides.streams(sides.source), self._seal, AT_ONCE)
         await each(sides.partitions, PartitionTransfer.finish, PARTITIONS_AT_ONCE)
         await self._enter(move, "retire" if move.retire else "done")
@@ -218,7 +213,7 @@ class Mover:
     async def _retire(self, move: Move) -> None:
         """What was moved is removed where it lay before; an env that came later never lay there."""
         await asyncio.sleep(RETIRE_AFTER_S)
-        sides = await self._look(move, move.envs)
+        sides = await self._look(move, await self._moved_envs(move))
         await sides.remove(sides.source)
         await self._enter(move, "retired")
 
@@ -237,23 +232,22 @@ class Mover:
         self._sides = None
         if move.phase in ("fence", "verify"):
             await self._enter(move, "follow")
-        elif move.phase in ("copy", "follow") and self._is_hopeless(HOPELESS_S):
+        elif move.phase in ("copy", "follow") and self._is_hopeless(move.phase, HOPELESS_S):
             await self._enter(move, "cancel", reason=f"nothing was copied for long: {error.code}")
         elif move.phase in ("cancel", "retire") and self._is_hopeless(
-            REMOVAL_REFUSED_S if isinstance(error, BackendRefused) else HOPELESS_S
+            move.phase, REMOVAL_REFUSED_S if isinstance(error, BackendRefused) else HOPELESS_S
         ):
-            side, end = _ENDS[move.phase]
-            left = move.target_backend_id if side == "target" else move.source_backend_id
-            await self._enter(move, end, reason=f"what lies on {left} could not be removed: {error.code}")
+            end: MovePhase = "cancelled" if move.phase == "cancel" else "done"
+            await self._enter(move, end, reason=f"not everything could be removed: {error.detail}")
         else:
             await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
 
-    def _is_hopeless(self, limit_s: float) -> bool:
-        """Whether nothing arrived for so long that it is not to be tried any more."""
-        now_s = self._clock.monotonic()
-        if self._tally.documents != self._arrived[0]:
-            self._arrived = (self._tally.documents, now_s)
-        return now_s - self._arrived[1] > limit_s
+    def _is_hopeless(self, phase: MovePhase, limit_s: float) -> bool:
+        """Whether so long nothing was copied or removed in this phase that it is not to be tried any more."""
+        now_s, done = self._clock.monotonic(), self._tally.documents + self._tally.removed
+        if (phase, done) != self._standstill[:2]:
+            self._standstill = (phase, done, now_s)
+        return now_s - self._standstill[2] > limit_s
 
     # --- what a phase is made of ---
 
@@ -423,6 +417,10 @@ class Mover:
 
     async def _envs(self, move: Move) -> tuple[str, ...]:
         return (await self._store.get(TENANTS, move.tenant_id)).record.envs
+
+    async def _moved_envs(self, move: Move) -> tuple[str, ...]:
+        """Those of `switch`, which a record of an earlier version does not name."""
+        return move.envs or await self._envs(move)
 
     # --- progress ---
 

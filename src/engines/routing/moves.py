@@ -9,7 +9,7 @@ the names under which the kind lies, so that nothing on the target is ever overw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -207,7 +207,7 @@ class Moves:
     ) -> Stored[Move]:
         """Take it back: nothing is changed for readers and writers. Raises Conflict from the switch on."""
 
-        def check(move: Move) -> None:
+        async def check(move: Move) -> None:
             if move.phase not in CANCELLABLE:
                 raise Conflict(f"a move in phase {move.phase} is not taken back; move the kind once more")
 
@@ -218,13 +218,12 @@ class Moves:
     ) -> Stored[Move]:
         """Remove what was left behind, for ever. Raises Conflict before the move is done."""
 
-        def check(move: Move) -> None:
+        async def check(move: Move) -> None:
             if move.phase != "done":
                 raise Conflict(f"a move is retired once it is done; this one is in phase {move.phase}")
+            if await self._store.read(BACKENDS, move.source_backend_id) is None:
+                raise Conflict(f"{move.source_backend_id}, where something was left, is not there any more")
 
-        source = (await self._own(context, move_id)).record.source_backend_id
-        if await self._store.read(BACKENDS, source) is None:
-            raise Conflict(f"the backend {source}, on which something was left behind, is not there any more")
         return await self._steer(context, move_id, "retire", check, request)
 
     # --- what is checked ---
@@ -234,7 +233,7 @@ class Moves:
         context: RequestContext,
         move_id: str,
         phase: MovePhase,
-        check: Callable[[Move], None],
+        check: Callable[[Move], Awaitable[None]],
         request: Request | None,
     ) -> Stored[Move]:
         require_in_tenant(context, "routes.write")
@@ -243,7 +242,7 @@ class Moves:
 
         async def build(existing: Move | None) -> Move:
             assert existing is not None
-            check(existing)
+            await check(existing)
             if existing.ended:  # It is claimed once more.
                 await self._check_under_way()
             reason = f"{phase} by {context.user_id}"

@@ -158,17 +158,18 @@ class Sides:
         """Remove everything from one side; the streams' records last, by which the rest is found."""
         for stream in await self.streams(side):
             for name in await index_partitions(stream.chain):
-                await empty(side.documents, name)
+                await empty(side.documents, name, self._tally)
             for name in await segments(stream.chain):
-                await empty(side.documents, name)
+                await empty(side.documents, name, self._tally)
         for env, shards in self._shards.items():
             for shard in range(shards):
-                await empty(side.documents, self._shard(side, env, shard))
+                await empty(side.documents, self._shard(side, env, shard), self._tally)
 
     async def remove_journal(self) -> None:
         for env, shards in self._shards.items():
             for shard in range(shards):
-                await empty(self.source.documents, self._shard(self.source, env, shard), journal_only=True)
+                journalled = self._shard(self.source, env, shard)
+                await empty(self.source.documents, journalled, self._tally, journal_only=True)
 
     def _shard(self, side: Side, env: str, shard: int) -> str:
         return partition(

@@ -45,7 +45,9 @@ READ_TIMEOUT_S: Final = 8.0
 CLOSE_TIMEOUT_S: Final = 15.0
 # A connection stays with the region that it was opened to, so after a change of the write region new ones are
 # opened, but not for each call that meets it while the account's name still leads to the former region.
-RECONNECT_PAUSE_S: Final = 10.0
+RECONNECT_PAUSE_S: Final = 15.0
+# No call is waited for as long as this.
+RETIRED_S: Final = 15.0
 CALLS_MAX: Final = 10_000
 PAGE_ITEMS_MAX: Final = 1_000
 CONSISTENCIES: Final = ("BoundedStaleness", "Strong")
@@ -80,6 +82,7 @@ class Account:
         self._calls = 0
         self._idle = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
         self._connected_s = float("-inf")
         self._closed = False
 
@@ -168,6 +171,7 @@ class Account:
         if self._calls:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), CLOSE_TIMEOUT_S)
+        self._ending.set()
         client, self._client, self._container = self._client, None, None
         credential, self._credential = self._credential, None
         await asyncio.gather(_close(client, credential), *self._retiring)
@@ -189,10 +193,15 @@ class Account:
         since_s = asyncio.get_running_loop().time() - self._connected_s
         if self._container is not container or self._closed or since_s < RECONNECT_PAUSE_S:
             return
-        retiring = asyncio.create_task(_close(self._client, self._credential, after_s=READ_TIMEOUT_S))
+        retiring = asyncio.create_task(self._retire(self._client, self._credential))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
         self._client = self._container = self._credential = None
+
+    async def _retire(self, client: CosmosClient | None, credential: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), RETIRED_S)
+        await _close(client, credential)
 
     async def _guarded(self, call: Callable[[], Awaitable[R]], *, lost: type[EnginesError]) -> R:
         self.check_open()
@@ -272,8 +281,7 @@ def _new_credential() -> Any:
     return DefaultAzureCredential()
 
 
-async def _close(client: CosmosClient | None, credential: Any, *, after_s: float = 0.0) -> None:
-    await asyncio.sleep(after_s)
+async def _close(client: CosmosClient | None, credential: Any) -> None:
     for opened in (client, credential):
         if opened is not None:
             await opened.close()
