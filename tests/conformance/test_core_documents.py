@@ -165,6 +165,13 @@ class TestRefusal:
         assert faulty.seen[Fault.REFUSED] > 1
         assert await bodies(driver, "k1") == {}
 
+    async def test_no_attempt_begins_so_late_that_it_would_be_cut_off(self, faulty: FaultyDriver) -> None:
+        documents = documents_on(faulty, timeout_s=1.0)
+        faulty.plan = FaultPlan(write_refused=1.0, pause_s_max=0.03)
+        writes = [documents.write(PARTITION, [put(f"k{number}")]) for number in range(100)]
+        ends = await asyncio.gather(*writes, return_exceptions=True)
+        assert {type(end) for end in ends} == {Unavailable}
+
     async def test_refusals_after_a_lost_reply_leave_the_outcome_unknown(
         self, impatient: Documents, faulty: FaultyDriver
     ) -> None:

@@ -50,6 +50,9 @@ TIMEOUT_S: Final = 10.0
 # Pauses between attempts are drawn flat from 0 to this, doubling up to the maximum.
 RETRY_PAUSE_S: Final = 0.02
 RETRY_PAUSE_MAX_S: Final = 0.5
+# The part of a call's time that another attempt must have before it. One that is cut short at once would turn
+# a refusal, which says what is wrong, into silence, and a write that was not applied into an unknown one.
+ATTEMPT_SHARE: Final = 0.1
 
 R = TypeVar("R")
 
@@ -232,7 +235,7 @@ class Documents:
         pause_s = random.uniform(0, longest_s)  # noqa: S311 (it spreads callers, it hides nothing)
         if isinstance(refusal, Throttled) and refusal.retry_after_s is not None:
             pause_s += refusal.retry_after_s
-        if self._clock.monotonic() + pause_s >= deadline:
+        if self._clock.monotonic() + pause_s + self._timeout_s * ATTEMPT_SHARE >= deadline:
             return False
         await asyncio.sleep(pause_s)
         return True
