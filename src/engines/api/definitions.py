@@ -40,10 +40,10 @@ class DiffQuery(
     kw_only=True,
     rename={"from_version": "from", "to_version": "to"},
 ):
-    """Which two versions to compare."""
+    """Which two versions to compare: the present one with the one before, where they are left out."""
 
-    from_version: Version
-    to_version: Version
+    from_version: Version | None = None
+    to_version: Version | None = None
 
 
 class RestoreInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -112,8 +112,10 @@ class Definitions:
         parts = (*self._path, definition_id, "versions")
         return self._calls.each(Definition, *parts, query={"order": order})
 
-    async def diff(self, definition_id: str, from_version: int, to_version: int) -> DefinitionDiff:
-        """What changed between two versions. Raises NotFound."""
+    async def diff(
+        self, definition_id: str, from_version: int | None = None, to_version: int | None = None
+    ) -> DefinitionDiff:
+        """What changed to the present version from the one before, or between two. Raises NotFound."""
         query = {"from": from_version, "to": to_version}
         return await self._calls.get(DefinitionDiff, *self._path, definition_id, "diff", query=query)
 

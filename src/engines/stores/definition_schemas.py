@@ -274,7 +274,7 @@ def _check_temperature(setting: Temperature) -> None:
             raise _refuse("a finite number", f"values.{name}")
 
 
-class StrategyLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StrategyLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What may be done while it is approved, within its time. `three_wise`: a review must have passed it."""
 
     title: Text = ""

@@ -368,13 +368,27 @@ class Definitions:
         return listed
 
     async def diff(
-        self, context: RequestContext, schema: Schema, definition_id: str, from_version: int, to_version: int
+        self,
+        context: RequestContext,
+        schema: Schema,
+        definition_id: str,
+        from_version: int | None = None,
+        to_version: int | None = None,
     ) -> Diff:
-        """What changed between two versions that are kept. Raises NotFound."""
+        """What changed between two versions that are kept: to the present one, from the one before.
+
+        Raises NotFound.
+        """
         context.require_data("definitions.read")
         key = _key(context, schema, definition_id)
         place = await self._places.place(schema.kind, context)
         partition = await place.partition(_anchor(context, schema))
+        if to_version is None:
+            head = await place.documents.get(partition, key)
+            if head is None:
+                raise _no_such_definition()
+            to_version = _CODEC.decode(head.body).record.version
+        from_version = to_version - 1 if from_version is None else from_version
         keys = [
             versioned.version_key(key, checked_version(version, field))
             for version, field in ((from_version, "from"), (to_version, "to"))
