@@ -36,14 +36,19 @@ SAMPLES = {
     ),
     "strategy-locks": Sample(
         {"allowed_actions": ["book_*"]},
-        {"allowed_actions": ["*"], "valid_from": "2026-01-01T00:00:00Z", "valid_until": "2027-01-01T00:00:00Z"},
+        {
+            "allowed_actions": ["*"],
+            "valid_from": "2026-01-01T00:00:00Z",
+            "valid_until": "2027-01-01T00:00:00Z",
+        },
     ),
     "kpis": Sample({"floor": 0.5}, {"floor": 0.5, "ceiling": 1, "aggregation": "mean"}),
     "temperature": Sample({"values": {"success": 0.5}}, {"values": {"success": 0.7, "cost": 1}}),
     "firearms": Sample({"risk_level": "high"}, {"risk_level": "high", "cooldown_seconds": 60}),
     "firearms-licences": Sample({"class_id": "payments"}, {"class_id": "payments", "human_approval": False}),
     "firearms-grants": Sample(
-        {"class_id": "payments", "user_id": "ada"}, {"class_id": "payments", "user_id": "ada", "revoked": True}
+        {"class_id": "payments", "user_id": "ada"},
+        {"class_id": "payments", "user_id": "ada", "revoked": True},
     ),
     "firearms-bindings": Sample(
         {"class_id": "payments", "actions": ["refund"]},
@@ -84,7 +89,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("strategy-locks", {"allowed_actions": ["a"], "valid_until": "tomorrow"}, "valid_until"),
     (
         "strategy-locks",
-        {"allowed_actions": ["a"], "valid_from": "2026-02-01T00:00:00Z", "valid_until": "2026-01-01T00:00:00Z"},
+        {
+            "allowed_actions": ["a"],
+            "valid_from": "2026-02-01T00:00:00Z",
+            "valid_until": "2026-01-01T00:00:00Z",
+        },
         "valid_until",
     ),
     ("kpis", {"floor": 2, "ceiling": 1}, "floor"),

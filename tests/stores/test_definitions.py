@@ -24,8 +24,8 @@ from engines.errors import (
     PreconditionRequired,
     TooLarge,
 )
+from engines.stores.definition_records import Definition, DefinitionFilter, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED, SCHEMAS, Schema
-from engines.stores.definitions import Definition, DefinitionFilter, DefinitionInput
 from engines.testing.faults import Fault
 from tests.stores.definition_samples import REFUSED, SAMPLES
 from tests.stores.definitions_home import Told
@@ -59,7 +59,9 @@ def at(record: Definition) -> Condition:
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
 class TestEveryKind:
-    async def test_it_has_versions_a_history_a_tombstone_and_comes_back(self, told: Told, schema: Schema) -> None:
+    async def test_it_has_versions_a_history_a_tombstone_and_comes_back(
+        self, told: Told, schema: Schema
+    ) -> None:
         store, sample = told.definitions, SAMPLES[schema.name]
         first_id = schema.ids[0] if schema.ids else "d1"
         first = await store.put(
@@ -211,9 +213,9 @@ class TestSlugs:
             ADA, PAGES, live.record.id, page("home-2", title="Draft"), condition=at(live.record)
         )
         published = DefinitionFilter(slug="home", status="published")
-        assert [one.json_blob["title"] for one in (await told.definitions.list(ADA, PAGES, published)).items] == [
-            "Live"
-        ]
+        assert [
+            one.json_blob["title"] for one in (await told.definitions.list(ADA, PAGES, published)).items
+        ] == ["Live"]
         everything = await told.definitions.list(ADA, PAGES, DefinitionFilter(status="published"))
         assert [one.json_blob["title"] for one in everything.items] == ["Live"]
         drafts = await told.definitions.list(ADA, PAGES, DefinitionFilter(status="draft"))
@@ -224,7 +226,10 @@ class TestSlugs:
 
     async def test_what_was_never_published_is_not_found_among_the_published(self, told: Told) -> None:
         await told.definitions.create(ADA, PAGES, page("home"))
-        for where in (DefinitionFilter(status="published"), DefinitionFilter(slug="home", status="published")):
+        for where in (
+            DefinitionFilter(status="published"),
+            DefinitionFilter(slug="home", status="published"),
+        ):
             assert (await told.definitions.list(ADA, PAGES, where)).items == ()
 
 
@@ -239,12 +244,12 @@ class TestCopies:
         assert (await told.definitions.get(staging, FLOWS, source.record.id)).json_blob["name"] == "source"
         with pytest.raises(Conflict):
             await told.definitions.copy(ADA, FLOWS, source.record.id, staging)
-        again = await told.definitions.copy(
-            ADA, FLOWS, source.record.id, staging, condition=at(copy.record)
-        )
+        again = await told.definitions.copy(ADA, FLOWS, source.record.id, staging, condition=at(copy.record))
         assert again.record.version == 2
 
-    async def test_a_deleted_one_is_not_copied_but_a_version_of_it_is_not_found_either(self, told: Told) -> None:
+    async def test_a_deleted_one_is_not_copied_but_a_version_of_it_is_not_found_either(
+        self, told: Told
+    ) -> None:
         source = await told.definitions.create(ADA, FLOWS, flow())
         await told.definitions.delete(ADA, FLOWS, source.record.id, condition=at(source.record))
         with pytest.raises(NotFound):
@@ -256,7 +261,9 @@ class TestBounds:
         told.home.options[FLOWS.kind] = {"versions_kept": 3}
         record = (await told.definitions.create(ADA, FLOWS, flow())).record
         for number in range(5):
-            change = await told.definitions.put(ADA, FLOWS, record.id, flow(str(number)), condition=at(record))
+            change = await told.definitions.put(
+                ADA, FLOWS, record.id, flow(str(number)), condition=at(record)
+            )
             record = change.record
         kept = (await told.definitions.versions(ADA, FLOWS, record.id)).items
         assert [one.version for one in kept] == [4, 5, 6]
