@@ -13,6 +13,7 @@ from engines.api import (
     access,
     backends,
     blackboard,
+    definitions,
     diagnostics,
     events,
     me,
@@ -46,6 +47,7 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
+    *definitions.ROUTERS,
     reserved.router,
 )
 
