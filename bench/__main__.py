@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[list[Result]]:
+def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[Sequence[Result]]:
     """The results of each comparison named, in order. What cannot run here is said, and left out."""
     with Stage(sizes) as stage:
         for name in names:
@@ -101,7 +101,7 @@ def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[list[R
             except NotRun as error:
                 console.print(f"not run: {name}: {error}")
             else:
-                yield list(found)
+                yield found
 
 
 def _parser() -> argparse.ArgumentParser:
