@@ -418,9 +418,9 @@ class TestDefinitions:
     @pytest.mark.parametrize("type_", ["boolean", "string", "number", "object"])
     def test_the_four_types(self, type_: str) -> None:
         value = {"boolean": True, "string": "s", "number": 1.5, "object": {"a": 1}}[type_]
-        said: dict[str, Any]
-        for said in ({}, {"type": type_}):
-            assert evaluated(variants={"a": value}, defaultVariant="a", **said).value == value
+        members: dict[str, Any] = {"variants": {"a": value}, "defaultVariant": "a"}
+        assert evaluated(**members).value == value
+        assert evaluated(type=type_, **members).value == value
 
     def test_a_definition_reads_and_writes_the_names_of_flagds_format(self) -> None:
         told = {
