@@ -8,7 +8,8 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Event Head IndexStatus
+    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Evaluation Evaluations
+    Event Head IndexStatus
     Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
@@ -23,6 +24,7 @@ METHODS = {
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
     "notes": "create delete each get page replace",
+    "ofrep": "evaluate evaluate_all",
     "tenants": "create each get page patch",
     "users": "create each page",
     "members": "accept delete get put",

@@ -19,6 +19,7 @@ from engines.api import (
     memory,
     moves,
     notes,
+    ofrep,
     openapi,
     products,
     reserved,
@@ -46,6 +47,7 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
+    ofrep.router,
     reserved.router,
 )
 

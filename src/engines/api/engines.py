@@ -23,6 +23,7 @@ from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.stores.blackboard import Blackboard
 from engines.stores.events import EventSpine, EventStreams
+from engines.stores.flags import Flags
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.tables import Tables
@@ -83,3 +84,5 @@ class Engines(Protocol):
     def blackboard(self) -> Blackboard: ...
     @property
     def notes(self) -> Notes: ...
+    @property
+    def flags(self) -> Flags: ...

@@ -17,6 +17,7 @@ from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.logs import Events, Streams
+from engines.client.ofrep import Ofrep
 from engines.client.retry import Retries, RetryPolicy
 from engines.client.routing import Backends, Diagnostics, Moves, Routes
 from engines.client.stores import Blackboard, Memory, Notes, Tables
@@ -100,6 +101,7 @@ class AsyncEngines:
         self.memory = Memory(calls)
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
+        self.ofrep = Ofrep(calls)
         self.tenants = Tenants(calls)
         self.users = Users(calls)
         self.members = Members(calls)
