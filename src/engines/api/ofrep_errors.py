@@ -22,7 +22,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class EvaluationFailure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """Why there is no value. `errorCode` is one of OpenFeature's; `key` is the flag, where it is about one."""
+    """Why there is no value. `errorCode` is OpenFeature's; `key` is the flag, where it is about one."""
 
     key: str | None = None
     error_code: str

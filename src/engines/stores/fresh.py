@@ -66,7 +66,7 @@ class Fresh(Generic[K, V]):
         under_way = self._reads.get(key)
         if under_way is None:
             under_way = self._reads[key] = asyncio.create_task(self._read(key, kept, read))
-            under_way.add_done_callback(lambda task: self._ended(key, task))
+            under_way.add_done_callback(lambda _: self._reads.pop(key))
         try:
             found = await asyncio.shield(under_way)
         except EnginesError as error:
@@ -115,11 +115,6 @@ class Fresh(Generic[K, V]):
 
     def _is_fresh(self, kept: _Kept[V]) -> bool:
         return self._clock.monotonic() - kept.began_s < self._age_max_s
-
-    def _ended(self, key: K, task: asyncio.Task[_Kept[V]]) -> None:
-        del self._reads[key]
-        if not task.cancelled():
-            task.exception()  # Whoever still waits for it raises it; nobody may be left to.
 
 
 def _too_slow() -> Unavailable:
