@@ -73,7 +73,7 @@ def open_client(server: Loopback, clock: ManualClock) -> Iterator[Open]:
 class TestValues:
     def test_every_type_and_what_is_sent(self, server: Loopback, open_client: Open) -> None:
         client = open_client(tenant_id="t_one", surface_id="chat")
-        server.script += [says(True), says("s"), says(7), says(0.5), says({"a": [1]})]
+        server.script += [says(value=True), says("s"), says(7), says(0.5), says({"a": [1]})]
         assert client.get_boolean_value("f", default_value=False, evaluation_context=ADA) is True
         assert client.get_string_value("f", "", ADA) == "s"
         assert client.get_integer_value("f", 0, ADA) == 7
@@ -90,7 +90,7 @@ class TestValues:
         self, server: Loopback, open_client: Open
     ) -> None:
         client = open_client()
-        server.otherwise = lambda _: says(True)
+        server.otherwise = lambda _: says(value=True)
         found = await asyncio.gather(
             *(client.get_boolean_value_async("f", default_value=False) for _ in range(20))
         )
