@@ -13,6 +13,7 @@ from engines.api import (
     access,
     backends,
     blackboard,
+    definitions,
     diagnostics,
     events,
     me,
@@ -48,6 +49,7 @@ ROUTERS: Final[Sequence[Router]] = (
     blackboard.router,
     notes.router,
     ofrep.router,
+    *definitions.ROUTERS,
     reserved.router,
 )
 

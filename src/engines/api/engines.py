@@ -22,6 +22,7 @@ from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.stores.blackboard import Blackboard
+from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.flags import Flags
 from engines.stores.memory import SessionMemory
@@ -86,3 +87,5 @@ class Engines(Protocol):
     def notes(self) -> Notes: ...
     @property
     def flags(self) -> Flags: ...
+    @property
+    def definitions(self) -> Definitions: ...
