@@ -60,9 +60,11 @@ class Flags:
     ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt.
     """
 
-    def __init__(self, definitions: Definitions, clock: Clock) -> None:
+    def __init__(self, definitions: Definitions, clock: Clock, *, flags_max: int = FLAGS_MAX) -> None:
+        """`flags_max`: how many are evaluated at once."""
         self._definitions = definitions
         self._clock = clock
+        self._flags_max = flags_max
         self._flags: Fresh[tuple[Scope, str], _Known | None] = Fresh(
             clock,
             age_max_s=AGE_MAX_S,
@@ -137,10 +139,10 @@ class Flags:
         while True:
             listed = await self._definitions.list(context, _SCHEMA, window=window)
             known |= {record.id: _known(record, before.get(record.id)) for record in listed.items}
-            if len(known) > FLAGS_MAX or _weight(known) > SET_BYTES_MAX:
+            if len(known) > self._flags_max or _weight(known) > SET_BYTES_MAX:
                 raise TooLarge(
-                    f"at most {FLAGS_MAX:,} flags of {SET_BYTES_MAX:,} bytes together are evaluated at once; "
-                    "ask for them one by one"
+                    f"at most {self._flags_max:,} flags of {SET_BYTES_MAX:,} bytes together are evaluated at "
+                    "once; ask for them one by one"
                 )
             if listed.after is None:
                 return known
