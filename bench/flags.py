@@ -16,8 +16,8 @@ from bench.deployment import Deployment, ServerProcess, prepare
 from bench.load import Job, Load, Request
 from bench.measure import Goal, Result, Stopwatch, absolute, compared
 from bench.stage import CONNECTIONS, Stage
+from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
-from engines.stores.definitions import DefinitionInput
 from engines.wiring import open_engines
 
 KEY: Final = "banner"

@@ -45,6 +45,8 @@ class Told:
 
     async def told(self, count: int, *, event_type: str = "audit") -> list[dict[str, Any]]:
         """The payloads of the first `count` events, once there are so many; the test's time limit ends it."""
-        while len(found := await self.events(event_type=event_type)) < count:
+        while True:
+            found = await self.events(event_type=event_type)
+            if len(found) >= count:
+                return [event.payload or {} for event in found]
             await asyncio.sleep(0.01)
-        return [event.payload or {} for event in found]

@@ -24,8 +24,8 @@ from engines.errors import (
     PreconditionRequired,
     TooLarge,
 )
+from engines.stores.definition_records import Definition, DefinitionFilter, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED, SCHEMAS, Schema
-from engines.stores.definitions import Definition, DefinitionFilter, DefinitionInput
 from engines.testing.faults import Fault
 from tests.stores.definition_samples import REFUSED, SAMPLES
 from tests.stores.definitions_home import Told

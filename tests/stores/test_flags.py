@@ -24,8 +24,8 @@ from engines.errors import (
     Unavailable,
 )
 from engines.ports.documents import DocumentDriver
+from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
-from engines.stores.definitions import DefinitionInput
 from engines.stores.flags import AGE_MAX_S, Flags
 from engines.testing.faults import NO_FAULTS, FaultPlan
 from tests.stores.definitions_home import Told

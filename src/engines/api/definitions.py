@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -12,8 +13,8 @@ from engines.api.endpoint import Handler, Router, Sendable
 from engines.api.reply import deleted_reply, json_reply, record_reply
 from engines.api.views import ListQuery, Page, page_reply
 from engines.scope import RequestContext
+from engines.stores.definition_records import Definition, DefinitionFilter, DefinitionInput, Diff
 from engines.stores.definition_schemas import SCHEMAS, Schema
-from engines.stores.definitions import Definition, DefinitionFilter, DefinitionInput, Diff
 
 Version = Annotated[int, Meta(ge=1)]
 
@@ -177,106 +178,84 @@ async def _target(call: Call, context: RequestContext, body: CopyInput) -> Reque
     return await call.engines.contexts.context_of(headers, request_id=context.request_id)
 
 
-def router_of(schema: Schema) -> Router:
-    """The calls of one kind of definition, each with a name and a sentence of its own."""
-    router, calls = Router(schema.name), _Calls(schema)
-    base, one, name = schema.base_path, schema.base_path + "/{id}", schema.name.replace("-", "_")
+_RECORD: Final[Mapping[str, Any]] = {"reply": Definition, "has_etag": True}
+_PAGE: Final[Mapping[str, Any]] = {"reply": Page[Definition]}
 
-    def add(method: str, path: str, verb: str, handler: Handler, sentence: str, **options: Any) -> None:
-        async def named(call: Call) -> Sendable:
-            return await handler(call)
-
-        named.__name__, named.__doc__ = f"{verb}_{name}", sentence
-        getattr(router, method)(path, **options)(named)
-
-    record = {"reply": Definition, "has_etag": True}
-    add(
+# The method, the path below the kind's, the verb that names the call, its sentence, the endpoint's options.
+_CALLS: Final[Sequence[tuple[str, str, str, str, Mapping[str, Any]]]] = (
+    (
         "post",
-        base,
+        "",
         "create",
-        calls.create,
-        f"Define one of {name}: {schema.holds}.\n\nThe server names it where the body gives no id.",
-        body=DefinitionInput,
-        statuses=(201,),
-        **record,
-    )
-    add(
-        "get",
-        base,
-        "list",
-        calls.list,
-        f"The {name} of the bound surface and project, by id.",
-        query=DefinitionQuery,
-        reply=Page[Definition],
-    )
-    add(
-        "get",
-        one,
-        "get",
-        calls.get,
-        "The present version, or one that is kept.",
-        query=VersionQuery,
-        **record,
-    )
-    add(
+        "A new definition among {holds}.\n\nThe server names it where the body gives no id.",
+        {"body": DefinitionInput, "statuses": (201,), **_RECORD},
+    ),
+    ("get", "", "list", "Of {holds}: those of the bound scope, by id.", {"query": DefinitionQuery, **_PAGE}),
+    ("get", "/{id}", "get", "The present version, or one that is kept.", {"query": VersionQuery, **_RECORD}),
+    (
         "put",
-        one,
+        "/{id}",
         "put",
-        calls.put,
         "Write the next version, having said which one it follows.",
-        body=DefinitionInput,
-        conditions="required",
-        **record,
-    )
-    add(
+        {"body": DefinitionInput, "conditions": "required", **_RECORD},
+    ),
+    (
         "delete",
-        one,
+        "/{id}",
         "delete",
-        calls.delete,
         "Hide it behind a tombstone, which is a version too and can be undone.",
-        conditions="required",
-    )
-    add(
+        {"conditions": "required"},
+    ),
+    (
         "get",
-        one + "/versions",
-        "list_versions_of",
-        calls.versions,
+        "/{id}/versions",
+        "versions",
         "Every version that is kept, with who wrote it and when.",
-        query=ListQuery,
-        reply=Page[Definition],
-    )
-    add(
+        {"query": ListQuery, **_PAGE},
+    ),
+    (
         "get",
-        one + "/diff",
+        "/{id}/diff",
         "diff",
-        calls.diff,
         "What changed from one version to another.",
-        query=DiffQuery,
-        reply=Diff,
-    )
-    add(
+        {"query": DiffQuery, "reply": Diff},
+    ),
+    (
         "post",
-        one + "/restore",
+        "/{id}/restore",
         "restore",
-        calls.restore,
         "Write what an earlier version says as the next version.",
-        body=RestoreInput,
-        conditions="optional",
-        **record,
-    )
-    add(
+        {"body": RestoreInput, "conditions": "optional", **_RECORD},
+    ),
+    (
         "post",
-        one + "/copy",
+        "/{id}/copy",
         "copy",
-        calls.copy,
-        "Copy a version to another env, project, surface or id of the tenant.\n\nThe conditions are about the "
-        "target; without one it must not exist yet.",
-        body=CopyInput,
-        statuses=(201, 200),
-        conditions="optional",
-        **record,
-    )
+        "Copy a version elsewhere in the tenant.\n\nA condition is the target's: without one it must be new.",
+        {"body": CopyInput, "statuses": (201, 200), "conditions": "optional", **_RECORD},
+    ),
+)
+
+
+def router_of(schema: Schema) -> Router:
+    """The calls of one kind of definition, each under a name of its own."""
+    router, calls = Router(schema.name), _Calls(schema)
+    for method, path, verb, sentence, options in _CALLS:
+        handler = _named(
+            getattr(calls, verb),
+            f"{verb}_{schema.name.replace('-', '_')}",
+            sentence.format(holds=schema.holds, id="{id}"),
+        )
+        getattr(router, method)(schema.base_path + path, **options)(handler)
     return router
+
+
+def _named(handler: Handler, name: str, sentence: str) -> Handler:
+    async def named(call: Call) -> Sendable:
+        return await handler(call)
+
+    named.__name__, named.__doc__ = name, sentence
+    return named
 
 
 ROUTERS: Final = tuple(router_of(schema) for schema in SCHEMAS)

@@ -25,10 +25,19 @@ class Definitions:
         self._path = path
 
     async def create(
-        self, json_blob: Mapping[str, Any], *, id: str | None = None, idempotency_key: str | None = None
+        self,
+        json_blob: Mapping[str, Any],
+        *,
+        definition_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Definition:
-        """A new definition; the server names it unless `id` does. Raises Conflict (the id or slug is taken)."""
-        body = {"json_blob": json_blob} if id is None else {"json_blob": json_blob, "id": id}
+        """A new definition; the server names it unless `definition_id` does.
+
+        Raises Conflict (the id or the slug is taken).
+        """
+        body: dict[str, Any] = {"json_blob": json_blob}
+        if definition_id is not None:
+            body["id"] = definition_id
         return await self._calls.change(
             Definition, "POST", *self._path, body=body, idempotency_key=idempotency_key
         )
@@ -142,7 +151,7 @@ class Definitions:
         env: str | None = None,
         surface_id: str | None = None,
         project_id: str | msgspec.UnsetType | None = msgspec.UNSET,
-        id: str | None = None,
+        target_id: str | None = None,
         version: int | None = None,
         if_match: str | None = None,
         idempotency_key: str | None = None,
@@ -151,7 +160,7 @@ class Definitions:
 
         `if_match` is the target's ETag. Raises NotFound, Conflict (the target exists), PreconditionFailed.
         """
-        named = {"env": env, "surface_id": surface_id, "id": id, "version": version}
+        named = {"env": env, "surface_id": surface_id, "id": target_id, "version": version}
         body: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         if project_id is not msgspec.UNSET:
             body["project_id"] = project_id

@@ -23,7 +23,7 @@ from engines.clock import Clock
 from engines.codec import Codec
 from engines.core.documents import Documents
 from engines.core.keys import join, within
-from engines.errors import Conflict, EnginesError, Throttled
+from engines.errors import Conflict, EnginesError, OutcomeUnknown, Throttled, Unavailable
 from engines.ports.documents import ALWAYS, Delete, Match, Put
 
 RENEW_S: Final = 5.0
@@ -83,7 +83,7 @@ class Pledges:
     async def make(self, name: str) -> None:
         """`name` is pledged when this returns. No I/O while it stands.
 
-        Raises Throttled (too many names), Unavailable, OutcomeUnknown: then nothing may be begun.
+        Raises Throttled (too many names), Unavailable: then nothing may be begun.
         """
         now_s = self._clock.monotonic()
         if name not in self._names and len(self._names) >= NAMES_MAX:
@@ -92,7 +92,7 @@ class Pledges:
         while not (name in self._written and self._clock.monotonic() < self._trusted_until_s):
             async with self._writing:  # Whoever waited finds that the write before it named them too.
                 if not (name in self._written and self._clock.monotonic() < self._trusted_until_s):
-                    await self._write()
+                    await self._write_first()
 
     def keep(self, name: str) -> None:
         """The work at `name` is not over."""
@@ -159,6 +159,12 @@ class Pledges:
         if self._names or self._written:
             async with self._writing:
                 await self._write()
+
+    async def _write_first(self) -> None:
+        try:
+            await self._write()
+        except OutcomeUnknown as unknown:  # Of the pledge, not of what it was for.
+            raise Unavailable("a change could not be prepared; nothing was begun") from unknown
 
     async def _write(self) -> None:
         began_s = self._clock.monotonic()

@@ -25,7 +25,7 @@ from engines.core.documents import Documents
 from engines.core.keys import within
 from engines.core.outbox import BATCH_MAX, DELIVERY_TIMEOUT_S, WAITING_MAX, event_id_of, outbox_put
 from engines.core.place import Place, Places
-from engines.errors import EnginesError, Throttled
+from engines.errors import EnginesError, Throttled, Unavailable
 from engines.ports.documents import ALWAYS, Delete, Put
 from engines.scope import RequestContext
 from engines.stores.event_records import SystemEvent
@@ -200,7 +200,7 @@ class Announcements:
                 async with self._at_once:
                     await self._deliver(delivery.where, partition, repeated=repeated)
                 delivery.failures = 0
-            except (EnginesError, TimeoutError) as error:
+            except EnginesError as error:
                 delivery.partitions[partition] = True
                 await self._pause(delivery, error)
         delivery.task = None
@@ -239,12 +239,17 @@ class Announcements:
                     event_id=event_id_of(f"{where.kind}.{where.tenant_id}.{where.env}", doc.key),
                     parent_event_id=message.parent_event_id,
                 )
-                async with asyncio.timeout(DELIVERY_TIMEOUT_S):
-                    await self._spine.append_system(
-                        _context_of(context, message), [event], look_everywhere=repeated
-                    )
+                await self._append(_context_of(context, message), event, repeated=repeated)
             async with self._places.changing(where.kind, context) as place:
                 await place.documents.write(partition, [Delete(doc.key, ALWAYS) for doc in page.docs])
+
+    async def _append(self, context: RequestContext, event: SystemEvent, *, repeated: bool) -> None:
+        """Raises Unavailable where it takes too long: what was cut off is recognised by its event id."""
+        try:
+            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+                await self._spine.append_system(context, [event], look_everywhere=repeated)
+        except TimeoutError as error:
+            raise Unavailable("the event spine did not answer in time") from error
 
 
 async def _admit(documents: Documents, partition: str) -> None:

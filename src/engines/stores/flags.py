@@ -22,8 +22,9 @@ from engines.codec import encode_json
 from engines.core.listing import LIMIT_MAX, Window
 from engines.errors import EnginesError, NotFound, TooLarge
 from engines.scope import RequestContext, check_id
+from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import SCHEMA_NAMED
-from engines.stores.definitions import Definition, Definitions
+from engines.stores.definitions import Definitions
 from engines.stores.flag_rules import Evaluation, Flag, FlagDefinition, check_context, failure
 from engines.stores.fresh import Fresh
 
