@@ -48,8 +48,8 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
-    ofrep.router,
     *definitions.ROUTERS,
+    ofrep.router,
     reserved.router,
 )
 

@@ -10,12 +10,13 @@ import hashlib
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.ofrep_errors import FLAGS_PATH, EvaluationFailure
 from engines.api.reply import JSON, Reply, json_reply
-from engines.stores.flag_rules import Evaluation
+from engines.stores.flag_rules import Evaluation, Reason
 
 # What a context says is looked at by every flag: it is smaller than other bodies may be.
 CONTEXT_BYTES_MAX: Final = 64 * 1024
@@ -37,10 +38,22 @@ class BulkQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     flag_config_last_modified: str | None = None
 
 
+class EvaluationOrFailure(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One of many: an Evaluation, or with `errorCode` an EvaluationFailure."""
+
+    key: str
+    reason: Reason | UnsetType = UNSET
+    variant: str | UnsetType = UNSET
+    value: Any = UNSET
+    metadata: dict[str, str | bool | int | float] = {}
+    error_code: str | UnsetType = UNSET
+    error_details: str | UnsetType = UNSET
+
+
 class BulkEvaluation(msgspec.Struct, frozen=True):
     """What every flag says, by key."""
 
-    flags: tuple[Evaluation, ...]
+    flags: tuple[EvaluationOrFailure, ...]
 
 
 @router.post(
