@@ -15,11 +15,14 @@ from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import ErrorCode, ProviderNotReadyError
 from openfeature.flag_evaluation import Reason
 
+from engines.client import Engines, Evaluations
 from engines.client.openfeature import EnginesProvider
-from engines.errors import Invalid
+from engines.errors import Invalid, NotFound
 from engines.testing.clock import ManualClock
+from tests.cli.lab import LabProcess
 from tests.client.loopback import Answer, Drop, Loopback, problem
 from tests.client.test_blocking import ServerThread
+from tests.contract.cast import until
 
 ADA = EvaluationContext("ada", {"plan": "pro"})
 JSON = {"Content-Type": "application/json"}
@@ -278,3 +281,94 @@ class TestKept:
         found = await asyncio.gather(*(client.get_integer_value_async("a", 0, ADA) for _ in range(50)))
         assert found == [1] * 50
         assert len(server.received) == 1
+
+
+class TestRealServer:
+    """From a definition to a value in a program, over everything that lies between."""
+
+    @pytest.fixture
+    def member(self, lab: LabProcess) -> Iterator[Engines]:
+        with Engines(lab.file.url, lab.file.user("member").token) as client:
+            yield client
+
+    @pytest.fixture
+    def open_lab(self, lab: LabProcess) -> Iterator[Open]:
+        def open_it(**options: Any) -> OpenFeatureClient:
+            api.set_provider_and_wait(EnginesProvider(lab.file.url, lab.file.user("viewer").token, **options))
+            return api.get_client()
+
+        yield open_it
+        api.clear_providers()
+
+    def define(self, member: Engines, key: str, variants: dict[str, Any], **members: Any) -> None:
+        blob = {"state": "ENABLED", "variants": variants, "defaultVariant": next(iter(variants)), **members}
+        member.flags.create(blob, definition_id=key)
+
+    @pytest.mark.parametrize("age_max_s", [None, 5.0])
+    def test_every_type_with_targeting_and_a_rollout(
+        self, member: Engines, open_lab: Open, age_max_s: float | None
+    ) -> None:
+        kept = f"kept-{age_max_s}"
+        rule = {"if": [{"==": [{"var": "plan"}, "pro"]}, {"fractional": [["b", 1]]}]}
+        for name, first, second in (
+            ("boolean", False, True),
+            ("string", "a", "b"),
+            ("integer", 1, 2),
+            ("float", 0.5, 1.5),
+            ("object", {"a": 1}, {"b": [2]}),
+        ):
+            self.define(member, f"{kept}-{name}", {"a": first, "b": second}, targeting=rule)
+        client = open_lab(age_max_s=age_max_s)
+        assert client.get_boolean_value(f"{kept}-boolean", default_value=False, evaluation_context=ADA)
+        assert client.get_string_value(f"{kept}-string", "", ADA) == "b"
+        assert client.get_integer_value(f"{kept}-integer", 0, ADA) == 2
+        assert client.get_float_value(f"{kept}-float", 0.0, ADA) == 1.5
+        assert client.get_object_value(f"{kept}-object", {}, ADA) == {"b": [2]}
+        details = client.get_string_details(f"{kept}-string", "", EvaluationContext("bob"))
+        assert (details.value, details.reason, details.variant) == ("a", Reason.DEFAULT, "a")
+        assert client.get_string_details("nobody", "d", ADA).error_code is ErrorCode.FLAG_NOT_FOUND
+        mismatch = client.get_integer_details(f"{kept}-string", 7, ADA)
+        assert (mismatch.value, mismatch.error_code) == (7, ErrorCode.TYPE_MISMATCH)
+
+    async def test_a_change_reaches_a_program_within_two_seconds(
+        self, member: Engines, open_lab: Open
+    ) -> None:
+        """One for the server, and here another for what the provider keeps."""
+        self.define(member, "switch", {"off": False, "on": True})
+        client = open_lab(age_max_s=1.0)
+
+        async def becomes(*, wanted: bool) -> None:
+            async with asyncio.timeout(2.5):
+                while await client.get_boolean_value_async("switch", not wanted) is not wanted:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+        await becomes(wanted=False)
+        entry = await asyncio.to_thread(member.flags.get, "switch")
+        changed = {**entry.json_blob, "defaultVariant": "on"}
+        await asyncio.to_thread(member.flags.put, "switch", changed, if_match=entry.etag)
+        await becomes(wanted=True)
+
+    def test_the_clients_own_methods(self, member: Engines) -> None:
+        self.define(member, "own", {"a": 1}, metadata={"owner": "web"})
+        found = member.ofrep.evaluate("own", {})
+        assert (found.value, found.reason, found.variant, found.metadata) == (
+            1,
+            "STATIC",
+            "a",
+            {"owner": "web"},
+        )
+
+        def all_flags() -> Evaluations:
+            every = member.ofrep.evaluate_all({})
+            assert every is not None
+            return every
+
+        until(lambda: "own" in {flag.key for flag in all_flags().flags})
+        every = all_flags()
+        assert member.ofrep.evaluate_all({}, known_etag=every.etag) is None
+        with pytest.raises(NotFound) as missing:
+            member.ofrep.evaluate("nobody", {})
+        assert missing.value.reason_code == "FLAG_NOT_FOUND"
+        with pytest.raises(Invalid) as refused:
+            member.ofrep.evaluate("own", {"targetingKey": 7})
+        assert refused.value.reason_code == "INVALID_CONTEXT"
