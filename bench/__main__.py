@@ -19,6 +19,7 @@ from bench import costs, report, sharing
 from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
 from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
+from bench.flags import flags_in_process, flags_ofrep
 from bench.measure import Result
 from bench.memory import memory_growth, memory_idle
 from bench.metering import METERED
@@ -40,6 +41,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "http-postgres": http_postgres,
     "http-sqlite": http_sqlite,
     "resolve": resolving,
+    "flags-in-process": flags_in_process,
+    "flags-ofrep": flags_ofrep,
     "list-after-postgres": list_after_postgres,
     "list-after-sqlite": list_after_sqlite,
     "sdk-dynamodb": sdk_dynamodb,

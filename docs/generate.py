@@ -37,7 +37,8 @@ def http_page() -> str:
         "",
         "Made from the OpenAPI description by `python docs/generate.py`; the server gives it at `/openapi.json`.",
         "Problems are `application/problem+json` with `type, title, status, detail, code, request_id` and, where it",
-        "applies, `field, resource_kind, scope, gate, reason_code, outcome`.",
+        "applies, `field, resource_kind, scope, gate, reason_code, outcome`; under `/ofrep` they are",
+        "[EvaluationFailure](#evaluationfailure), as OFREP has them.",
         "",
     ]
     tags: dict[str, list[str]] = {}
@@ -62,6 +63,7 @@ def _call(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]
     query = [item["name"] for item in operation.get("parameters", ()) if item.get("in") == "query"]
     referred = [item["$ref"].rsplit("/", 1)[1] for item in operation.get("parameters", ()) if "$ref" in item]
     conditions = [name for name in ("If-Match", "If-None-Match", "Idempotency-Key") if name in referred]
+    conditions += ["If-None-Match"] if "If-None-Match-of-a-read" in referred else []
     query += [name for name in ("limit", "after", "order") if name in referred]
     if query:
         yield f"- query: {', '.join(f'`{name}`' for name in query)}"
@@ -70,14 +72,14 @@ def _call(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"- body: {_type(content['schema'])} (`{media}`)"
     for status, response in operation["responses"].items():
-        if status < "300":
+        if status < "400":
             shown = [
                 _type(content["schema"])
                 for content in response.get("content", {}).values()
                 if "schema" in content
             ]
             yield f"- {status}: {' or '.join(shown) or 'no body'}"
-    yield f"- problems: {', '.join(status for status in operation['responses'] if status >= '300')}"
+    yield f"- problems: {', '.join(status for status in operation['responses'] if status >= '400')}"
     yield ""
 
 

@@ -51,6 +51,7 @@ from engines.stores.announcements import Announcements
 from engines.stores.blackboard import Blackboard
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
+from engines.stores.flags import Flags
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.tables import Tables
@@ -100,6 +101,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     notes: Notes
     announcements: Announcements
     definitions: Definitions
+    flags: Flags
 
 
 @contextlib.asynccontextmanager
@@ -186,6 +188,7 @@ async def open_engines(
         finally:
             await engines.contexts.close()
             await engines.refusals.close()
+            await engines.flags.close()
             await engines.announcements.close()
             await engines.spine.close()
             await engines.streams.close()
@@ -205,6 +208,7 @@ def _assemble(
     spine = EventSpine(router, ids, clock)
     refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
     announcements = Announcements(router, spine, clock)
+    definitions = Definitions(router, announcements, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
     engines = Engines(
@@ -235,7 +239,8 @@ def _assemble(
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
         announcements=announcements,
-        definitions=Definitions(router, announcements, ids, clock),
+        definitions=definitions,
+        flags=Flags(definitions, clock),
     )
     return backends, participation, engines
 

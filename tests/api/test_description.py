@@ -74,6 +74,8 @@ GET /blackboard/{run_id}
 GET /blackboard/{run_id}/{key}/versions
 POST,GET /notes
 GET,PUT,DELETE /notes/{note_id}
+POST /ofrep/v1/evaluate/flags
+POST /ofrep/v1/evaluate/flags/{key}
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """
@@ -125,7 +127,8 @@ def test_every_call_says_what_it_is_for_what_it_takes_and_what_it_answers() -> N
         for status, response in operation["responses"].items():
             assert status != "422"
             if int(status) >= 400:
-                assert response == {"$ref": f"#/components/responses/{status}"}
+                form = "OFREP-" if path.startswith("/ofrep/") else ""
+                assert response == {"$ref": f"#/components/responses/{form}{status}"}
         assert ("security" in operation) == (path in ("/health/live", "/health/ready", "/openapi.json"))
 
 
@@ -159,7 +162,9 @@ def test_changes_take_an_idempotency_key_and_single_records_have_an_etag() -> No
             if "$ref" in parameter
         }
         takes_key = (
-            method != "GET" and not path.endswith(("/probe", "/rebuild")) and not path.startswith("/reserved")
+            method != "GET"
+            and not path.endswith(("/probe", "/rebuild"))
+            and not path.startswith(("/reserved", "/ofrep"))
         )
         assert ("Idempotency-Key" in names) == takes_key, (method, path)
         if method in ("PUT", "PATCH") and not path.startswith("/reserved"):
@@ -177,7 +182,7 @@ CHECKS_LEFT_OUT = (
     "positive_data_acceptance",
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
-DATA = r"^/(notes|memory|tables|blackboard|events|streams|me|health|bootstrap)"
+DATA = r"^/(notes|memory|tables|blackboard|events|streams|ofrep|me|health|bootstrap)"
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"

@@ -9,7 +9,7 @@ from engines.client import AsyncEngines
 
 NAMES = """
     NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Definition DefinitionDiff
-    DefinitionOrigin Difference Engines Event Head IndexStatus
+    DefinitionOrigin Difference Engines Evaluation Evaluations Event Head IndexStatus
     Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
@@ -25,6 +25,7 @@ METHODS = {
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
     "notes": "create delete each get page replace",
+    "ofrep": "evaluate evaluate_all",
     "flows": DEFINITIONS,
     "graphs": DEFINITIONS,
     "overlays": DEFINITIONS,

@@ -20,6 +20,7 @@ from engines.api import (
     memory,
     moves,
     notes,
+    ofrep,
     openapi,
     products,
     reserved,
@@ -48,6 +49,7 @@ ROUTERS: Final[Sequence[Router]] = (
     blackboard.router,
     notes.router,
     *definitions.ROUTERS,
+    ofrep.router,
     reserved.router,
 )
 

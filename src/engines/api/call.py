@@ -17,6 +17,7 @@ from engines.api.body import ClientGone, Receive, check_media_type, decode_body,
 from engines.api.endpoint import Endpoint, Sendable
 from engines.api.fields import Fields, condition_of, idempotency_key_of
 from engines.api.metrics import Metrics
+from engines.api.ofrep_errors import is_ofrep, ofrep_error_reply, ofrep_internal_reply
 from engines.api.paths import QueryDecoder, parse_query
 from engines.api.protocol import ANSWER
 from engines.api.reply import HeaderFields, Send, internal_problem_reply, problem_reply
@@ -206,7 +207,8 @@ class Call:
 
     async def _read(self) -> None:
         try:
-            self._body = await read_body(self.fields, self.receive)
+            bytes_max = self.runner.endpoint.body_bytes_max
+            self._body = await read_body(self.fields, self.receive, bytes_max=bytes_max)
         except (TooLarge, RequestTimeout):
             self.abandons_body = True
             raise
@@ -260,6 +262,8 @@ class Runner:
             )
         except Exception:
             log.exception("unexpected error", request_id=call.request_id, route=self.endpoint.path)
+            if is_ofrep(call.scope["path"]):
+                return ofrep_internal_reply()
             return internal_problem_reply(call.request_id)
 
 
@@ -270,6 +274,9 @@ async def problem_of(call: Call, error: EnginesError) -> Sendable:
     elif error.status >= 500:
         report = log.exception if isinstance(error, Corrupt) else log.warning
         report("request failed", **_facts(call, error))
+    path = call.scope["path"]
+    if is_ofrep(path):
+        return ofrep_error_reply(error, path, close=call.abandons_body)
     return problem_reply(error, call.request_id, close=call.abandons_body)
 
 

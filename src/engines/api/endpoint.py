@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from engines.api.body import BODY_BYTES_MAX
+
 Conditions = Literal["none", "optional", "required"]
 Access = Literal["context", "principal", "public"]
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -31,6 +33,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
+    `reads`: it changes nothing, though its method is POST because it takes a body.
     """
 
     method: str
@@ -51,7 +54,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     is_idempotent: bool = False
     ignores_input: bool = False
     answers_any_method: bool = False
+    reads: bool = False
+    body_bytes_max: int = BODY_BYTES_MAX
     media_type: str = "application/json"
+
+    @property
+    def changes(self) -> bool:
+        """Whether the call may change something."""
+        return self.method in CHANGING_METHODS and not self.reads
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -88,7 +98,8 @@ class Router:
 
     def add(self, method: str, path: str, **options: Any) -> Callable[[Handler], Handler]:
         """Any method."""
-        options = {"is_idempotent": method in CHANGING_METHODS, **options}
+        changes = method in CHANGING_METHODS and not options.get("reads", False)
+        options = {"is_idempotent": changes, **options}
 
         def add(handler: Handler) -> Handler:
             summary, _, description = (handler.__doc__ or "").strip().partition("\n\n")

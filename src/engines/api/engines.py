@@ -24,6 +24,7 @@ from engines.routing.routes import BackendRecords, Routes
 from engines.stores.blackboard import Blackboard
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
+from engines.stores.flags import Flags
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.tables import Tables
@@ -84,5 +85,7 @@ class Engines(Protocol):
     def blackboard(self) -> Blackboard: ...
     @property
     def notes(self) -> Notes: ...
+    @property
+    def flags(self) -> Flags: ...
     @property
     def definitions(self) -> Definitions: ...

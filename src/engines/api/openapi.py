@@ -17,6 +17,7 @@ import msgspec
 from engines.api.call import Call
 from engines.api.endpoint import CHANGING_METHODS, Endpoint, Router, Sendable
 from engines.api.fields import IDEMPOTENCY_KEY_CHARS_MAX
+from engines.api.ofrep_errors import EvaluationFailure, is_ofrep
 from engines.api.reply import JSON, Problem, Reply
 from engines.api.stream import MEDIA_TYPE as STREAM_MEDIA_TYPE
 from engines.catalogue import KINDS
@@ -68,7 +69,14 @@ _STATUSES: Final[Mapping[int, str]] = {
 # A 500 is a bug of the server's or corrupt data: nothing that a call may answer, so none is described.
 _ALWAYS: Final = (400, 429, 431, 503)
 _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
-_SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {200: "done", 201: "created", 204: "gone"}
+_SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {
+    200: "done",
+    201: "created",
+    204: "gone",
+    304: "it is what If-None-Match says",
+}
+_KNOWN_ETAG: Final = "If-None-Match-of-a-read"
+_OFREP: Final = "OFREP-{status}"
 
 
 def router_for(endpoints: Sequence[Endpoint]) -> Router:
@@ -111,7 +119,11 @@ def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "responses": {str(status): _problem(status) for status in _STATUSES},
+            "responses": {
+                name: _problem(status, form)
+                for status in _STATUSES
+                for name, form in ((str(status), Problem), (_OFREP.format(status=status), EvaluationFailure))
+            },
             "parameters": _parameters(),
             "headers": _headers(),
             "securitySchemes": {
@@ -128,7 +140,7 @@ def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _types(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
-    yield Problem
+    yield from (Problem, EvaluationFailure)
     for endpoint in endpoints:
         for type_ in (endpoint.body, endpoint.reply):
             yield from (part for part in _alternatives(type_) if part not in (None, str))
@@ -183,6 +195,8 @@ def _header_parameters(endpoint: Endpoint) -> Iterable[Mapping[str, Any]]:
     names: list[str] = []
     if endpoint.conditions != "none":
         names += ["If-Match", "If-None-Match"]
+    if 304 in endpoint.statuses:
+        names.append(_KNOWN_ETAG)
     if endpoint.is_idempotent:
         names.append("Idempotency-Key")
     if endpoint.is_stream:
@@ -197,7 +211,8 @@ def _responses(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
         if status < 400:
             responses[str(status)] = _success(endpoint, status, schemas)
     for status in sorted({*_problem_statuses(endpoint)} - {int(status) for status in responses}):
-        responses[str(status)] = {"$ref": f"#/components/responses/{status}"}
+        name = _OFREP.format(status=status) if is_ofrep(endpoint.path) else status
+        responses[str(status)] = {"$ref": f"#/components/responses/{name}"}
     return responses
 
 
@@ -210,7 +225,7 @@ def _success(endpoint: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dic
     response: dict[str, Any] = {"description": _SUCCESS_DESCRIPTIONS[status], "headers": headers}
     if endpoint.is_stream:
         response["content"] = {STREAM_MEDIA_TYPE: {"schema": {"type": "string"}}}
-    elif endpoint.reply is not None:
+    elif endpoint.reply is not None and status != 304:
         response["content"] = {endpoint.media_type: {"schema": _schema(endpoint.reply, schemas)}}
     return response
 
@@ -220,10 +235,12 @@ def _problem_statuses(endpoint: Endpoint) -> Iterable[int]:
     yield from (status for status in endpoint.statuses if status >= 400)
     if endpoint.access != "public":
         yield from (401, 403)
-    if endpoint.parameters or endpoint.method in CHANGING_METHODS:
+    if endpoint.parameters or endpoint.changes:
         yield 404
     if endpoint.method in CHANGING_METHODS:
-        yield from (408, 409, 413)
+        yield from (408, 413)
+    if endpoint.changes:
+        yield 409
     if endpoint.body is not None:
         yield 415
     if endpoint.conditions != "none":
@@ -236,18 +253,15 @@ def _problem_statuses(endpoint: Endpoint) -> Iterable[int]:
         yield 501
 
 
-def _problem(status: int) -> Mapping[str, Any]:
+def _problem(status: int, form: type[msgspec.Struct]) -> Mapping[str, Any]:
     headers = dict(_PROBLEM_HEADERS)
     if status == 401:
         headers["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
     if status in (429, 503):
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
-    problem = {"schema": {"$ref": _SCHEMAS.format(name=Problem.__name__)}}
-    return {
-        "description": _STATUSES[status],
-        "headers": headers,
-        "content": {"application/problem+json": problem},
-    }
+    schema = {"schema": {"$ref": _SCHEMAS.format(name=form.__name__)}}
+    media_type = "application/problem+json" if form is Problem else "application/json"
+    return {"description": _STATUSES[status], "headers": headers, "content": {media_type: schema}}
 
 
 def _parameters() -> dict[str, Any]:
@@ -272,10 +286,18 @@ def _parameters() -> dict[str, Any]:
         ),
         **_CONTEXT_HEADERS,
     }
-    return {
+    parameters = {
         name: {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
         for name, (schema, text) in described.items()
     }
+    parameters[_KNOWN_ETAG] = {
+        "name": "If-None-Match",
+        "in": "header",
+        "required": False,
+        "description": "the ETag of an earlier answer: where it still holds there is no body",
+        "schema": {"type": "string"},
+    }
+    return parameters
 
 
 def _headers() -> dict[str, Any]:

@@ -28,6 +28,8 @@ CLOSE: Final = (b"connection", b"close")
 REPLAYED: Final = (b"idempotency-replayed", b"true")
 PROBLEM_TYPE_PREFIX: Final = "urn:engines:problem:"
 
+# These say nothing of a body's length: RFC 9110, sections 8.6 and 15.
+_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _encode: Final = msgspec.json.Encoder().encode
 _WORD_START: Final = re.compile(r"(?<!^)(?=[A-Z])")
 
@@ -45,7 +47,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     async def send(self, call: Call) -> None:
         """Answer the call."""
-        fields = self.fields if self.status == HTTPStatus.NO_CONTENT else (*self.fields, self.length_field)
+        fields = self.fields if self.status in _WITHOUT_BODY else (*self.fields, self.length_field)
         await call.answer(self.status, fields, self.body)
 
 
@@ -107,7 +109,12 @@ def problem_reply(error: EnginesError, request_id: str, *, close: bool = False) 
         reason_code=error.reason_code,
         outcome="unknown" if isinstance(error, OutcomeUnknown) else None,
     )
-    fields = [PROBLEM]
+    return Reply(error.status, _encode(problem), (PROBLEM, *error_fields(error, close=close)))
+
+
+def error_fields(error: EnginesError, *, close: bool = False) -> HeaderFields:
+    """What the answer to an error says beside its body, whatever form that has."""
+    fields: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         fields.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after_s))))
     if isinstance(error, Unauthenticated):
@@ -116,7 +123,7 @@ def problem_reply(error: EnginesError, request_id: str, *, close: bool = False) 
         fields.append((b"allow", ", ".join(error.allowed).encode()))
     if close:
         fields.append(CLOSE)
-    return Reply(error.status, _encode(problem), fields)
+    return fields
 
 
 def internal_problem_reply(request_id: str) -> Reply:

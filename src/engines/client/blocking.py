@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import control, definitions, logs, routing, stores
+from engines.client import control, definitions, logs, ofrep, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -61,6 +61,13 @@ class Loop:
             if not answer.done():
                 self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108  there is no task before `start` ran
                 concurrent.futures.wait([answer], CLOSE_TIMEOUT_S)
+
+    async def join(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work` in a coroutine of another event loop, which goes on meanwhile."""
+        if self._closed:
+            work.close()
+            raise EnginesError("this client is closed")
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def close(self) -> None:
         """End what is under way, then the thread."""
@@ -194,6 +201,13 @@ class Notes(Group[stores.Notes]):
     delete = blocking(stores.Notes.delete)
     page = blocking(stores.Notes.page)
     each = iterating(stores.Notes.each)
+
+
+class Ofrep(Group[ofrep.Ofrep]):
+    """`AsyncEngines.ofrep`, blocking."""
+
+    evaluate = blocking(ofrep.Ofrep.evaluate)
+    evaluate_all = blocking(ofrep.Ofrep.evaluate_all)
 
 
 class Definitions(Group[definitions.Definitions]):
@@ -335,6 +349,7 @@ class Engines:
         self.memory = Memory(client.memory, loop)
         self.blackboard = Blackboard(client.blackboard, loop)
         self.notes = Notes(client.notes, loop)
+        self.ofrep = Ofrep(client.ofrep, loop)
         self.flows = Definitions(client.flows, loop)
         self.graphs = Definitions(client.graphs, loop)
         self.overlays = Definitions(client.overlays, loop)

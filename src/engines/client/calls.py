@@ -21,7 +21,7 @@ import msgspec
 from engines.client.problems import unreadable
 from engines.client.results import Page
 from engines.client.retry import Repeat
-from engines.client.transport import Request, Transport, encode, target
+from engines.client.transport import Reply, Request, Transport, encode, target
 from engines.ids import Ids
 
 T = TypeVar("T")
@@ -92,6 +92,12 @@ class Calls:
             if page.after == wanted.get("after"):
                 raise unreadable("a page leads back to itself")
             wanted["after"] = page.after
+
+    async def ask(self, *parts: str, body: Any, known_etag: str | None = None) -> Reply:
+        """POST a question that changes nothing. The reply is of status 304 where `known_etag` still holds."""
+        headers = self.context if known_etag is None else {**self.context, "If-None-Match": known_etag}
+        request = Request(method="POST", target=target(*parts), body=encode(body), headers=headers)
+        return await self.transport.send(request)
 
     async def change(
         self,

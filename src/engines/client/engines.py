@@ -18,6 +18,7 @@ from engines.client.control import Collection, Issuers, Keys, Members, Modes, Te
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.definitions import Definitions
 from engines.client.logs import Events, Streams
+from engines.client.ofrep import Ofrep
 from engines.client.retry import Retries, RetryPolicy
 from engines.client.routing import Backends, Diagnostics, Moves, Routes
 from engines.client.stores import Blackboard, Memory, Notes, Tables
@@ -101,6 +102,7 @@ class AsyncEngines:
         self.memory = Memory(calls)
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
+        self.ofrep = Ofrep(calls)
         self.flows = Definitions(calls, "flows")
         self.graphs = Definitions(calls, "graphs")
         self.overlays = Definitions(calls, "overlays")

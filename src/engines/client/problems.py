@@ -21,6 +21,7 @@ from engines import errors
 from engines.errors import Conflict, EnginesError, Gone, Invalid, OutcomeUnknown, Unavailable
 
 PROBLEM_TYPE: Final = "application/problem+json"
+JSON_TYPE: Final = "application/json"
 DETAIL_CHARS_MAX: Final = 1_000
 
 
@@ -80,15 +81,30 @@ def _class_of_status(status: int) -> type[EnginesError]:
     return _BY_STATUS.get(status, unknown)
 
 
+class Failure(msgspec.Struct, frozen=True, rename="camel"):
+    """What the server answers under /ofrep instead (OFREP): OpenFeature's code and a sentence."""
+
+    error_code: str
+    error_details: str = ""
+
+
 _problem_decoder: Final = msgspec.json.Decoder(Problem)
+_failure_decoder: Final = msgspec.json.Decoder(Failure)
 
 
 def error_of_reply(status: int, body: bytes, headers: Mapping[str, str]) -> EnginesError:
-    """The error that a reply of status 400 and above stands for."""
+    """The error that a reply of status 400 and above stands for.
+
+    OpenFeature's code is its `reason_code`, where the reply has one.
+    """
     problem = Problem()
-    if headers.get("Content-Type", "").startswith(PROBLEM_TYPE):
-        with contextlib.suppress(msgspec.DecodeError):
+    media_type = headers.get("Content-Type", "")
+    with contextlib.suppress(msgspec.DecodeError):
+        if media_type.startswith(PROBLEM_TYPE):
             problem = _problem_decoder.decode(body)
+        elif media_type.startswith(JSON_TYPE):
+            failure = _failure_decoder.decode(body)
+            problem = Problem(detail=failure.error_details, reason_code=failure.error_code)
     if problem.request_id is None:
         problem = msgspec.structs.replace(problem, request_id=headers.get("X-Request-Id"))
     return error_of_problem(problem, status=status, retry_after_s=_retry_after_s(headers))

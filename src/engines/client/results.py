@@ -44,6 +44,31 @@ class Stamped(msgspec.Struct, frozen=True, kw_only=True):
     etag: str = ""
 
 
+# --- flags ---
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a flag says. Without a `value` (msgspec.UNSET) the program uses a default of its own.
+
+    Among several, one that could not be evaluated has `error_code` and `error_details` instead.
+    """
+
+    key: str
+    reason: str = "ERROR"
+    variant: str | None = None
+    value: Any = msgspec.UNSET
+    metadata: dict[str, Any] = {}
+    error_code: str | None = None
+    error_details: str | None = None
+
+
+class Evaluations(msgspec.Struct, frozen=True):
+    """What every flag says, by key. `etag` stands for all of it."""
+
+    flags: tuple[Evaluation, ...]
+    etag: str = ""
+
+
 # --- events ---
 
 

@@ -33,6 +33,7 @@ REPLY_BYTES_MAX: Final = 16 * 1024 * 1024
 # connection.
 STREAM_SILENCE_S: Final = 60.0
 _STATUS_ERROR_MIN: Final = 300
+_NOT_MODIFIED: Final = 304
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -48,7 +49,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A reply of status below 300, read to its end."""
+    """A reply of status below 300, or 304, read to its end."""
 
     status: int
     headers: Mapping[str, str]
@@ -124,7 +125,7 @@ class Transport:
         )
         with translated(changes=request.repeat is not Repeat.READ):
             async with self._request(request, timeout) as response:
-                if response.status >= _STATUS_ERROR_MIN:
+                if response.status >= _STATUS_ERROR_MIN and response.status != _NOT_MODIFIED:
                     raise await _error(response)
                 return Reply(response.status, response.headers, await _body(response))
 

@@ -18,6 +18,7 @@ from engines.stores import definition_shapes as shapes
 from engines.stores.definition_records import Definition
 from engines.stores.definition_shapes import BLOB
 from engines.stores.event_records import instant_ms
+from engines.stores.flag_rules import FlagDefinition
 from engines.stores.scoped import invalid_body
 
 
@@ -143,7 +144,7 @@ SCHEMAS: Final = (
     Schema(
         name="flags",
         kind=catalogue.FLAGS,
-        type=shapes.Flag,
+        type=FlagDefinition,
         check=shapes.check_flag,
         scope=("surface_id",),
         holds="feature flags, by key",

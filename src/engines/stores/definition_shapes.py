@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from engines.errors import Invalid
+from engines.errors import EnginesError, Invalid
 from engines.stores.event_records import instant_ms
+from engines.stores.flag_rules import Flag, FlagDefinition
 
 BLOB: Final = "json_blob"
 ACTIONS_MAX: Final = 100
@@ -150,23 +151,13 @@ def check_contract(contract: AttributionContract) -> None:
             raise _refuse("a host is a name in lower case, without scheme or port", f"allowed_hosts[{index}]")
 
 
-class Flag(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"default_variant": "defaultVariant"}
-):
-    """A feature flag in flagd's form (https://flagd.dev/reference/flag-definitions/); its id is its key."""
-
-    state: Literal["ENABLED", "DISABLED"]
-    variants: dict[str, Any]
-    default_variant: str | None = None
-    targeting: dict[str, Any] = {}
-    metadata: dict[str, str | int | float | bool] = {}
-
-
-def check_flag(flag: Flag) -> None:
-    if not flag.variants:
-        raise _refuse("a flag has at least one variant", "variants")
-    if flag.default_variant is not None and flag.default_variant not in flag.variants:
-        raise _refuse("there is no such variant", "defaultVariant")
+def check_flag(definition: FlagDefinition) -> None:
+    """Refuses what its evaluation would not know how to read. The flag's key, its id, matters to no rule."""
+    try:
+        Flag("", definition)
+    except EnginesError as refusal:
+        refusal.field = f"{BLOB}.{refusal.field}"
+        raise
 
 
 class Kpi(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
