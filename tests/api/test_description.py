@@ -74,6 +74,7 @@ GET /blackboard/{run_id}
 GET /blackboard/{run_id}/{key}/versions
 POST,GET /notes
 GET,PUT,DELETE /notes/{note_id}
+GET,PUT /rate-limits/policy
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """

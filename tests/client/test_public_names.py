@@ -12,7 +12,7 @@ NAMES = """
     Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
-    Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
+    Probe Project RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
     UserIdentity Verification
 """
 
@@ -29,6 +29,7 @@ METHODS = {
     "keys": "create delete each page",
     "modes": "get put",
     "issuers": "delete get put",
+    "rate_limits": "get put",
     "oses": "create each get page patch",
     "surfaces": "create each get page patch",
     "apps": "create each get page patch",

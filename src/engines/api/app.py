@@ -21,6 +21,7 @@ from engines.api import (
     notes,
     openapi,
     products,
+    rate_limits,
     reserved,
     routes,
     tables,
@@ -46,6 +47,7 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
+    rate_limits.router,
     reserved.router,
 )
 

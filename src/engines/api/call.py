@@ -19,7 +19,7 @@ from engines.api.fields import Fields, condition_of, idempotency_key_of
 from engines.api.metrics import Metrics
 from engines.api.paths import QueryDecoder, parse_query
 from engines.api.protocol import ANSWER
-from engines.api.reply import HeaderFields, Send, internal_problem_reply, problem_reply
+from engines.api.reply import HeaderFields, Send, internal_problem_reply, limit_fields, problem_reply
 from engines.core.idempotency import Request, identify
 from engines.core.records import Condition
 from engines.core.slots import Slots
@@ -62,6 +62,8 @@ class Call:
         "engines",
         "fields",
         "followers",
+        "limit_fields",
+        "limited_routes",
         "metrics",
         "parameters",
         "receive",
@@ -81,6 +83,7 @@ class Call:
         *,
         common_fields: Callable[[Call], HeaderFields],
         followers: Slots,
+        limited_routes: frozenset[str],
     ) -> None:
         self.engines = engines
         self.metrics = metrics
@@ -89,6 +92,8 @@ class Call:
         self._send = send
         self._common_fields = common_fields
         self.followers = followers
+        self.limited_routes = limited_routes
+        self.limit_fields: HeaderFields = ()
         self.fields = Fields(scope["headers"])
         self.request_id = ""
         self.endpoint: Endpoint | None = None
@@ -116,6 +121,13 @@ class Call:
             contexts = self.engines.contexts
             self._context = await contexts.context_of(self.scope["headers"], request_id=self.request_id)
         return self._context
+
+    async def admit(self, context: RequestContext, route: str) -> None:
+        """Count the call. Raises Throttled where a rate limit is met, and what its counters raise."""
+        admission = await self.engines.rate_limits.admit(context, route)
+        if admission.standings:
+            self.limit_fields = limit_fields(admission.standings)
+            admission.check()
 
     async def principal(self, *, tenant_id: str, user_id: str) -> Principal:
         """The user whom the path names, and nobody else, outside any tenant. Raises as `context` does."""
@@ -215,10 +227,11 @@ class Call:
 class Runner:
     """Runs one endpoint. Whatever happens inside ends in an answer of the contract's shape."""
 
-    __slots__ = ("_reads_all_input", "endpoint", "query_decoder", "type_of")
+    __slots__ = ("_limited_as", "_reads_all_input", "endpoint", "query_decoder", "type_of")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self._limited_as = endpoint.route if endpoint.is_limited else None
         self.type_of = endpoint.type_of
         if endpoint.body is not None and endpoint.type_of is None:
             self.type_of = lambda _: endpoint.body
@@ -241,7 +254,9 @@ class Runner:
     async def _answer(self, call: Call) -> Sendable:
         try:
             if self.endpoint.access == "context":
-                await call.context()
+                context = await call.context()
+                if self._limited_as is not None:
+                    await call.admit(context, self._limited_as)
             call.fields.check()
             if not self._reads_all_input:
                 await call.refuse_input()

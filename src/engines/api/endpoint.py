@@ -31,6 +31,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
+    `is_limited`: rate limits count it. Calls of control-plane records are not counted: who may mend a limit,
+    its counters' route, or a key that was stolen must not be kept from it by the limit.
     """
 
     method: str
@@ -47,11 +49,17 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     has_etag: bool = False
     conditions: Conditions = "none"
     access: Access = "context"
+    is_limited: bool = True
     is_stream: bool = False
     is_idempotent: bool = False
     ignores_input: bool = False
     answers_any_method: bool = False
     media_type: str = "application/json"
+
+    @property
+    def route(self) -> str:
+        """Method and template, as a rate limit names it."""
+        return f"{self.method} {self.path}"
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -62,8 +70,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 class Router:
     """The calls of one store or service. Each is a function from a call to what it answers."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, *, is_limited: bool = True) -> None:
         self.tag = tag
+        self._is_limited = is_limited
         self.endpoints: list[Endpoint] = []
 
     def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
@@ -88,7 +97,11 @@ class Router:
 
     def add(self, method: str, path: str, **options: Any) -> Callable[[Handler], Handler]:
         """Any method."""
-        options = {"is_idempotent": method in CHANGING_METHODS, **options}
+        options = {
+            "is_idempotent": method in CHANGING_METHODS,
+            "is_limited": self._is_limited,
+            **options,
+        }
 
         def add(handler: Handler) -> Handler:
             summary, _, description = (handler.__doc__ or "").strip().partition("\n\n")

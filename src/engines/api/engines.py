@@ -12,6 +12,7 @@ from engines.clock import Clock
 from engines.control.access import Issuers, Keys
 from engines.control.directory import Directory
 from engines.control.products import Products
+from engines.control.rate_limits import RateLimitPolicies
 from engines.control.records import App, Os, Project, Surface
 from engines.control.tenants import Members, Modes, Tenants, Users
 from engines.identity.context import Contexts
@@ -25,6 +26,7 @@ from engines.stores.blackboard import Blackboard
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
+from engines.stores.rate_limits import RateLimits
 from engines.stores.tables import Tables
 
 
@@ -83,3 +85,7 @@ class Engines(Protocol):
     def blackboard(self) -> Blackboard: ...
     @property
     def notes(self) -> Notes: ...
+    @property
+    def rate_limit_policies(self) -> RateLimitPolicies: ...
+    @property
+    def rate_limits(self) -> RateLimits: ...

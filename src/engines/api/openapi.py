@@ -67,13 +67,14 @@ _STATUSES: Final[Mapping[int, str]] = {
 }
 # A 500 is a bug of the server's or corrupt data: nothing that a call may answer, so none is described.
 _ALWAYS: Final = (400, 429, 431, 503)
+_LIMIT_HEADERS: Final = ("RateLimit-Policy", "RateLimit")
 _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
 _SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {200: "done", 201: "created", 204: "gone"}
 
 
 def router_for(endpoints: Sequence[Endpoint]) -> Router:
     """`GET /openapi.json`, over these endpoints; made when it is first asked for."""
-    router = Router("description")
+    router = Router("description", is_limited=False)
     made: list[Reply] = []
 
     @router.get("/openapi.json", reply=dict[str, Any], access="public")
@@ -203,6 +204,8 @@ def _responses(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
 
 def _success(endpoint: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     headers = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
+    if endpoint.is_limited:
+        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMIT_HEADERS}
     if endpoint.has_etag:
         headers["ETag"] = {"$ref": "#/components/headers/ETag"}
     if endpoint.is_idempotent:
@@ -242,6 +245,8 @@ def _problem(status: int) -> Mapping[str, Any]:
         headers["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
     if status in (429, 503):
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+    if status == 429:
+        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMIT_HEADERS}
     problem = {"schema": {"$ref": _SCHEMAS.format(name=Problem.__name__)}}
     return {
         "description": _STATUSES[status],
@@ -292,6 +297,14 @@ def _headers() -> dict[str, Any]:
         "WWW-Authenticate": {
             "description": "how to authenticate",
             "required": True,
+            "schema": {"type": "string"},
+        },
+        "RateLimit-Policy": {
+            "description": "each limit that the call meets: its name, the calls (q) in so many seconds (w)",
+            "schema": {"type": "string"},
+        },
+        "RateLimit": {
+            "description": "of each of them, how many calls are left (r), and for how many seconds (t)",
             "schema": {"type": "string"},
         },
         "Retry-After": {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
