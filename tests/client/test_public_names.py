@@ -12,8 +12,8 @@ NAMES = """
     Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
-    Probe Project RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
-    UserIdentity Verification
+    Probe Project RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults
+    TableRow Tenant User UserIdentity Verification
 """
 
 METHODS = {

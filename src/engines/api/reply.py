@@ -141,7 +141,7 @@ def title_of(code: str) -> str:
 def limit_fields(standings: Sequence[Standing]) -> HeaderFields:
     """What a client is told of the rate limits that its call met: draft-ietf-httpapi-ratelimit-headers-10.
 
-    Of `r` other processes may have taken some. `t` is rounded up: after so many seconds there is a new window.
+    Of `r` other processes may have taken some. `t` is rounded up: after it there is a new window.
     """
     policies = ",".join(
         [f'"{one.limit.name}";q={one.limit.limit};w={one.limit.window_seconds}' for one in standings]

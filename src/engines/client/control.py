@@ -364,7 +364,10 @@ class RateLimits:
         if_absent: bool = False,
         idempotency_key: str | None = None,
     ) -> RateLimitPolicy:
-        """Set all of them at once; they hold within a second. Raises Forbidden, Invalid, PreconditionFailed."""
+        """Set all of them at once; they hold within a second.
+
+        Raises Forbidden, Invalid, PreconditionFailed.
+        """
         return await self._calls.change(
             RateLimitPolicy,
             "PUT",

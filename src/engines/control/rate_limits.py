@@ -27,8 +27,10 @@ WRITE = "rate_limits.write"
 
 
 class RateLimitPolicies:
-    """The policy of the tenant and env that a request is about; of an admin of t_system that acts on a tenant,
-    the one of the tenant's default env."""
+    """The policy of the tenant and env that a request is about.
+
+    For an admin of t_system who acts on a tenant it is the one of that tenant's default env.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -9,12 +9,12 @@ more than the limit in a window, and sometimes fewer:
 
 - What is left of a block ends with its window, or with its process; nobody gives it back.
 - A write whose reply was lost may have taken its block, so nobody hands out of it.
-- Windows begin at whole multiples of their length since the epoch, by the clock of the process that hands out.
-  The beginning is part of the document's name, and a block counts only while that clock is within its window.
-  A clock that is wrong takes from the quota of another window, and no quota is given twice: over a long time
-  no more is handed out than the limit a window. A document outlives its window by `KEPT_S`; a clock that is
-  further behind than that finds the counters of its windows gone and starts them again, so clocks must agree
-  within it.
+- Windows begin at whole multiples of their length since the epoch, by the clock of the process that hands
+  out. The beginning is part of the document's name, and a block counts only while that clock is within its
+  window. A clock that is wrong takes from the quota of another window, and no quota is given twice: over a
+  long time no more is handed out than the limit a window. A document outlives its window by `KEPT_S`; a clock
+  that is further behind than that finds the counters of its windows gone and starts them again, so clocks
+  must agree within it.
 
 Two windows meet: in a length of time that straddles them up to twice the limit may be handed out, as with
 every fixed window.

@@ -3,8 +3,8 @@
 Owns what a limit is, which limits a call meets, and admitting it under all of them or none. Counters are
 durable (`core/quota.py`): all processes together never admit more than the limit in a window.
 
-- Limits are control-plane data, which every process adopts within a second and has in memory. Only counters lie
-  in `rate_limit_store`. So a tenant without limits needs no such store, and costs no I/O; a tenant with
+- Limits are control-plane data, which every process adopts within a second and has in memory. Only counters
+  lie in `rate_limit_store`. So a tenant without limits needs no such store, and costs no I/O; a tenant with
   limits whose store has no route or does not answer gets MissingRoute or Unavailable, and is never unlimited.
 - The counters of a tenant and env lie in one place, where its default surface leads without app and project:
   else a call on another surface would find another counter, and so another quota.
@@ -183,7 +183,9 @@ class RateLimits:
 
     # --- leases ---
 
-    async def _admit_by_lease(self, context: RequestContext, met: Sequence[_Met], *, count: bool) -> Admission:
+    async def _admit_by_lease(
+        self, context: RequestContext, met: Sequence[_Met], *, count: bool
+    ) -> Admission:
         for _ in range(ATTEMPTS_MAX):
             now_s = self._clock.now()
             for limit, quota in met:
@@ -271,7 +273,7 @@ class RateLimits:
         return quota
 
 
-# What a limit counts by, of one call: what `per` names, joined. It is the same for the same, and nothing else.
+# What a limit counts by, of one call: the values of what `per` names.
 _Value = tuple[str, ...]
 _Key = tuple[int, _Value]
 _Met = tuple[RateLimit, Quota]
@@ -339,6 +341,4 @@ def _admitted(met: Sequence[_Met], now_s: float, *, count: bool) -> Admission:
 
 
 def _standings(met: Sequence[_Met], now_s: float) -> tuple[Standing, ...]:
-    return tuple(
-        [Standing(limit, quota.remaining, max(0.0, quota.ends_s - now_s)) for limit, quota in met]
-    )
+    return tuple([Standing(limit, quota.remaining, max(0.0, quota.ends_s - now_s)) for limit, quota in met])
