@@ -47,6 +47,16 @@ class TestAdmitting:
         assert raised.value.resource_kind == "rate_limit_store"
         assert "narrow" in raised.value.detail
 
+    async def test_a_refusal_tells_of_no_limit_whose_window_it_does_not_know(self, home: Home) -> None:
+        limits = limited(home, a_limit(1), a_limit(9, "user", window_seconds=10))
+        await admitted(limits, 2)
+        home.clock.advance(10)
+        refusal = await limits.admit(context(), READ_NOTE)
+        assert refusal.retry_after_s == 50
+        assert [(one.limit.name, one.remaining, one.resets_in_s) for one in refusal.standings] == [
+            ("tenant", 0, 50)
+        ]
+
     async def test_the_next_window_has_a_quota_of_its_own(self, home: Home) -> None:
         limits = limited(home, a_limit(3))
         assert await admitted(limits, 9) == 3
@@ -153,6 +163,8 @@ class TestChangedLimits:
         assert await admitted(limits, 9) == 2
         policies.set(a_limit(5))
         assert await admitted(limits, 9) == 0
+        (standing,) = (await limits.admit(context(), READ_NOTE)).standings
+        assert standing.remaining == 0
 
     async def test_a_limit_that_is_taken_away_refuses_nothing_more(self, home: Home) -> None:
         policies = Limits(a_limit(1))

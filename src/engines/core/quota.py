@@ -103,14 +103,18 @@ class Quota:
         """Whether a unit can be handed out at once: then `left` may be reduced by one."""
         return self.left > 0 and self.began_s <= now_s < self.ends_s
 
+    def is_current(self, now_s: float) -> bool:
+        """Whether what is known here is about the window that it is now."""
+        return self.began_s <= now_s < self.ends_s
+
     def is_spent(self, now_s: float) -> bool:
         """Whether it is known that this window has no more."""
-        return self.left == 0 and self._taken >= self.limit and self.began_s <= now_s < self.ends_s
+        return self.left == 0 and self._taken == self.limit and self.is_current(now_s)
 
     @property
     def remaining(self) -> int:
         """Units of the window that nobody is known to have taken, and those of the block."""
-        return self.left + max(0, self.limit - self._taken)
+        return self.left + self.limit - self._taken
 
     async def lease(self, open_place: PlaceForChange, clock: Clock) -> None:
         """Take a block of the window that it is now. Afterwards the quota may be spent, or the window over.
@@ -132,7 +136,7 @@ class Quota:
         elif lasted_s > 2 * self.window_s / BLOCK_PART and self._leased_at_s > 0:
             self._block = max(1, self._block // 2)
         self._leased_at_s = now_s
-        if self.began_s <= now_s < self.ends_s:
+        if self.is_current(now_s):
             return
         self.began_s = float(floor(now_s / self.window_s) * self.window_s)
         self.ends_s = self.began_s + self.window_s
@@ -145,7 +149,7 @@ class Quota:
         key = join("q", self.anchor, str(int(self.began_s)))
         for _ in range(RACES_MAX):
             size = self._size()
-            if size == 0 or not self.began_s <= clock.now() < self.ends_s:
+            if size == 0 or not self.is_current(clock.now()):
                 return 0
             body = _CODEC.encode(_Counter(self.name, self._taken + size))
             put = Put(key, body, self._when, expires_at=int(self.ends_s) + KEPT_S)
@@ -161,8 +165,6 @@ class Quota:
 
     def _size(self) -> int:
         left = self.limit - self._taken
-        if left <= 0:
-            return 0
         return min(left, max(self.waiting, min(self._block, max(1, left // LEFT_PART))))
 
     async def _look(self, documents: Documents, partition: str, key: str) -> None:
@@ -171,5 +173,6 @@ class Quota:
         if doc is None:
             self._when = ABSENT
             return
-        self._taken = max(self._taken, _CODEC.decode(doc.body).taken)
+        # More than the limit, where the limit was higher before.
+        self._taken = min(self.limit, max(self._taken, _CODEC.decode(doc.body).taken))
         self._when = Match(doc.version)

@@ -160,12 +160,14 @@ class RateLimits:
             limited = await self._adopted(context, generation)
         met: list[_Met] = []
         for rule in limited.rules_of(route):
-            value = rule.value(context, route)
-            if value is not None:
-                quota = limited.quotas.get((rule.number, value))
-                if quota is None:
-                    quota = self._new_quota(limited, rule, value)
-                met.append((rule.limit, quota))
+            if rule.by_key and context.key_id is None:
+                continue
+            value = rule.value(context)
+            key = (rule.number, (*value, route) if rule.by_route else value)
+            quota = limited.quotas.get(key)
+            if quota is None:
+                quota = self._new_quota(limited, rule.limit, key)
+            met.append((rule.limit, quota))
         if not met:
             return UNLIMITED
         now_s = self._clock.now()
@@ -190,7 +192,8 @@ class RateLimits:
             now_s = self._clock.now()
             for limit, quota in met:
                 if quota.is_spent(now_s):
-                    return Admission(_standings(met, now_s), limit, quota.ends_s - now_s)
+                    known = [one for one in met if one[1].is_current(now_s)]
+                    return Admission(_standings(known, now_s), limit, quota.ends_s - now_s)
             lacking = [quota for _, quota in met if not quota.has_one(now_s)]
             if not lacking:
                 return _admitted(met, now_s, count=count)
@@ -260,14 +263,14 @@ class RateLimits:
         for quota in self._tenants.pop(key).quotas.values():
             del self._quotas[quota]
 
-    def _new_quota(self, limited: _Limited, rule: _Rule, value: _Value) -> Quota:
+    def _new_quota(self, limited: _Limited, limit: RateLimit, key: _Key) -> Quota:
         if len(limited.quotas) >= QUOTAS_PER_TENANT_MAX:
             del self._quotas[limited.quotas.pop(next(iter(limited.quotas)))]
         elif len(self._quotas) >= QUOTAS_MAX:
             other, oldest = self._quotas.pop(next(iter(self._quotas)))
             del other.quotas[oldest]
-        limit, key = rule.limit, (rule.number, value)
-        quota = Quota(limit.name, rule.anchor(value), limit=limit.limit, window_s=limit.window_seconds)
+        anchor = _anchor(limit, key[1])
+        quota = Quota(limit.name, anchor, limit=limit.limit, window_s=limit.window_seconds)
         limited.quotas[key] = quota
         self._quotas[quota] = (limited, key)
         return quota
@@ -280,34 +283,18 @@ _Met = tuple[RateLimit, Quota]
 
 
 class _Rule:
-    """One limit, made ready."""
+    """One limit, made ready. `value` reads of a context what the limit counts by, but for the route."""
 
-    __slots__ = ("_has_key", "_read", "_with_route", "limit", "number")
+    __slots__ = ("by_key", "by_route", "limit", "number", "value")
 
     def __init__(self, number: int, limit: RateLimit) -> None:
         self.number = number
         self.limit = limit
-        self._has_key = "key" in limit.per
-        self._with_route = "route" in limit.per
+        self.by_key = "key" in limit.per
+        self.by_route = "route" in limit.per
         fields = [_FIELDS[dimension] for dimension in sorted(limit.per) if dimension in _FIELDS]
-        # Always a tuple: with one name `attrgetter` gives the value alone.
-        self._read: Callable[[RequestContext], _Value] = (
-            attrgetter(*fields, "env") if fields else lambda context: (context.env,)
-        )
-
-    def value(self, context: RequestContext, route: str) -> _Value | None:
-        """What a call is counted by; None where it is not counted."""
-        if self._has_key and context.key_id is None:
-            return None
-        value = self._read(context)
-        return (*value, route) if self._with_route else value
-
-    def anchor(self, value: _Value) -> str:
-        """The counter's name in its place: a digest, since a user's id stands in no document that outlives
-        the user."""
-        limit = self.limit
-        named = canonical_json([limit.name, limit.window_seconds, sorted(limit.per), value])
-        return hashlib.sha256(named.encode()).hexdigest()[:40]
+        # Two names at the least, so that it gives a tuple. What all have in common tells nothing apart.
+        self.value: Callable[[RequestContext], _Value] = attrgetter("tenant_id", "env", *fields)
 
 
 class _Limited:
@@ -331,6 +318,12 @@ class _Limited:
         if named is not None:
             return named
         return self._actions if route.startswith(ACTION_PREFIX) else self._calls
+
+
+def _anchor(limit: RateLimit, value: _Value) -> str:
+    """The counter's name in its place: a digest, so that no document about a user says who that is."""
+    named = canonical_json([limit.name, limit.window_seconds, sorted(limit.per), value])
+    return hashlib.sha256(named.encode()).hexdigest()[:40]
 
 
 def _admitted(met: Sequence[_Met], now_s: float, *, count: bool) -> Admission:
