@@ -47,7 +47,7 @@ def _http(stage: Stage, name: str, label: str, url: str) -> list[Result]:
     ):
         targets = [_target(ours.port, deployment.token), _target(bare.port, None)]
         return [
-            alternating(
+            _alternating(
                 load,
                 targets,
                 stage,
@@ -56,7 +56,7 @@ def _http(stage: Stage, name: str, label: str, url: str) -> list[Result]:
                 what=f"GET /notes/{{id}}, {label}, one worker, {CONNECTIONS} connections",
                 goal=Goal("at least", 0.7),
             ),
-            alternating(
+            _alternating(
                 load,
                 targets,
                 stage,
@@ -103,7 +103,7 @@ def create_notes(port: int, token: str | None, bodies: list[str]) -> list[str]:
     return ids
 
 
-def alternating(
+def _alternating(
     load: Load,
     targets: list[Target],
     stage: Stage,
@@ -112,9 +112,7 @@ def alternating(
     name: str,
     what: str,
     goal: Goal,
-    other_name: str = "a bare Litestar handler, the same statement",
 ) -> Result:
-    """Requests a second of the first target beside the second's."""
     rates: list[list[float]] = [[], []]
     tails: list[list[float]] = [[], []]
     for number in range(stage.sizes.rounds + 1):
@@ -128,7 +126,7 @@ def alternating(
         name=name,
         what=what,
         unit="requests/s",
-        other_name=other_name,
+        other_name="a bare Litestar handler, the same statement",
         goal=goal,
         notes={
             "requests a round": stage.sizes.http_requests,

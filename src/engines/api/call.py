@@ -122,13 +122,6 @@ class Call:
             self._context = await contexts.context_of(self.scope["headers"], request_id=self.request_id)
         return self._context
 
-    async def admit(self, context: RequestContext, route: str) -> None:
-        """Count the call. Raises Throttled where a rate limit is met, and what its counters raise."""
-        admission = await self.engines.rate_limits.admit(context, route)
-        if admission.standings:
-            self.limit_fields = limit_fields(admission.standings)
-            admission.check()
-
     async def principal(self, *, tenant_id: str, user_id: str) -> Principal:
         """The user whom the path names, and nobody else, outside any tenant. Raises as `context` does."""
         self._principal = await self.engines.contexts.principal_of(
@@ -256,7 +249,10 @@ class Runner:
             if self.endpoint.access == "context":
                 context = await call.context()
                 if self._limited_as is not None:
-                    await call.admit(context, self._limited_as)
+                    admission = await call.engines.rate_limits.admit(context, self._limited_as)
+                    if admission.refused_by is not None:
+                        call.limit_fields = limit_fields(admission.standings)
+                        admission.check()
             call.fields.check()
             if not self._reads_all_input:
                 await call.refuse_input()

@@ -204,8 +204,6 @@ def _responses(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
 
 def _success(endpoint: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     headers = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
-    if endpoint.is_limited:
-        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMIT_HEADERS}
     if endpoint.has_etag:
         headers["ETag"] = {"$ref": "#/components/headers/ETag"}
     if endpoint.is_idempotent:
@@ -300,7 +298,7 @@ def _headers() -> dict[str, Any]:
             "schema": {"type": "string"},
         },
         "RateLimit-Policy": {
-            "description": "each limit that the call meets: its name, the calls (q) in so many seconds (w)",
+            "description": "each limit that the call met: its name, the calls (q) in so many seconds (w)",
             "schema": {"type": "string"},
         },
         "RateLimit": {

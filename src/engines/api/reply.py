@@ -139,9 +139,10 @@ def title_of(code: str) -> str:
 
 
 def limit_fields(standings: Sequence[Standing]) -> HeaderFields:
-    """What a client is told of the rate limits that its call met: draft-ietf-httpapi-ratelimit-headers-10.
+    """What a refused client is told of the rate limits that its call met.
 
-    Of `r` other processes may have taken some. `t` is rounded up: after it there is a new window.
+    As draft-ietf-httpapi-ratelimit-headers-10 has it. Of `r` other processes may have taken some; `t` is
+    rounded up: after it there is a new window. With each answer they would cost more than the counting does.
     """
     policies = ",".join(
         [f'"{one.limit.name}";q={one.limit.limit};w={one.limit.window_seconds}' for one in standings]

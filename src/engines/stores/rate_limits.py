@@ -26,7 +26,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -98,9 +98,19 @@ class Standing(msgspec.Struct, frozen=True):
 class Admission(msgspec.Struct, frozen=True):
     """Whether a call may go on. `refused_by` is the limit that said no; then nothing was counted."""
 
-    standings: tuple[Standing, ...] = ()
     refused_by: RateLimit | None = None
     retry_after_s: float | None = None
+    met: Sequence[tuple[RateLimit, Quota]] = ()
+    at_s: float = 0.0
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """Of each limit that the call met and whose window is known, as it is when this is asked."""
+        return tuple(
+            Standing(limit, quota.remaining, quota.ends_s - self.at_s)
+            for limit, quota in self.met
+            if quota.is_current(self.at_s)
+        )
 
     def check(self) -> None:
         """Raises Throttled where the call was refused."""
@@ -141,8 +151,8 @@ class RateLimits:
         self._policies = policies
         self._clock = clock
         self._tenants: dict[tuple[str, str], _Limited] = {}
-        # All counters, the one whose block was taken longest ago first, and where each is found.
-        self._quotas: dict[Quota, tuple[_Limited, _Key]] = {}
+        # All counters, the one whose block was taken longest ago first, and whose each is.
+        self._quotas: dict[Quota, _Limited] = {}
         self._leases: dict[Quota, asyncio.Task[None]] = {}
 
     async def admit(self, context: RequestContext, route: str, *, count: bool = True) -> Admission:
@@ -160,13 +170,14 @@ class RateLimits:
             limited = await self._adopted(context, generation)
         met: list[_Met] = []
         for rule in limited.rules_of(route):
-            if rule.by_key and context.key_id is None:
-                continue
             value = rule.value(context)
-            key = (rule.number, (*value, route) if rule.by_route else value)
-            quota = limited.quotas.get(key)
+            if value is None:
+                continue
+            if rule.by_route:
+                value = (value, route)
+            quota = rule.quotas.get(value)
             if quota is None:
-                quota = self._new_quota(limited, rule.limit, key)
+                quota = self._new_quota(limited, rule, value)
             met.append((rule.limit, quota))
         if not met:
             return UNLIMITED
@@ -192,8 +203,7 @@ class RateLimits:
             now_s = self._clock.now()
             for limit, quota in met:
                 if quota.is_spent(now_s):
-                    known = [one for one in met if one[1].is_current(now_s)]
-                    return Admission(_standings(known, now_s), limit, quota.ends_s - now_s)
+                    return Admission(limit, quota.ends_s - now_s, met, now_s)
             lacking = [quota for _, quota in met if not quota.has_one(now_s)]
             if not lacking:
                 return _admitted(met, now_s, count=count)
@@ -219,12 +229,10 @@ class RateLimits:
                 raise copy.copy(error) from error
 
     def _begin(self, home: RequestContext, quota: Quota) -> asyncio.Task[None]:
-        found = self._quotas.pop(quota, None)
-        if found is not None:  # It is the last to go now, of all and of its tenant's.
-            limited, key = found
-            del limited.quotas[key]
-            limited.quotas[key] = quota
-            self._quotas[quota] = found
+        limited = self._quotas.pop(quota, None)
+        if limited is not None:  # Now it is the last to go, of all and of its tenant's.
+            self._quotas[quota] = limited
+            limited.quotas[quota] = limited.quotas.pop(quota)
         lease = self._leases[quota] = asyncio.create_task(self._lease(home, quota))
         lease.add_done_callback(functools.partial(self._ended, quota))
         return lease
@@ -260,41 +268,54 @@ class RateLimits:
         return limited
 
     def _forget(self, key: tuple[str, str]) -> None:
-        for quota in self._tenants.pop(key).quotas.values():
+        for quota in self._tenants.pop(key).quotas:
             del self._quotas[quota]
 
-    def _new_quota(self, limited: _Limited, limit: RateLimit, key: _Key) -> Quota:
+    def _new_quota(self, limited: _Limited, rule: _Rule, value: _Value) -> Quota:
         if len(limited.quotas) >= QUOTAS_PER_TENANT_MAX:
-            del self._quotas[limited.quotas.pop(next(iter(limited.quotas)))]
+            self._drop(next(iter(limited.quotas)))
         elif len(self._quotas) >= QUOTAS_MAX:
-            other, oldest = self._quotas.pop(next(iter(self._quotas)))
-            del other.quotas[oldest]
-        anchor = _anchor(limit, key[1])
-        quota = Quota(limit.name, anchor, limit=limit.limit, window_s=limit.window_seconds)
-        limited.quotas[key] = quota
-        self._quotas[quota] = (limited, key)
+            self._drop(next(iter(self._quotas)))
+        limit = rule.limit
+        quota = Quota(limit.name, _anchor(limit, value), limit=limit.limit, window_s=limit.window_seconds)
+        rule.quotas[value] = quota
+        limited.quotas[quota] = (rule, value)
+        self._quotas[quota] = limited
         return quota
+
+    def _drop(self, quota: Quota) -> None:
+        rule, value = self._quotas.pop(quota).quotas.pop(quota)
+        del rule.quotas[value]
 
 
 # What a limit counts by, of one call: the values of what `per` names.
-_Value = tuple[str, ...]
-_Key = tuple[int, _Value]
+_Value = Any
 _Met = tuple[RateLimit, Quota]
 
 
 class _Rule:
-    """One limit, made ready. `value` reads of a context what the limit counts by, but for the route."""
+    """One limit, made ready, and its counters by what they count.
 
-    __slots__ = ("by_key", "by_route", "limit", "number", "value")
+    `value` reads of a context what the limit counts by, but for the route; None where it counts no such call.
+    """
 
-    def __init__(self, number: int, limit: RateLimit) -> None:
-        self.number = number
+    __slots__ = ("by_route", "limit", "quotas", "value")
+
+    def __init__(self, limit: RateLimit) -> None:
         self.limit = limit
-        self.by_key = "key" in limit.per
         self.by_route = "route" in limit.per
-        fields = [_FIELDS[dimension] for dimension in sorted(limit.per) if dimension in _FIELDS]
-        # Two names at the least, so that it gives a tuple. What all have in common tells nothing apart.
-        self.value: Callable[[RequestContext], _Value] = attrgetter("tenant_id", "env", *fields)
+        self.value = _reader(limit.per)
+        self.quotas: dict[_Value, Quota] = {}
+
+
+def _reader(per: Sequence[Dimension]) -> Callable[[RequestContext], _Value]:
+    fields = [_FIELDS[dimension] for dimension in sorted(per) if dimension in _FIELDS]
+    if not fields:
+        return attrgetter("tenant_id")
+    if fields == ["key_id"] or "key" not in per:
+        return attrgetter(*fields)
+    read = attrgetter(*fields)
+    return lambda context: None if context.key_id is None else read(context)
 
 
 class _Limited:
@@ -305,8 +326,8 @@ class _Limited:
     def __init__(self, limits: tuple[RateLimit, ...], generation: int) -> None:
         self.limits = limits
         self.generation = generation
-        self.quotas: dict[_Key, Quota] = {}
-        rules = [_Rule(number, limit) for number, limit in enumerate(limits)]
+        self.quotas: dict[Quota, tuple[_Rule, _Value]] = {}
+        rules = [_Rule(limit) for limit in limits]
         self._calls = tuple(rule for rule in rules if rule.limit.route == ANY_CALL)
         self._actions = tuple(rule for rule in rules if rule.limit.route == ANY_ACTION)
         named = {limit.route for limit in limits} - {ANY_CALL, ANY_ACTION}
@@ -330,8 +351,4 @@ def _admitted(met: Sequence[_Met], now_s: float, *, count: bool) -> Admission:
     if count:
         for _, quota in met:
             quota.left -= 1
-    return Admission(_standings(met, now_s))
-
-
-def _standings(met: Sequence[_Met], now_s: float) -> tuple[Standing, ...]:
-    return tuple([Standing(limit, quota.remaining, max(0.0, quota.ends_s - now_s)) for limit, quota in met])
+    return Admission(None, None, met, now_s)
