@@ -12,6 +12,7 @@ from engines import catalogue
 from engines.core.documents import Documents
 from engines.core.place import Layouts, Place
 from engines.errors import BackendRefused, MissingRoute, OutcomeUnknown, Throttled, Unavailable
+from engines.ports.documents import ALWAYS, Delete
 from engines.scope import RequestContext
 from engines.stores import rate_limits
 from engines.stores.rate_limits import UNLIMITED, RateLimits
@@ -183,6 +184,18 @@ class TestChangedLimits:
         assert home.driver.calls == []
 
 
+class TestLostCounters:
+    async def test_what_a_process_knows_is_taken_it_does_not_give_again(self, home: Home) -> None:
+        """A route that was changed leads to a store without the window's counter."""
+        limits = limited(home, a_limit(40))
+        assert await admitted(limits, 11) == 11
+        place = await home.place(catalogue.RATE_LIMITS, context())
+        for partition in await place.partitions():
+            for doc in (await home.documents.scan(partition, above="q!", below='q"')).docs:
+                await home.documents.write(partition, [Delete(doc.key, ALWAYS)])
+        assert await admitted(limits, 40) == 29
+
+
 class TestCost:
     async def test_a_block_is_one_write_and_its_calls_are_none(self, home: Home) -> None:
         limits = limited(home, a_limit(10_000))
@@ -281,7 +294,7 @@ class TestBounds:
         old, used, new = (context(user_id=name) for name in ("old", "used", "new"))
         await admitted(limits, 1, who=used)
         await admitted(limits, 1, who=old)
-        await admitted(limits, 15, who=used)  # Its second block.
+        await admitted(limits, 60, who=used)  # Its second block.
         await admitted(limits, 1, who=new)
         home.driver.calls.clear()
         await admitted(limits, 1, who=used)

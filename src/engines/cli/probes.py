@@ -7,12 +7,13 @@ record behind, named after the doctor.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from engines import catalogue
 from engines.client import AsyncEngines, NewEvent, NewNote
-from engines.errors import Corrupt
+from engines.errors import Corrupt, NotFound
 
 NAME: Final = "engines-doctor"
 EVENT_TYPE: Final = "doctor"
@@ -185,6 +186,24 @@ class NotesProbe:
             await client.notes.delete(note.note_id)
 
 
+class RateLimitsProbe:
+    """The limits that the counters are for. Only calls that meet a limit write one, and none is there to read;
+    whether the kind's backend can be written is in its route's state."""
+
+    leaves = False
+    reads_only = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        with contextlib.suppress(NotFound):  # The tenant has no limits.
+            await client.rate_limits.get()
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
 PROBES: Final[Mapping[str, Probe]] = {
     catalogue.CONTROL_PLANE: ControlPlaneProbe(),
     catalogue.ROUTING_REGISTRY: RegistryProbe(),
@@ -194,4 +213,5 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.SESSION_MEMORY: MemoryProbe(),
     catalogue.BLACKBOARD: BlackboardProbe(),
     catalogue.NOTES: NotesProbe(),
+    catalogue.RATE_LIMITS: RateLimitsProbe(),
 }

@@ -38,11 +38,12 @@ from engines.errors import Conflict, Unavailable
 from engines.ports.documents import ABSENT, Absent, Match, Put
 
 KEPT_S: Final = 60
-# The first block that a process takes, as a part of the limit.
-FIRST_PART: Final = 100
+# The smallest block, as a part of the limit, and the first that a process takes. A limit that is far from met
+# costs a write for so many calls; of a limit that is nearly met every process may have so many left over.
+FIRST_PART: Final = 20
 # A block that was used up sooner than this part of a window is followed by one of twice its size, one that
-# lasted twice as long by one of half: so at the end of a window some tenth of what a process used is left
-# over in it, and it writes some ten times a window.
+# lasted twice as long by one of half: so a process that is asked a lot writes some ten times a window, and at
+# its end has some tenth of what it used left over.
 BLOCK_PART: Final = 10
 # No block is more than this part of what is left, so that the last units are not stranded in one process;
 # requests that wait are served nevertheless.
@@ -69,6 +70,7 @@ class Quota:
 
     __slots__ = (
         "_block",
+        "_block_min",
         "_leased_at_s",
         "_taken",
         "_when",
@@ -96,7 +98,7 @@ class Quota:
         """How many wait for a unit: what the next block is at least to have."""
         self._taken = 0  # of the window's quota, by all processes, as far as this one knows
         self._when: Absent | Match = ABSENT
-        self._block = max(1, limit // FIRST_PART)
+        self._block = self._block_min = max(1, limit // FIRST_PART)
         self._leased_at_s = float("-inf")
 
     def has_one(self, now_s: float) -> bool:
@@ -133,8 +135,8 @@ class Quota:
         lasted_s = now_s - self._leased_at_s
         if lasted_s < self.window_s / BLOCK_PART:
             self._block = min(self.limit, self._block * 2)
-        elif lasted_s > 2 * self.window_s / BLOCK_PART and self._leased_at_s > 0:
-            self._block = max(1, self._block // 2)
+        elif lasted_s > 2 * self.window_s / BLOCK_PART:
+            self._block = max(self._block_min, self._block // 2)
         self._leased_at_s = now_s
         if self.is_current(now_s):
             return
