@@ -20,6 +20,7 @@ from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
 from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
 from bench.flags import flags_in_process, flags_ofrep
+from bench.limiting import limits_postgres, limits_sqlite
 from bench.measure import Result
 from bench.memory import memory_growth, memory_idle
 from bench.metering import METERED
@@ -40,6 +41,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "recorder": append_recorder,
     "http-postgres": http_postgres,
     "http-sqlite": http_sqlite,
+    "limits-postgres": limits_postgres,
+    "limits-sqlite": limits_sqlite,
     "resolve": resolving,
     "flags-in-process": flags_in_process,
     "flags-ofrep": flags_ofrep,

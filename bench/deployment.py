@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -33,36 +34,49 @@ STOP_TIMEOUT_S: Final = 20.0
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """An initialised control plane, and the token of a member of its one tenant."""
+    """An initialised control plane, and the token of a member of its tenant, or of each of its tenants."""
 
     control_plane: str
     token: str
+    tokens: dict[str, str] = {}
 
 
-def prepare(control_plane: str, directory: Path) -> Deployment:
-    """`control_plane`: the URL of an empty database, in which the tenant's records will lie as well."""
+def prepare(control_plane: str, directory: Path, *, others: Sequence[str] = ()) -> Deployment:
+    """`control_plane`: the URL of an empty database, in which the tenants' records will lie as well.
+
+    `others`: tenants beside the one, with a member of their own.
+    """
     key = OKPKey.generate_key("Ed25519", auto_kid=True)
     public = {**key.as_dict(private=False), "alg": "EdDSA", "use": "sig"}
     jwks_file = directory / "jwks.json"
     jwks_file.write_text(json.dumps({"keys": [public]}))
-    asyncio.run(_seed(control_plane, jwks_file))
+    users = {TENANT: USER, **{tenant: f"u_{tenant}" for tenant in others}}
+    asyncio.run(_seed(control_plane, jwks_file, users))
     now = int(SystemClock().now())
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": USER, "iat": now, "exp": now + 86_400}
-    return Deployment(
-        control_plane, jwt.encode({"alg": "EdDSA", "kid": key.kid}, claims, key, algorithms=["EdDSA"])
-    )
+    tokens = {}
+    for tenant, user in users.items():
+        claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": user, "iat": now, "exp": now + 86_400}
+        header = {"alg": "EdDSA", "kid": key.kid}
+        tokens[tenant] = jwt.encode(header, claims, key, algorithms=["EdDSA"])
+    return Deployment(control_plane, tokens[TENANT], tokens)
 
 
-async def _seed(control_plane: str, jwks_file: Path) -> None:
+async def _seed(control_plane: str, jwks_file: Path, users: Mapping[str, str]) -> None:
     async with open_control_plane(control_plane) as control:
         await bootstrap(control.store, control.record, host_local=control.host_local)
         mode = "lab" if control.host_local else "saas"
         seed: Seed = {
             "tenants": [
-                {"tenant_id": TENANT, "name": "Bench", "mode": mode, "default_surface_id": "chat"},
+                {"tenant_id": tenant, "name": "Bench", "mode": mode, "default_surface_id": "chat"}
+                for tenant in users
             ],
-            "users": [{"user_id": USER, "identities": [{"iss": ISSUER, "sub": USER}]}],
-            "memberships": [{"tenant_id": TENANT, "user_id": USER, "role": "member", "status": "accepted"}],
+            "users": [
+                {"user_id": user, "identities": [{"iss": ISSUER, "sub": user}]} for user in users.values()
+            ],
+            "memberships": [
+                {"tenant_id": tenant, "user_id": user, "role": "member", "status": "accepted"}
+                for tenant, user in users.items()
+            ],
             "issuers": [
                 {
                     "issuer_id": "bench",
@@ -126,6 +140,11 @@ class ServerProcess:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the server has no memory: it ended")
+
+    def cpu_seconds(self) -> float:
+        """Processor time that its threads have taken, to the nanosecond."""
+        threads = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)

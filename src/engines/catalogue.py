@@ -58,6 +58,7 @@ FLAGS: Final = "feature_flags"
 KPIS: Final = "kpi_store"
 TEMPERATURES: Final = "temperature_store"
 FIREARMS: Final = "firearms_store"
+RATE_LIMITS: Final = "rate_limit_store"
 
 # A record holds 256 KiB, in which quotes and backslashes count twice. What stands around a value in it (the
 # identity with its longest ids, the key, the version, two times) takes less than 2 KiB of that, and 4 KiB are
@@ -133,7 +134,14 @@ KINDS: Final = (
         "project, app, surface, platform, session",
         ("metrics_store", "analytics_events"),
     ),
-    Kind("rate_limit_store", "documents", "durable counters", "user, surface, route", ("rate_limit",)),
+    Kind(
+        RATE_LIMITS,
+        "documents",
+        "durable counters of rate limits",
+        "user, surface, key, route",
+        ("rate_limit",),
+        served=True,
+    ),
     Kind("object_store", "objects", "bytes with namespace and metadata", "project", ("raw_storage",)),
     Kind("media_output_store", "objects", "rendered media", "project, run"),
     Kind(

@@ -83,7 +83,8 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     """What the server derived of one request. Made by `identity` alone.
 
     `tenant_id` is the principal's own tenant. `acting_on` is another tenant that a t_system admin named
-    for the control plane; data calls refuse such a context (`require_data`).
+    for the control plane; data calls refuse such a context (`require_data`). `key_id` is the API key's, where
+    the credential is one.
     """
 
     tenant_id: str
@@ -106,6 +107,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     lab: bool
     sources: dict[str, str]
     acting_on: str | None = None
+    key_id: str | None = None
 
     def require(self, permission: str) -> None:
         """Raises Forbidden unless one of the principal's roles grants `permission`."""

@@ -22,6 +22,7 @@ from engines.control.access import Issuers, Keys
 from engines.control.audit import Audit
 from engines.control.directory import Directory
 from engines.control.products import Products, apps, oses, projects, surfaces
+from engines.control.rate_limits import AdoptedPolicies, RateLimitPolicies
 from engines.control.records import App, Backend, Os, Project, Surface
 from engines.control.service import Service
 from engines.control.store import PARTITION, ControlStore
@@ -54,6 +55,7 @@ from engines.stores.events import EventSpine, EventStreams
 from engines.stores.flags import Flags
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
+from engines.stores.rate_limits import RateLimits
 from engines.stores.tables import Tables
 
 START_TIMEOUT_S: Final = 30.0
@@ -102,6 +104,8 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     announcements: Announcements
     definitions: Definitions
     flags: Flags
+    rate_limit_policies: RateLimitPolicies
+    rate_limits: RateLimits
 
 
 @contextlib.asynccontextmanager
@@ -190,6 +194,7 @@ async def open_engines(
             await engines.refusals.close()
             await engines.flags.close()
             await engines.announcements.close()
+            await engines.rate_limits.close()
             await engines.spine.close()
             await engines.streams.close()
             await backends.close()
@@ -241,6 +246,8 @@ def _assemble(
         announcements=announcements,
         definitions=definitions,
         flags=Flags(definitions, clock),
+        rate_limit_policies=RateLimitPolicies(service),
+        rate_limits=RateLimits(router, AdoptedPolicies(directory), clock),
     )
     return backends, participation, engines
 

@@ -76,6 +76,7 @@ POST,GET /notes
 GET,PUT,DELETE /notes/{note_id}
 POST /ofrep/v1/evaluate/flags
 POST /ofrep/v1/evaluate/flags/{key}
+GET,PUT /rate-limits/policy
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """

@@ -17,6 +17,7 @@ from engines.client import (
     NewEvent,
     NewNote,
     NoteSource,
+    RateLimit,
     RetryPolicy,
     RouteScope,
 )
@@ -29,6 +30,7 @@ from engines.errors import (
     NotFound,
     PreconditionFailed,
     PreconditionRequired,
+    Throttled,
     Unauthenticated,
 )
 from engines.testing.proxy import Behaviour, FaultProxy
@@ -253,6 +255,25 @@ async def test_backends_routes_and_diagnostics_decode(
     states = await owner.diagnostics.routes()
     assert {state.state for state in states} == {"ready"}
     assert (await owner.diagnostics.bootstrap())["areas"]
+
+
+async def test_rate_limits_are_set_and_met(owner: AsyncEngines, member: AsyncEngines) -> None:
+    dev = owner.bound(env="dev")
+    limit = RateLimit(name="reads", per=("user",), route="GET /notes", limit=2, window_seconds=3600)
+    made = await dev.rate_limits.put([limit], if_absent=True)
+    assert (made.env, made.version, made.limits) == ("dev", 1, (limit,))
+    assert (await dev.rate_limits.get()).etag == made.etag
+    reading = member.bound(env="dev")
+    for _ in range(2):
+        await reading.notes.page()
+    with pytest.raises(Throttled) as refused:
+        await reading.notes.page()
+    assert refused.value.resource_kind == "rate_limit_store"
+    assert 0 < (refused.value.retry_after_s or 0) <= 3600
+    assert (await dev.rate_limits.put([], if_match=made.etag)).limits == ()
+    await reading.notes.page()
+    with pytest.raises(NotFound):
+        await owner.rate_limits.get()
 
 
 async def test_refusals_come_back_by_name(lab: LabProcess, member: AsyncEngines) -> None:

@@ -13,8 +13,8 @@ NAMES = """
     Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
-    Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
-    UserIdentity Verification
+    Probe Project RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults
+    TableRow Tenant User UserIdentity Verification
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -46,6 +46,7 @@ METHODS = {
     "keys": "create delete each page",
     "modes": "get put",
     "issuers": "delete get put",
+    "rate_limits": "get put",
     "oses": "create each get page patch",
     "surfaces": "create each get page patch",
     "apps": "create each get page patch",

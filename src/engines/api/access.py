@@ -16,7 +16,7 @@ from engines.identity.jwks import KeysRefused
 from engines.identity.key_sources import check_jwks_url
 from engines.identity.keys import mint_key
 
-router = Router("keys and issuers")
+router = Router("keys and issuers", is_limited=False)
 
 KeyView: Any = shown(ApiKey, without=("secret_sha256",))
 IssuerView = shown(Issuer)

@@ -23,6 +23,7 @@ from engines.api import (
     ofrep,
     openapi,
     products,
+    rate_limits,
     reserved,
     routes,
     tables,
@@ -50,6 +51,7 @@ ROUTERS: Final[Sequence[Router]] = (
     notes.router,
     *definitions.ROUTERS,
     ofrep.router,
+    rate_limits.router,
     reserved.router,
 )
 

@@ -15,7 +15,7 @@ from engines.control.records import OFFERED_TO_MAX, Backend, Id, TenantId, Text
 from engines.ports.documents import BackendClass
 from engines.routing.diagnostics import Probe
 
-router = Router("backends")
+router = Router("backends", is_limited=False)
 BackendView = shown(Backend)
 
 

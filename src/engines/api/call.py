@@ -20,7 +20,7 @@ from engines.api.metrics import Metrics
 from engines.api.ofrep_errors import is_ofrep, ofrep_error_reply, ofrep_internal_reply
 from engines.api.paths import QueryDecoder, parse_query
 from engines.api.protocol import ANSWER
-from engines.api.reply import HeaderFields, Send, internal_problem_reply, problem_reply
+from engines.api.reply import HeaderFields, Send, internal_problem_reply, limit_fields, problem_reply
 from engines.core.idempotency import Request, identify
 from engines.core.records import Condition
 from engines.core.slots import Slots
@@ -63,6 +63,8 @@ class Call:
         "engines",
         "fields",
         "followers",
+        "limit_fields",
+        "limited_routes",
         "metrics",
         "parameters",
         "receive",
@@ -82,6 +84,7 @@ class Call:
         *,
         common_fields: Callable[[Call], HeaderFields],
         followers: Slots,
+        limited_routes: frozenset[str],
     ) -> None:
         self.engines = engines
         self.metrics = metrics
@@ -90,6 +93,8 @@ class Call:
         self._send = send
         self._common_fields = common_fields
         self.followers = followers
+        self.limited_routes = limited_routes
+        self.limit_fields: HeaderFields = ()
         self.fields = Fields(scope["headers"])
         self.request_id = ""
         self.endpoint: Endpoint | None = None
@@ -217,10 +222,11 @@ class Call:
 class Runner:
     """Runs one endpoint. Whatever happens inside ends in an answer of the contract's shape."""
 
-    __slots__ = ("_reads_all_input", "endpoint", "query_decoder", "type_of")
+    __slots__ = ("_limited_as", "_reads_all_input", "endpoint", "query_decoder", "type_of")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self._limited_as = endpoint.route if endpoint.is_limited else None
         self.type_of = endpoint.type_of
         if endpoint.body is not None and endpoint.type_of is None:
             self.type_of = lambda _: endpoint.body
@@ -243,7 +249,7 @@ class Runner:
     async def _answer(self, call: Call) -> Sendable:
         try:
             if self.endpoint.access == "context":
-                await call.context()
+                await self._admit(call, await call.context())
             call.fields.check()
             if not self._reads_all_input:
                 await call.refuse_input()
@@ -265,6 +271,15 @@ class Runner:
             if is_ofrep(call.scope["path"]):
                 return ofrep_internal_reply()
             return internal_problem_reply(call.request_id)
+
+    async def _admit(self, call: Call, context: RequestContext) -> None:
+        """Raises Throttled where a limit of the tenant refuses the call."""
+        if self._limited_as is None:
+            return
+        admission = await call.engines.rate_limits.admit(context, self._limited_as)
+        if admission.refused_by is not None:
+            call.limit_fields = limit_fields(admission.standings)
+            admission.check()
 
 
 async def problem_of(call: Call, error: EnginesError) -> Sendable:

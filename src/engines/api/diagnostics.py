@@ -18,7 +18,7 @@ from engines.routing.diagnostics import KindReport
 from engines.scope import SYSTEM_TENANT, RequestContext
 from engines.stores.presence import holds_anything
 
-router = Router("diagnostics")
+router = Router("diagnostics", is_limited=False)
 
 METRICS_PERMISSION = "metrics.read"
 

@@ -39,8 +39,13 @@ class Dispatch:
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._root = _Node()
+        limited: set[str] = set()
         for endpoint in endpoints:
             self._add(endpoint)
+            if endpoint.is_limited:
+                limited.add(endpoint.route)
+        self.limited_routes = frozenset(limited)
+        """What a rate limit may name."""
 
     def find(self, method: str, path: str) -> tuple[Runner, Mapping[str, str]]:
         """The endpoint's runner, and the path's parameters by name. Raises NotFound, MethodNotAllowed."""

@@ -34,6 +34,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
     `reads`: it changes nothing, though its method is POST because it takes a body.
+    `is_limited`: rate limits count it. Calls of control-plane records are not counted: who may mend a limit,
+    its counters' route, or a key that was stolen must not be kept from it by the limit.
     """
 
     method: str
@@ -50,6 +52,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     has_etag: bool = False
     conditions: Conditions = "none"
     access: Access = "context"
+    is_limited: bool = True
     is_stream: bool = False
     is_idempotent: bool = False
     ignores_input: bool = False
@@ -64,6 +67,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return self.method in CHANGING_METHODS and not self.reads
 
     @property
+    def route(self) -> str:
+        """Method and template, as a rate limit names it."""
+        return f"{self.method} {self.path}"
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """The path's parameters in order."""
         return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
@@ -72,8 +80,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 class Router:
     """The calls of one store or service. Each is a function from a call to what it answers."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, *, is_limited: bool = True) -> None:
         self.tag = tag
+        self._is_limited = is_limited
         self.endpoints: list[Endpoint] = []
 
     def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
@@ -99,7 +108,7 @@ class Router:
     def add(self, method: str, path: str, **options: Any) -> Callable[[Handler], Handler]:
         """Any method."""
         changes = method in CHANGING_METHODS and not options.get("reads", False)
-        options = {"is_idempotent": changes, **options}
+        options = {"is_idempotent": changes, "is_limited": self._is_limited, **options}
 
         def add(handler: Handler) -> Handler:
             summary, _, description = (handler.__doc__ or "").strip().partition("\n\n")

@@ -12,6 +12,7 @@ from engines.clock import Clock
 from engines.control.access import Issuers, Keys
 from engines.control.directory import Directory
 from engines.control.products import Products
+from engines.control.rate_limits import RateLimitPolicies
 from engines.control.records import App, Os, Project, Surface
 from engines.control.tenants import Members, Modes, Tenants, Users
 from engines.identity.context import Contexts
@@ -27,6 +28,7 @@ from engines.stores.events import EventSpine, EventStreams
 from engines.stores.flags import Flags
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
+from engines.stores.rate_limits import RateLimits
 from engines.stores.tables import Tables
 
 
@@ -89,3 +91,7 @@ class Engines(Protocol):
     def flags(self) -> Flags: ...
     @property
     def definitions(self) -> Definitions: ...
+    @property
+    def rate_limit_policies(self) -> RateLimitPolicies: ...
+    @property
+    def rate_limits(self) -> RateLimits: ...

@@ -8,7 +8,7 @@ from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import json_reply
 
-router = Router("me")
+router = Router("me", is_limited=False)
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +32,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str
     span_id: str
     acting_on: str | None
+    key_id: str | None
     lab: bool
     sources: dict[str, str]
 

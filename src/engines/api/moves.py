@@ -13,7 +13,7 @@ from engines.api.views import ControlList, ListQuery, Page, shown, stored_reply,
 from engines.control.records import Id, Move
 from engines.routing.moves import Plan, Progress
 
-router = Router("moves")
+router = Router("moves", is_limited=False)
 
 MoveView = shown(Move, without=("options",))
 MoveState: Any = msgspec.defstruct(

@@ -68,6 +68,7 @@ _STATUSES: Final[Mapping[int, str]] = {
 }
 # A 500 is a bug of the server's or corrupt data: nothing that a call may answer, so none is described.
 _ALWAYS: Final = (400, 429, 431, 503)
+_LIMIT_HEADERS: Final = ("RateLimit-Policy", "RateLimit")
 _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
 _SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {
     200: "done",
@@ -81,7 +82,7 @@ _OFREP: Final = "OFREP-{status}"
 
 def router_for(endpoints: Sequence[Endpoint]) -> Router:
     """`GET /openapi.json`, over these endpoints; made when it is first asked for."""
-    router = Router("description")
+    router = Router("description", is_limited=False)
     made: list[Reply] = []
 
     @router.get("/openapi.json", reply=dict[str, Any], access="public")
@@ -259,6 +260,8 @@ def _problem(status: int, form: type[msgspec.Struct]) -> Mapping[str, Any]:
         headers["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
     if status in (429, 503):
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+    if status == 429:
+        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMIT_HEADERS}
     schema = {"schema": {"$ref": _SCHEMAS.format(name=form.__name__)}}
     media_type = "application/problem+json" if form is Problem else "application/json"
     return {"description": _STATUSES[status], "headers": headers, "content": {media_type: schema}}
@@ -314,6 +317,14 @@ def _headers() -> dict[str, Any]:
         "WWW-Authenticate": {
             "description": "how to authenticate",
             "required": True,
+            "schema": {"type": "string"},
+        },
+        "RateLimit-Policy": {
+            "description": "each limit that the call met: its name, the calls (q) in so many seconds (w)",
+            "schema": {"type": "string"},
+        },
+        "RateLimit": {
+            "description": "of each of them, how many calls are left (r), and for how many seconds (t)",
             "schema": {"type": "string"},
         },
         "Retry-After": {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}},

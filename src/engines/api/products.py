@@ -14,7 +14,7 @@ from engines.api.views import ControlList, ListQuery, Page, changes_of, partial,
 from engines.control.products import Products
 from engines.control.records import App, Os, Project, Surface
 
-router = Router("products")
+router = Router("products", is_limited=False)
 
 
 def _mount(

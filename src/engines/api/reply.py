@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from engines.errors import EnginesError, MethodNotAllowed, OutcomeUnknown, Unauthenticated
+from engines.stores.rate_limits import Standing
 
 if TYPE_CHECKING:
     from engines.api.call import Call
@@ -142,3 +143,16 @@ def internal_problem_reply(request_id: str) -> Reply:
 def title_of(code: str) -> str:
     """`MissingRoute` -> `Missing route`."""
     return _WORD_START.sub(" ", code).capitalize()
+
+
+def limit_fields(standings: Sequence[Standing]) -> HeaderFields:
+    """What a refused client is told of the rate limits that its call met.
+
+    As draft-ietf-httpapi-ratelimit-headers-10 has it. Of `r` other processes may have taken some; `t` is
+    rounded up: after it there is a new window. With each answer they would cost more than the counting does.
+    """
+    policies = ",".join(
+        [f'"{one.limit.name}";q={one.limit.limit};w={one.limit.window_seconds}' for one in standings]
+    )
+    left = ",".join([f'"{one.limit.name}";r={one.remaining};t={ceil(one.resets_in_s)}' for one in standings])
+    return ((b"ratelimit-policy", policies.encode()), (b"ratelimit", left.encode()))

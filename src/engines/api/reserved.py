@@ -7,7 +7,7 @@ from engines.api.endpoint import Router, Sendable
 from engines.catalogue import KINDS
 from engines.errors import Reserved
 
-router = Router("reserved")
+router = Router("reserved", is_limited=False)
 # Those that are described; any other (TRACE, an extension) is answered as GET is.
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 _RESERVED = frozenset(kind.name for kind in KINDS if kind.family == "reserved")

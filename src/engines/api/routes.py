@@ -16,7 +16,7 @@ from engines.control.tables import route_ids
 from engines.routing.router import Looked
 from engines.scope import RouteScope
 
-router = Router("routes")
+router = Router("routes", is_limited=False)
 
 
 RouteView = shown(Route)

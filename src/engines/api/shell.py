@@ -57,6 +57,7 @@ class Shell:
             send,
             common_fields=self._fields,
             followers=self._followers,
+            limited_routes=self._dispatch.limited_routes,
         )
         try:
             await self._answer(call)
@@ -89,7 +90,7 @@ class Shell:
         return self._engines.ids.token(16).hex()
 
     def _fields(self, call: Call) -> list[tuple[bytes, bytes]]:
-        fields = [*_EVERY_ANSWER, (b"x-request-id", call.request_id.encode())]
+        fields = [*_EVERY_ANSWER, *call.limit_fields, (b"x-request-id", call.request_id.encode())]
         context = call.known_context
         if context is not None:
             fields.append((b"traceparent", f"00-{context.trace_id}-{context.span_id}-01".encode()))

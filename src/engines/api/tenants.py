@@ -24,7 +24,7 @@ from engines.control.records import Id, Membership, Mode, Tenant, TenantId, User
 from engines.ports.documents import BackendClass
 from engines.scope import check_tenant_id
 
-router = Router("tenants, users and modes")
+router = Router("tenants, users and modes", is_limited=False)
 
 TenantView = shown(Tenant)
 TenantPatch: Any = partial(Tenant)

@@ -7,12 +7,14 @@ record behind, named after the doctor.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from engines import catalogue
 from engines.client import AsyncEngines, NewEvent, NewNote
-from engines.errors import Corrupt
+from engines.client.definitions import Definitions
+from engines.errors import Corrupt, NotFound
 
 NAME: Final = "engines-doctor"
 EVENT_TYPE: Final = "doctor"
@@ -185,6 +187,43 @@ class NotesProbe:
             await client.notes.delete(note.note_id)
 
 
+class RateLimitsProbe:
+    """The limits that the counters are for. Only calls that meet a limit write a counter."""
+
+    leaves = False
+    reads_only = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        with contextlib.suppress(NotFound):  # The tenant has no limits.
+            await client.rate_limits.get()
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
+class DefinitionsProbe:
+    """The first definition of a kind, if there is one. None is written: its history would keep it."""
+
+    leaves = False
+    reads_only = True
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        definitions: Definitions = getattr(client, self._group)
+        await definitions.page(limit=1)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
 PROBES: Final[Mapping[str, Probe]] = {
     catalogue.CONTROL_PLANE: ControlPlaneProbe(),
     catalogue.ROUTING_REGISTRY: RegistryProbe(),
@@ -194,4 +233,16 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.SESSION_MEMORY: MemoryProbe(),
     catalogue.BLACKBOARD: BlackboardProbe(),
     catalogue.NOTES: NotesProbe(),
+    catalogue.FLOWS: DefinitionsProbe("flows"),
+    catalogue.GRAPHS: DefinitionsProbe("graphs"),
+    catalogue.OVERLAYS: DefinitionsProbe("overlays"),
+    catalogue.SEO: DefinitionsProbe("seo"),
+    catalogue.PAGES: DefinitionsProbe("pages"),
+    catalogue.ATTRIBUTION: DefinitionsProbe("attribution"),
+    catalogue.STRATEGY_LOCKS: DefinitionsProbe("strategy_locks"),
+    catalogue.FLAGS: DefinitionsProbe("flags"),
+    catalogue.KPIS: DefinitionsProbe("kpis"),
+    catalogue.TEMPERATURES: DefinitionsProbe("temperature"),
+    catalogue.FIREARMS: DefinitionsProbe("firearms"),
+    catalogue.RATE_LIMITS: RateLimitsProbe(),
 }

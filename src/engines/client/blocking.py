@@ -276,6 +276,13 @@ class Issuers(Group[control.Issuers]):
     delete = blocking(control.Issuers.delete)
 
 
+class RateLimits(Group[control.RateLimits]):
+    """`AsyncEngines.rate_limits`, blocking."""
+
+    get = blocking(control.RateLimits.get)
+    put = blocking(control.RateLimits.put)
+
+
 class Collection(Group[control.Collection[T]], Generic[T]):
     """`AsyncEngines.projects` and the like, blocking."""
 
@@ -370,6 +377,7 @@ class Engines:
         self.keys = Keys(client.keys, loop)
         self.modes = Modes(client.modes, loop)
         self.issuers = Issuers(client.issuers, loop)
+        self.rate_limits = RateLimits(client.rate_limits, loop)
         self.oses: Collection[Os] = Collection(client.oses, loop)
         self.surfaces: Collection[Surface] = Collection(client.surfaces, loop)
         self.apps: Collection[App] = Collection(client.apps, loop)

@@ -16,6 +16,8 @@ from engines.client.control_results import (
     Issuer,
     Membership,
     Mode,
+    RateLimit,
+    RateLimitPolicy,
     Tenant,
     User,
     UserIdentity,
@@ -340,5 +342,37 @@ class Issuers:
             "DELETE",
             *("issuers", issuer_id),
             condition=Condition(if_match),
+            idempotency_key=idempotency_key,
+        )
+
+
+class RateLimits:
+    """How many calls the caller's tenant admits; a call past a limit is Throttled."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def get(self) -> RateLimitPolicy:
+        """The limits of the tenant and env. Raises NotFound where none were ever set."""
+        return await self._calls.get(RateLimitPolicy, "rate-limits", "policy")
+
+    async def put(
+        self,
+        limits: Sequence[RateLimit],
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        idempotency_key: str | None = None,
+    ) -> RateLimitPolicy:
+        """Set all of them at once; they hold within a second.
+
+        Raises Forbidden, Invalid, PreconditionFailed.
+        """
+        return await self._calls.change(
+            RateLimitPolicy,
+            "PUT",
+            *("rate-limits", "policy"),
+            body={"limits": list(limits)},
+            condition=Condition(if_match, if_absent),
             idempotency_key=idempotency_key,
         )

@@ -32,6 +32,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ()
     permissions: tuple[str, ...] = ()
     acting_on: str | None = None
+    key_id: str | None = None
     os_id: str | None = None
     surface_id: str | None = None
     app_id: str | None = None
@@ -141,6 +142,24 @@ class ApiKey(Recorded, frozen=True, kw_only=True):
     name: str | None = None
     revoked: bool = False
     key: str | None = None
+
+
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """At most `limit` calls in each window of `window_seconds`, for each of what `per` names together."""
+
+    name: str
+    per: tuple[Literal["tenant", "user", "surface", "key", "route"], ...]
+    route: str = "*"
+    limit: int
+    window_seconds: int
+
+
+class RateLimitPolicy(Recorded, frozen=True, kw_only=True):
+    """The rate limits of one tenant and env."""
+
+    tenant_id: str = ""
+    env: str = ""
+    limits: tuple[RateLimit, ...] = ()
 
 
 class Issuer(Recorded, frozen=True, kw_only=True):

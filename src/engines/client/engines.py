@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final
 
 from engines.client.calls import Calls
-from engines.client.control import Collection, Issuers, Keys, Members, Modes, Tenants, Users
+from engines.client.control import Collection, Issuers, Keys, Members, Modes, RateLimits, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.definitions import Definitions
 from engines.client.logs import Events, Streams
@@ -123,6 +123,7 @@ class AsyncEngines:
         self.keys = Keys(calls)
         self.modes = Modes(calls)
         self.issuers = Issuers(calls)
+        self.rate_limits = RateLimits(calls)
         self.oses: Collection[Os] = Collection(calls, "oses", Os)
         self.surfaces: Collection[Surface] = Collection(calls, "surfaces", Surface)
         self.apps: Collection[App] = Collection(calls, "apps", App)

@@ -27,6 +27,7 @@ from engines.control.records import (
     Move,
     Os,
     Project,
+    RateLimitPolicy,
     Role,
     Route,
     Surface,
@@ -44,6 +45,7 @@ from engines.control.tables import (
     MOVES,
     OSES,
     PROJECTS,
+    RATE_LIMITS,
     ROLES,
     ROUTES,
     SURFACES,
@@ -204,6 +206,9 @@ class Directory:
 
     async def backend(self, backend_id: str) -> Backend | None:
         return await self._record(BACKENDS, backend_id)
+
+    async def rate_limit_policy(self, tenant_id: str, env: str) -> RateLimitPolicy | None:
+        return await self._record(RATE_LIMITS, tenant_id, env)
 
     async def surface(self, spelling: str) -> Surface | None:
         """By id or alias, in any spelling. Raises Invalid for what can be none."""

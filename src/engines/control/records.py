@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from engines.ports.documents import BackendClass
 from engines.scope import RouteScope
+from engines.stores.rate_limits import LIMITS_MAX, RateLimit
 
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,127}\Z")]
 TenantId = Annotated[str, Meta(pattern=r"^t_[a-z0-9_-]+\Z", max_length=64)]
@@ -210,3 +211,11 @@ class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def ended(self) -> bool:
         return self.phase in MOVE_ENDED
+
+
+class RateLimitPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The rate limits of one tenant and env; none where there are none in it."""
+
+    tenant_id: TenantId
+    env: Env
+    limits: Annotated[tuple[RateLimit, ...], Meta(max_length=LIMITS_MAX)]

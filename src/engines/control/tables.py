@@ -16,6 +16,7 @@ from engines.control.records import (
     Move,
     Os,
     Project,
+    RateLimitPolicy,
     Role,
     Route,
     Surface,
@@ -104,3 +105,4 @@ KEYS: Final = Table("keys", ApiKey, indexes=_key_indexes)
 BACKENDS: Final = Table("backends", Backend)
 ROUTES: Final = Table("routes", Route, indexes=_route_indexes)
 MOVES: Final = Table("moves", Move, indexes=_move_indexes)
+RATE_LIMITS: Final = Table("rate_limits", RateLimitPolicy)

@@ -29,6 +29,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str
     user_id: str
+    key_id: str | None = None
     role: str | None = None
     tenant_id: str | None = None
     surface_id: str | None = None
@@ -53,7 +54,13 @@ async def _by_key(text: str, directory: Directory) -> Credential:
     if parsed is None or not is_secret_of(record, parsed[1]) or record is None:
         log.info("an API key was refused", known=record is not None)
         raise unauthenticated()
-    return Credential(kind="api key", user_id=record.user_id, role=record.role, tenant_id=record.tenant_id)
+    return Credential(
+        kind="api key",
+        user_id=record.user_id,
+        key_id=record.key_id,
+        role=record.role,
+        tenant_id=record.tenant_id,
+    )
 
 
 async def _by_token(text: str, directory: Directory, verifier: TokenVerifier) -> Credential:

@@ -85,6 +85,7 @@ class Derivation:
             lab=self._directory.lab or tenant.mode == LAB_MODE,
             sources=self._sources,
             acting_on=own.acting_on,
+            key_id=self._credential.key_id,
         )
 
     async def home(self) -> str:
