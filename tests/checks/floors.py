@@ -73,6 +73,8 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "asyncpg": ("drivers/documents/postgres/",),
     "botocore": ("drivers/documents/dynamodb/", "drivers/secrets/aws.py"),
     "sqlite3": ("drivers/documents/sqlite.py",),
+    # One file format, one module.
+    "pyarrow": ("client/export_formats.py",),
     # What belongs to the edges stays there.
     "uvicorn": ("api/", "cli/"),
     "cyclopts": ("cli/",),

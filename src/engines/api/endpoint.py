@@ -6,7 +6,7 @@ mounting it to `api/app.py` and its description to `api/openapi.py`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -31,6 +31,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
+    `payloads`: what the payload of an event has to be, by event type; `body` leaves it open.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ignores_input: bool = False
     answers_any_method: bool = False
     media_type: str = "application/json"
+    payloads: Mapping[str, Sequence[type[msgspec.Struct]]] = {}
 
     @property
     def parameters(self) -> tuple[str, ...]:
