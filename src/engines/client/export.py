@@ -65,16 +65,18 @@ async def export(
 ) -> Exported:
     """Export to the directory `path`, or go on with what stands there. Safe to repeat after any interruption.
 
-    Raises Invalid (a directory with something else in it, an export of something else, a filter), Conflict
+    Raises Invalid (a directory that holds something else or is full, other filters, a bad filter), Conflict
     (another export writes there), Corrupt (the spine is not what it was), Forbidden, TooLarge (too many
     parts), and what pages of events raise.
     """
     directory = ExportDirectory(path)
-    with directory.held():
-        manifest = await _begun(client, directory, wanted)
-        before = manifest
-        if not manifest.is_complete:
-            manifest = await _Run(client, directory, manifest, on_part).finished()
+    try:
+        with directory.held():
+            before = manifest = await _begun(client, directory, wanted)
+            if not manifest.is_complete:
+                manifest = await _Run(client, directory, manifest, on_part).finished()
+    except OSError as error:
+        raise Invalid(f"{path} cannot be written to: {error.strerror}", field="directory") from error
     return Exported(
         manifest=manifest,
         new_parts=len(manifest.parts) - len(before.parts),

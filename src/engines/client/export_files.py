@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -30,6 +31,7 @@ PARTS_MAX: Final = 100_000
 PART_EVENTS_DEFAULT: Final = 50_000
 PART_EVENTS_MAX: Final = 1_000_000
 _WRITING: Final = ".writing"
+_UNFINISHED: Final = re.compile(r"\.(manifest\.json|part-\d{6}\.[a-z]+)\.writing")
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -111,24 +113,16 @@ class ExportDirectory:
     def held(self) -> Iterator[None]:
         """Make the directory where it is missing, and keep other exports out of it; a killed one lets go.
 
-        Raises Conflict where another writes, Invalid for a directory that holds something else.
+        Raises Conflict where another writes, Invalid for a directory that holds something else, OSError.
         """
-        try:
-            self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise Invalid(
-                f"{self.path} is no directory to write to: {error.strerror}", field="directory"
-            ) from error
+        self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Conflict("another export is writing to this directory", field="directory") from error
-            for path in self.path.glob(f".*{_WRITING}"):
-                path.unlink()
-            if not self._manifest.exists() and any(not self._is_ours(path) for path in self.path.iterdir()):
-                raise Invalid("the directory holds something, and no export", field="directory")
+            self._clear()
             yield
         finally:
             os.close(descriptor)
@@ -200,9 +194,14 @@ class ExportDirectory:
         if (byte_count, digest) != (part.byte_count, part.sha256):
             yield f"{part.file} is not what was written: {byte_count} bytes, SHA-256 {digest}"
 
-    def _is_ours(self, path: Path) -> bool:
-        """Of an export that was killed before it had a manifest nothing is left but this."""
-        return path.name.startswith(f".{MANIFEST}")
+    def _clear(self) -> None:
+        """Remove what a killed export was writing, and nothing else. Raises Invalid where it is not ours."""
+        found = list(self.path.iterdir())
+        unfinished = [path for path in found if _UNFINISHED.fullmatch(path.name)]
+        if not self._manifest.exists() and len(unfinished) < len(found):
+            raise Invalid("the directory holds something, and no export", field="directory")
+        for path in unfinished:
+            path.unlink()
 
     def _sync_names(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
