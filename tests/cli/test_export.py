@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import engines as engines_package
 from engines.client import Engines as Client
 from engines.client import Event, NewEvent
 from engines.client.agent_runs import read_agent_runs
@@ -253,6 +255,44 @@ def test_a_later_run_adds_what_is_new_and_leaves_what_is_there(
     expected = [event.position for event in listed(event_type=REWARDS)]
     assert [line["position"] for line in lines_of(tmp_path / "x")] == expected
     assert engines("events", "export", tmp_path / "x", "--verify").code == 0
+
+
+async def redact(lab: LabProcess, position: int) -> None:
+    """Remove an event's text for ever; the lab is stopped."""
+    async with engines_package.open(f"sqlite:///{lab.directory / 'control.db'}") as opened:
+        context = await opened.contexts.context(lab.file.user("owner").token)
+        place = await opened.router.place("event_spine", context)
+        async with opened.spine._logs._using(place, "spine") as log:
+            await log.redact(position)
+
+
+def test_a_redacted_event_keeps_its_place_and_the_export_follows_up(
+    engines: Engines, own_lab: LabProcess, tmp_path: Path
+) -> None:
+    own_lab.start()
+    at = ("--lab", own_lab.directory)
+    with Client(own_lab.file.url, own_lab.file.user("member").token) as member:
+        member.events.append([NewEvent(event_type="message", payload={"n": n}) for n in range(5)])
+    assert engines("events", "export", tmp_path / "before", *at).code == 0
+    before = lines_of(tmp_path / "before")
+    assert own_lab.stop() == 0
+    asyncio.run(redact(own_lab, before[2]["position"]))
+    own_lab.start()
+    for format_ in ("jsonl", "parquet"):
+        assert engines("events", "export", tmp_path / format_, "--format", format_, *at).code == 0
+        assert check(engines, tmp_path / format_) == (0, "")
+    lines = lines_of(tmp_path / "jsonl")
+    assert lines[:2] == before[:2]
+    assert lines[3:5] == before[3:5]
+    assert (lines[2]["position"], lines[2]["event_id"]) == (before[2]["position"], before[2]["event_id"])
+    assert (lines[2]["event_type"], lines[2]["payload"]) == ("redacted", None)
+    row = pq.read_table(parts_of(tmp_path / "parquet")[0]).to_pylist()[2]
+    assert (row["event_type"], row["payload"], row["user_id"]) == ("redacted", None, None)
+    # By type it is none of its own type any more; what was taken away before is not called back.
+    assert engines("events", "export", tmp_path / "typed", "--type", "message", *at).code == 0
+    assert [line["payload"]["n"] for line in lines_of(tmp_path / "typed")] == [0, 1, 3, 4]
+    assert engines("events", "export", tmp_path / "before", *at).code == 0
+    assert lines_of(tmp_path / "before")[2] == before[2]
 
 
 # --- what is refused ---
