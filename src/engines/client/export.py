@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from engines.client.control_results import Me
 from engines.client.engines import AsyncEngines
 from engines.client.export_files import (
     PART_EVENTS_DEFAULT,
@@ -89,11 +90,9 @@ async def _begun(client: AsyncEngines, directory: ExportDirectory, wanted: Wante
     found = directory.read()
     me = await client.me()
     if found is None:
-        fresh = _fresh(me.tenant_id, me.env, wanted)
-        require(fresh.format)
-        manifest = msgspec.structs.replace(fresh, head=await _head(client, None))
+        manifest = await _fresh(client, me, wanted)
     else:
-        _check_same(found, me.tenant_id, me.env, wanted)
+        _check_same(found, me, wanted)
         require(found.format)
         head = await _head(client, found.head)
         if not found.is_complete or head.position == found.head.position:
@@ -103,25 +102,27 @@ async def _begun(client: AsyncEngines, directory: ExportDirectory, wanted: Wante
     return manifest
 
 
-def _fresh(tenant_id: str, env: str, wanted: Wanted) -> Manifest:
+async def _fresh(client: AsyncEngines, me: Me, wanted: Wanted) -> Manifest:
+    format_ = wanted.format or FORMAT_DEFAULT
     part_events = PART_EVENTS_DEFAULT if wanted.part_events is None else wanted.part_events
     if not 1 <= part_events <= PART_EVENTS_MAX:
         raise Invalid(f"a part holds 1 to {PART_EVENTS_MAX} events", field="part_events")
+    require(format_)
     return Manifest(
-        tenant_id=tenant_id,
-        env=env,
-        format=wanted.format or FORMAT_DEFAULT,
+        tenant_id=me.tenant_id,
+        env=me.env,
+        format=format_,
         part_events=part_events,
         filters=wanted.filters,
-        head=ExportHead(0, ""),
+        head=await _head(client, None),
     )
 
 
-def _check_same(found: Manifest, tenant_id: str, env: str, wanted: Wanted) -> None:
+def _check_same(found: Manifest, me: Me, wanted: Wanted) -> None:
     """Raises Invalid where the directory holds an export of something else."""
     told = {
-        "tenant_id": (tenant_id, found.tenant_id),
-        "env": (env, found.env),
+        "tenant_id": (me.tenant_id, found.tenant_id),
+        "env": (me.env, found.env),
         "format": (wanted.format, found.format),
         "part_events": (wanted.part_events, found.part_events),
         **{
