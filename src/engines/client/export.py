@@ -108,6 +108,8 @@ async def _fresh(client: AsyncEngines, me: Me, wanted: Wanted) -> Manifest:
     if not 1 <= part_events <= PART_EVENTS_MAX:
         raise Invalid(f"a part holds 1 to {PART_EVENTS_MAX} events", field="part_events")
     require(format_)
+    # Whether it may be, and the filters are any, is known before the spine is read and a manifest binds.
+    await client.events.export_page(limit=1, **msgspec.structs.asdict(wanted.filters))
     return Manifest(
         tenant_id=me.tenant_id,
         env=me.env,
