@@ -71,6 +71,8 @@ def _call(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]
         yield f"- headers: {', '.join(f'`{name}`' for name in conditions)}"
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"- body: {_type(content['schema'])} (`{media}`)"
+    for event_type, schema in operation.get("x-payloads", {}).items():
+        yield f"- payload of `{event_type}`: {_type(schema)}"
     for status, response in operation["responses"].items():
         if status < "400":
             shown = [

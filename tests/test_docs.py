@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from engines.cli import backends
+from engines.client.export_files import ExportHead, Manifest, Part
+from engines.client.export_formats import COLUMNS
 from engines.control.records import Backend
 from engines.drivers.registry import DOCUMENT_DRIVERS
 from engines.routing.backends import check_config
+from engines.stores.event_payloads import PAYLOADS
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -48,6 +51,25 @@ def test_paths_of_the_code_that_pages_name_exist() -> None:
         if "yours" not in path and not (ROOT / path).exists()
     ]
     assert not missing
+
+
+def test_every_column_and_member_of_an_export_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "export.md").read_text("utf-8")
+    assert [name for name in COLUMNS if f"`{name}`" not in page] == []
+    members = (*Manifest.__struct_fields__, *Part.__struct_fields__, *ExportHead.__struct_fields__)
+    assert [name for name in members if f'"{name}"' not in page] == []
+
+
+def test_every_kind_of_payload_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "records" / "training.md").read_text("utf-8")
+    missing = [
+        kind
+        for event_type, kinds in PAYLOADS.items()
+        for kind, payload in kinds.items()
+        if f"| `{event_type}` | `{kind}` |" not in page
+        or f"[{payload.__name__}](../http.md#{payload.__name__.lower()})" not in page
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("driver", DOCUMENT_DRIVERS)

@@ -177,6 +177,8 @@ _BY_NAME: Final = {name: kind for kind in KINDS for name in (kind.name, *kind.al
 assert len(_BY_NAME) == sum(1 + len(kind.aliases) for kind in KINDS), "a name stands for one kind"
 
 SERVED: Final = tuple(kind for kind in KINDS if kind.served)
+RESERVED: Final = tuple(kind for kind in KINDS if kind.family == "reserved")
+RESERVED_DETAIL: Final = "this kind is reserved and not active"
 
 
 def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
@@ -196,5 +198,5 @@ def kind_named(name: str, field: str = "resource_kind") -> Kind:
     if kind is None:
         raise Invalid("no resource kind has this name; the catalogue lists them", field=field)
     if kind.family == "reserved":
-        raise Reserved("this kind is reserved and not active", field=field, resource_kind=kind.name)
+        raise Reserved(RESERVED_DETAIL, field=field, resource_kind=kind.name)
     return kind

@@ -60,6 +60,7 @@ GET /bootstrap
 POST,GET /events
 GET /events/{event_id}
 GET /events/stream
+GET /events/export
 GET /events/verify
 GET /events/index
 POST /events/index/rebuild

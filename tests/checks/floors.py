@@ -75,6 +75,8 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "sqlite3": ("drivers/documents/sqlite.py",),
     "mmh3": ("stores/flag_operators.py",),
     "openfeature": ("client/openfeature.py",),
+    # One file format, one module.
+    "pyarrow": ("client/export_formats.py",),
     # What belongs to the edges stays there.
     "uvicorn": ("api/", "cli/"),
     "cyclopts": ("cli/",),

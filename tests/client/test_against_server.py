@@ -79,7 +79,7 @@ async def test_events_are_appended_read_listed_followed_and_verified(
     member: AsyncEngines, owner: AsyncEngines
 ) -> None:
     run_id = fresh("run")
-    told = [NewEvent(event_type="rl", payload={"n": n}, run_id=run_id) for n in range(3)]
+    told = [NewEvent(event_type="message", payload={"n": n}, run_id=run_id) for n in range(3)]
     appended = await member.events.append(told)
     assert [one.position for one in appended] == list(range(appended[0].position, appended[0].position + 3))
     first = await member.events.get(appended[0].event_id)
@@ -87,7 +87,7 @@ async def test_events_are_appended_read_listed_followed_and_verified(
     assert [event.payload async for event in member.events.each(run_id=run_id)] == [
         event.payload for event in told
     ]
-    page = await member.events.page(after=appended[0].cursor, limit=1, event_type="rl")
+    page = await member.events.page(after=appended[0].cursor, limit=1, event_type="message")
     assert page.items[0].event_id == appended[1].event_id
     async with contextlib.aclosing(member.events.follow(after=appended[1].cursor)) as events:
         assert (await anext(events)).event_id == appended[2].event_id
@@ -253,7 +253,7 @@ async def test_backends_routes_and_diagnostics_decode(
     await owner.diagnostics.live()
     await owner.diagnostics.ready()
     states = await owner.diagnostics.routes()
-    assert {state.state for state in states} == {"ready"}
+    assert {state.state for state in states} == {"ready", "reserved"}
     assert (await owner.diagnostics.bootstrap())["areas"]
 
 
@@ -320,18 +320,18 @@ async def _note(client: AsyncEngines, name: str) -> object:
 
 
 async def _event(client: AsyncEngines, name: str) -> object:
-    await client.events.append([NewEvent(event_type="rl", payload={}, run_id=name)])
+    await client.events.append([NewEvent(event_type="message", payload={}, run_id=name)])
     return [event.payload async for event in client.events.each(run_id=name)]
 
 
 async def _own_event(client: AsyncEngines, name: str) -> object:
     event_id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-    await client.events.append([NewEvent(event_type="rl", payload={}, run_id=name, event_id=event_id)])
+    await client.events.append([NewEvent(event_type="message", payload={}, run_id=name, event_id=event_id)])
     return [event.payload async for event in client.events.each(run_id=name)]
 
 
 async def _stream(client: AsyncEngines, name: str) -> object:
-    event = NewEvent(event_type="rl", payload={})
+    event = NewEvent(event_type="message", payload={})
     await client.streams.append(name, [event], expected_position=0)
     return [event.payload async for event in client.streams.each(name)]
 

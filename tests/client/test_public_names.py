@@ -19,7 +19,7 @@ NAMES = """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
 METHODS = {
-    "events": "append each follow get index last page rebuild_index verify",
+    "events": "append each export_page follow get index last page rebuild_index verify",
     "streams": "append each follow page",
     "tables": "delete each get page put",
     "memory": "delete each get page put",

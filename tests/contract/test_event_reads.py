@@ -22,7 +22,7 @@ def filtered(cast: Cast) -> Tenant:
         role = ("member", "admin")[number % 2]
         headers = {"x_project_id": "p1"} if number >= 3 else {}
         body = {
-            "event_type": ("rl", "tuning", "rlha")[number % 3],
+            "event_type": ("message", "tool_call", "handoff")[number % 3],
             "payload": {"n": number},
             "run_id": f"r{number // 2}",
         }
@@ -37,13 +37,13 @@ def numbers(house: Tenant, query: str) -> list[int]:
 
 
 def test_events_are_filtered_by_type_run_user_and_project(filtered: Tenant) -> None:
-    assert numbers(filtered, "event_type=rl") == [0, 3]
+    assert numbers(filtered, "event_type=message") == [0, 3]
     assert numbers(filtered, "run_id=r1") == [2, 3]
     assert numbers(filtered, f"user_id={filtered.users['member']}") == [0, 2, 4]
     assert numbers(filtered, "project_id=p1") == [3, 4, 5]
-    assert numbers(filtered, "event_type=rl&project_id=p1") == [3]
-    assert numbers(filtered, "event_type=rl&order=desc") == [3, 0]
-    assert numbers(filtered, "event_type=rl&limit=1") == [0, 3]
+    assert numbers(filtered, "event_type=message&project_id=p1") == [3]
+    assert numbers(filtered, "event_type=message&order=desc") == [3, 0]
+    assert numbers(filtered, "event_type=message&limit=1") == [0, 3]
     assert numbers(filtered, "run_id=none") == []
 
 

@@ -121,9 +121,7 @@ def test_the_servers_event_types_are_forbidden_to_clients(tenant: Tenant, event_
         problem(tenant[role].post("/events", {"events": [EVENT, body]}), 403, "Forbidden")
 
 
-@pytest.mark.parametrize(
-    "event_type", ["a", "analytics", "rl", "rlha", "tuning", "tool_call", "a" + "b" * 63, "a_9"]
-)
+@pytest.mark.parametrize("event_type", ["a", "analytics", "rl_", "tool_call", "a" + "b" * 63, "a_9"])
 def test_an_event_type_of_the_pattern_is_taken(tenant: Tenant, event_type: str) -> None:
     made(tenant["member"].post("/events", {"event_type": event_type, "payload": {}}))
     found = tenant["member"].get(f"/events?event_type={event_type}&order=desc&limit=1").body["items"]

@@ -12,6 +12,7 @@ from tests.contract.wire import problem
 LAB = {"backend_id": "lab"}
 NEW = {"if_none_match": "*"}
 EVENT = {"event_type": "analytics", "payload": {}}
+RESERVED = {"pii_vault", "nexus", "tool_registry", "canvas_registry", "connector_execution"}
 
 
 def test_a_tenant_switches_from_a_to_b_and_back_while_another_stays(cast: Cast) -> None:
@@ -152,7 +153,10 @@ def test_diagnostics_say_of_each_kind_whether_it_is_ready(tenant: Tenant) -> Non
         body = tenant[role].get("/diagnostics/routes").body
         assert set(body) == {"items", "after"}
         states = {item["resource_kind"]: item["state"] for item in body["items"]}
-        assert set(states.values()) <= {"ready", "missing", "forbidden", "unreachable"}
+        reserved = {kind for kind, state in states.items() if state == "reserved"}
+        assert reserved == RESERVED
+        others = {state for kind, state in states.items() if kind not in reserved}
+        assert others <= {"ready", "missing", "forbidden", "unreachable"}
         for kind in (
             "event_spine",
             "event_stream",
@@ -162,6 +166,17 @@ def test_diagnostics_say_of_each_kind_whether_it_is_ready(tenant: Tenant) -> Non
             "notes_store",
         ):
             assert states[kind] == "ready"
+
+
+def test_what_is_reserved_shows_everywhere_and_can_be_used_nowhere(tenant: Tenant) -> None:
+    items = {item["resource_kind"]: item for item in tenant["owner"].get("/diagnostics/routes").body["items"]}
+    areas = {area["area"]: area for area in tenant["owner"].get("/bootstrap").body["areas"]}
+    for kind in RESERVED:
+        assert items[kind] == {"resource_kind": kind, "state": "reserved", "detail": areas[kind]["reason"]}
+        assert (areas[kind]["state"], areas[kind]["reason_code"]) == ("blocked", "Reserved")
+        assert problem(tenant["owner"].get(f"/reserved/{kind}"), 501, "Reserved")["resource_kind"] == kind
+        problem(tenant["owner"].put(f"/routes/{kind}", LAB, **NEW), 501, "Reserved")
+        problem(tenant["owner"].get(f"/routes/{kind}/resolve"), 501, "Reserved")
 
 
 def test_diagnostics_show_a_backend_that_cannot_be_reached(cast: Cast) -> None:

@@ -76,7 +76,7 @@ async def filled(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[Ev
     number = 0
     while number < COUNT:
         batch = [
-            numbered(index, event_type=("rl", "tuning")[index % 2], run_id=f"run-{index % 3}")
+            numbered(index, event_type=("message", "tool_call")[index % 2], run_id=f"run-{index % 3}")
             for index in range(number, min(number + number % 3 + 1, COUNT))
         ]
         who = context(user_id=("ada", "bob")[number % 2], project_id=("p1", None)[number % 5 == 0])

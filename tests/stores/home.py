@@ -26,7 +26,7 @@ EVERYTHING = frozenset(
     f"{area}.{verb}"
     for area in ("events", "streams", "tables", "memory", "blackboard", "notes", "definitions", "firearms")
     for verb in ("read", "write", "verify")
-)
+) | {"export"}
 
 A_CONTEXT = RequestContext(
     tenant_id="t_one",

@@ -17,7 +17,7 @@ def note(content: Any = "milk", **fields: Any) -> NoteInput:
     return NoteInput(content=content, **fields)
 
 
-def event(event_type: str = "rl", **fields: Any) -> NewEvent:
+def event(event_type: str = "message", **fields: Any) -> NewEvent:
     return NewEvent(**{"event_type": event_type, "payload": {"a": 1}} | fields)
 
 

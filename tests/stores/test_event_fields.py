@@ -54,7 +54,7 @@ class TestFields:
             "thread_id": "thread",
             "timestamp": "2027-01-15T08:00:00.000Z",
             "occurred_at": "2026-11-21T14:00:00.5+01:00",
-            "event_type": "rl",
+            "event_type": "message",
             "source": "tool",
             "payload": {"ключ": ["💡", None, 2**64 - 1]},
             "route": "event_spine",
@@ -78,7 +78,7 @@ class TestFields:
         await spine.append(context(roles=("agent",)), [event(), event(source="connector")])
         assert [shown.source for shown in await everything(spine)] == ["agent", "connector"]
 
-    @pytest.mark.parametrize("event_type", ["a", "a" * 64, "z_9", "rlha", "tuning", "analytics"])
+    @pytest.mark.parametrize("event_type", ["a", "a" * 64, "z_9", "handoff", "tool_call", "analytics"])
     async def test_an_event_type_is_a_lower_case_word(self, spine: EventSpine, event_type: str) -> None:
         await spine.append(context(), [event(event_type)])
         assert (await everything(spine))[0].event_type == event_type
@@ -181,7 +181,7 @@ class TestOwnIds:
         assert again.events == first.events
         assert len(await everything(spine)) == 2
 
-    @pytest.mark.parametrize("other", [{"payload": {"a": 2}}, {"event_type": "rlha"}, {"run_id": "x"}])
+    @pytest.mark.parametrize("other", [{"payload": {"a": 2}}, {"event_type": "handoff"}, {"run_id": "x"}])
     async def test_another_event_under_a_known_id_is_a_conflict(
         self, spine: EventSpine, other: dict[str, Any]
     ) -> None:

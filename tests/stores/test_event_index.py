@@ -25,7 +25,7 @@ SMALL = Layout(block=5, segment_blocks=3, shards=2)
 RUNS = ("run-0", "run-1", "run-12", "run")
 USERS = ("ada", "bob", "a")
 PAGES_MAX = 500
-TYPES = ("rl", "tuning", "rlha")
+TYPES = ("message", "tool_call", "handoff")
 
 
 def new_spine(home: Home, *, layout: Layout = SMALL, segment_size: int = 7) -> EventSpine:
@@ -170,9 +170,9 @@ class TestLists:
     async def test_a_rare_event_is_found_without_looking_through_the_log(self, home: Home) -> None:
         spine = new_spine(home, layout=Layout(), segment_size=50_000)
         for _ in range((LOOKED_AT_MAX + 1_000) // 500):
-            await spine.append(context(), [event(event_type="rl")] * 500)
-        await spine.append(context(), [numbered(1, event_type="tuning")])
-        where = EventFilter(event_type="tuning")
+            await spine.append(context(), [event(event_type="message")] * 500)
+        await spine.append(context(), [numbered(1, event_type="tool_call")])
+        where = EventFilter(event_type="tool_call")
         assert (await spine.list(context(), where)).items == ()
         await project(spine)
         home.driver.calls.clear()
@@ -187,11 +187,13 @@ class TestLists:
         """Not what else the index knows of the value."""
         spine = new_spine(home, layout=Layout(), segment_size=50_000)
         for _ in range(40):
-            await spine.append(context(), [event(event_type="tuning"), *[event(event_type="rl")] * 49])
+            await spine.append(
+                context(), [event(event_type="tool_call"), *[event(event_type="message")] * 49]
+            )
         await project(spine)
         home.driver.calls.clear()
         window = Window(limit=2, descending=descending)
-        page = await spine.list(context(), EventFilter(event_type="tuning"), window=window)
+        page = await spine.list(context(), EventFilter(event_type="tool_call"), window=window)
         first = [1, 51] if not descending else [1_951, 1_901]
         assert [shown.position for shown in page.items] == first
         assert page.after is not None
@@ -202,7 +204,7 @@ class TestLists:
         """Otherwise it would call for an index that there is."""
         spine, reader = (new_spine(home, layout=Layout(), segment_size=50_000) for _ in range(2))
         for _ in range(3):
-            await spine.append(context(), [event(event_type="rl")] * 490)
+            await spine.append(context(), [event(event_type="message")] * 490)
         await project(spine)
         await reader.list(context(), EventFilter(run_id="nobody"), window=Window(descending=True))
         assert reader.projector.due == 0
@@ -224,10 +226,13 @@ class TestLists:
     def test_what_nobody_can_ask_for_has_no_entry(self) -> None:
         text = (
             '{"schema":"event/1","tenant_id":"t_one","mode":"saas","env":"prod","user_id":"ada",'
-            '"surface_id":"chat","run_id":"a/b c","step_id":"0","event_type":"rl","source":"ui",'
+            '"surface_id":"chat","run_id":"a/b c","step_id":"0","event_type":"message","source":"ui",'
             '"payload":{}}'
         )
-        assert terms_of(StoredEvent(1, "id", 0, text)).values == (("user_id", "ada"), ("event_type", "rl"))
+        assert terms_of(StoredEvent(1, "id", 0, text)).values == (
+            ("user_id", "ada"),
+            ("event_type", "message"),
+        )
         assert terms_of(StoredEvent(2, "id", 0, None)).values == ()
 
     @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])

@@ -78,14 +78,14 @@ class TestFilters:
     @pytest.mark.parametrize(
         ("where", "admits"),
         [
-            (EventFilter(event_type="tuning"), lambda shown: shown.event_type == "tuning"),
+            (EventFilter(event_type="tool_call"), lambda shown: shown.event_type == "tool_call"),
             (EventFilter(run_id="run-2"), lambda shown: shown.run_id == "run-2"),
             (EventFilter(user_id="bob"), lambda shown: shown.user_id == "bob"),
             (EventFilter(project_id="p1"), lambda shown: shown.project_id == "p1"),
             (EventFilter(run_id="nobody"), lambda shown: False),  # noqa: ARG005
             (
-                EventFilter(event_type="rl", user_id="ada", run_id="run-0"),
-                lambda shown: (shown.event_type, shown.user_id, shown.run_id) == ("rl", "ada", "run-0"),
+                EventFilter(event_type="message", user_id="ada", run_id="run-0"),
+                lambda shown: (shown.event_type, shown.user_id, shown.run_id) == ("message", "ada", "run-0"),
             ),
         ],
     )
@@ -153,11 +153,11 @@ class TestFilters:
         assert len(found) == (COUNT if instant.startswith("0001") else 0)
 
     async def test_a_page_that_found_too_little_stops_looking_and_says_so(self, spine: EventSpine) -> None:
-        empty = NewEvent(event_type="rl", payload={})
+        empty = NewEvent(event_type="message", payload={})
         for _ in range(LOOKED_AT_MAX // 500):
             await spine.append(context(), [empty] * 500)
-        await spine.append(context(), [numbered(1, event_type="tuning")] * 2)
-        where = EventFilter(event_type="tuning")
+        await spine.append(context(), [numbered(1, event_type="tool_call")] * 2)
+        where = EventFilter(event_type="tool_call")
         page = await spine.list(context(), where)
         assert page.items == ()
         assert page.after is not None

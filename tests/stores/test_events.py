@@ -186,6 +186,7 @@ class TestPermissions:
             spine.list(lacking("events.read")),
             spine.follow(lacking("events.read")),
             spine.verify(lacking("events.verify")),
+            spine.export(lacking("export")),
             streams.append(lacking("streams.write"), "s", [event()]),
             streams.list(lacking("streams.read"), "s"),
             streams.follow(lacking("streams.read"), "s"),
@@ -195,7 +196,8 @@ class TestPermissions:
 
     async def test_data_is_never_reached_from_another_tenant(self, spine: EventSpine) -> None:
         acting = context(tenant_id="t_system", roles=("admin",), acting_on="t_one")
-        for call in (spine.append(acting, [event()]), spine.list(acting), spine.verify(acting)):
+        calls = [call(acting) for call in (spine.list, spine.export, spine.verify)]
+        for call in (spine.append(acting, [event()]), *calls):
             with pytest.raises(ContextMismatch):
                 await call
 

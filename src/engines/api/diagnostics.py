@@ -11,7 +11,7 @@ from engines.api.endpoint import Router, Sendable
 from engines.api.metrics import MEDIA_TYPE
 from engines.api.reply import Reply, json_reply
 from engines.api.views import Page
-from engines.catalogue import KINDS, Kind
+from engines.catalogue import KINDS, RESERVED, RESERVED_DETAIL, Kind
 from engines.control.service import require_in_tenant
 from engines.errors import EnginesError, Forbidden, Unavailable
 from engines.routing.diagnostics import KindReport
@@ -77,7 +77,7 @@ async def get_metrics(call: Call) -> Sendable:
 
 @router.get("/diagnostics/routes", reply=Page[KindReport])
 async def get_routes_report(call: Call) -> Sendable:
-    """Each kind of the tenant: ready, missing, forbidden or unreachable.
+    """Each kind of the tenant: ready, missing, forbidden or unreachable; and those that are reserved.
 
     Each backend is written to and read back, but no more often than every few seconds.
     """
@@ -106,8 +106,8 @@ async def get_bootstrap(call: Call) -> Sendable:
 
 
 async def _area(call: Call, context: RequestContext, kind: Kind) -> Area:
-    if kind.family == "reserved":
-        return Area(kind.name, "blocked", "Reserved", "this kind is reserved and not active")
+    if kind in RESERVED:
+        return Area(kind.name, "blocked", "Reserved", RESERVED_DETAIL)
     if not kind.served:
         return Area(kind.name, "blocked", "NotServed", "this server does not serve the kind")
     try:

@@ -6,7 +6,7 @@ mounting it to `api/app.py` and its description to `api/openapi.py`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -36,6 +36,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `reads`: it changes nothing, though its method is POST because it takes a body.
     `is_limited`: rate limits count it. Calls of control-plane records are not counted: who may mend a limit,
     its counters' route, or a key that was stolen must not be kept from it by the limit.
+    `payloads`: what the payload of an event has to be, by event type; `body` leaves it open.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     reads: bool = False
     body_bytes_max: int = BODY_BYTES_MAX
     media_type: str = "application/json"
+    payloads: Mapping[str, Sequence[type[msgspec.Struct]]] = {}
 
     @property
     def changes(self) -> bool:

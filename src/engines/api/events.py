@@ -15,6 +15,7 @@ from engines.api.stream import EventStream
 from engines.api.views import Cursor, ListQuery, Page, page_reply
 from engines.core.log import Head
 from engines.errors import Invalid
+from engines.stores.event_payloads import PAYLOADS
 from engines.stores.events import (
     AppendedEvent,
     AppendedEvents,
@@ -96,9 +97,13 @@ def _one_or_many_for_stream(value: Any) -> Any:
     type_of=_one_or_many,
     reply=AppendedView,
     statuses=(201,),
+    payloads={event_type: tuple(kinds.values()) for event_type, kinds in PAYLOADS.items()},
 )
 async def append_events(call: Call) -> Sendable:
-    """Append one event or up to 500, all or nothing, to the tenant's spine."""
+    """Append one event or up to 500, all or nothing, to the tenant's spine.
+
+    The payload of some types has to be of one of that type's kinds; that of every other type is free.
+    """
     context = await call.context()
     body = await call.any_body()
     events = body.events if isinstance(body, NewEvents) else (body,)
@@ -111,6 +116,17 @@ async def list_events(call: Call) -> Sendable:
     query = call.query(EventQuery)
     context = await call.context()
     return page_reply(await call.engines.spine.list(context, query.where(), window=query.window()))
+
+
+@router.get("/events/export", query=EventQuery, reply=Page[Event])
+async def export_events(call: Call) -> Sendable:
+    """Events of the spine, by position, for whoever takes them away: the pages of the list.
+
+    It needs the permission to export.
+    """
+    query = call.query(EventQuery)
+    context = await call.context()
+    return page_reply(await call.engines.spine.export(context, query.where(), window=query.window()))
 
 
 @router.get("/events/stream", query=FollowQuery, is_stream=True)

@@ -145,6 +145,8 @@ def _types(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
     for endpoint in endpoints:
         for type_ in (endpoint.body, endpoint.reply):
             yield from (part for part in _alternatives(type_) if part not in (None, str))
+        for payloads in endpoint.payloads.values():
+            yield from payloads
 
 
 def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]:
@@ -160,6 +162,12 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
         operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": _schema(endpoint.body, schemas)}},
+        }
+    if endpoint.payloads:
+        # JSON Schema could say it with if and then, which hardly any generator of clients reads.
+        operation["x-payloads"] = {
+            event_type: {"anyOf": [schemas[payload] for payload in payloads]}
+            for event_type, payloads in endpoint.payloads.items()
         }
     operation["responses"] = _responses(endpoint, schemas)
     return operation

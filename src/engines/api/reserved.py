@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
-from engines.catalogue import KINDS
+from engines.catalogue import RESERVED, RESERVED_DETAIL
 from engines.errors import Reserved
 
 router = Router("reserved", is_limited=False)
 # Those that are described; any other (TRACE, an extension) is answered as GET is.
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
-_RESERVED = frozenset(kind.name for kind in KINDS if kind.family == "reserved")
+_NAMES = frozenset(kind.name for kind in RESERVED)
 
 
 async def answer_reserved(call: Call) -> Sendable:
     """A reserved kind: always 501, whatever is asked of it."""
     kind = call.id("kind")
-    raise Reserved("this kind is reserved and not active", resource_kind=kind if kind in _RESERVED else None)
+    raise Reserved(RESERVED_DETAIL, resource_kind=kind if kind in _NAMES else None)
 
 
 for _method in METHODS:

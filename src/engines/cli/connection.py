@@ -14,6 +14,7 @@ import msgspec
 from cyclopts import Parameter
 
 from engines.client import AsyncEngines, RetryPolicy
+from engines.client.transport import TIMEOUT_S
 from engines.errors import Invalid
 from engines.settings import read_settings
 
@@ -70,10 +71,12 @@ class Connection:
     env: str | None = None
     "The tenant's env. Default: the tenant's own."
 
-    def client(self, *, lab_user: str = OWNER, retry: RetryPolicy | None = None) -> AsyncEngines:
+    def client(
+        self, *, lab_user: str = OWNER, retry: RetryPolicy | None = None, timeout_s: float = TIMEOUT_S
+    ) -> AsyncEngines:
         """A client. `lab_user` is whom a lab's directory stands for unless --as says. Raises Invalid."""
         url, token = self.resolved(lab_user=lab_user)
-        return AsyncEngines(url, token, tenant_id=self.tenant, env=self.env, retry=retry)
+        return AsyncEngines(url, token, tenant_id=self.tenant, env=self.env, retry=retry, timeout_s=timeout_s)
 
     def resolved(self, *, lab_user: str = OWNER) -> tuple[str, str]:
         """Address and token. Raises Invalid where either is not known."""

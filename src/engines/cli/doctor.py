@@ -27,6 +27,7 @@ from engines.ids import Ids
 
 DEADLINE_S: Final = 20.0
 READY: Final = "ready"
+RESERVED: Final = "reserved"
 PASSED: Final = "ok"
 BROKEN: Final = "failed"
 NOT_RUN: Final = "not run"
@@ -131,7 +132,9 @@ async def _begin(client: AsyncEngines) -> tuple[Me, list[KindReport], str]:
     await client.diagnostics.live()
     await client.diagnostics.ready()
     me = await client.me()
-    kinds = [_begun(state) for state in await client.diagnostics.routes()]
+    states = await client.diagnostics.routes()
+    # What is reserved cannot be used, and nothing requires it.
+    kinds = [_begun(state) for state in states if state.state != RESERVED]
     mark = str(uuid.uuid5(uuid.NAMESPACE_URL, f"urn:{NAME}:{Ids(SystemClock()).record_id()}"))
     return me, kinds, mark
 

@@ -1,4 +1,7 @@
-"""`engines events`: follow the spine, prove that nobody rewrote it, look after its index."""
+"""`engines events`: follow the spine, prove that nobody rewrote it, look after its index.
+
+Leaves the command that exports it to `cli/exports.py`, which is imported when it is run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ from engines.errors import Invalid
 
 PAYLOAD_CHARS_MAX: Final = 120
 
-app = App(name="events", help="Follow the spine, prove that nobody rewrote it, look after its index.")
+app = App(
+    name="events", help="Follow the spine, prove that nobody rewrote it, export it, look after its index."
+)
+app.command(
+    "engines.cli.exports:export_events",
+    name="export",
+    help="Export the spine into files: resumable, followed up later, and verifiable.",
+)
 
 
 @app.command

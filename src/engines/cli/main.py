@@ -44,7 +44,7 @@ _COMMANDS: Final = (
     ("backends", "backends:app", _CONTROL, "Databases as data."),
     ("routes", "routes:app", _CONTROL, "Which backend holds what."),
     ("moves", "moves:app", _CONTROL, "Kinds of a tenant on their way to another backend."),
-    ("events", "events:app", _DATA, "Follow the spine, and prove that nobody rewrote it."),
+    ("events", "events:app", _DATA, "Follow the spine, prove that nobody rewrote it, export it."),
     ("import", "imports:app", _DATA, "Bring data of other programs in."),
     ("doctor", "doctor:doctor", _DATA, "Write, read back and delete on every required kind, and report."),
 )

@@ -145,6 +145,7 @@ class Events(Group[logs.Events]):
     append = blocking(logs.Events.append)
     get = blocking(logs.Events.get)
     page = blocking(logs.Events.page)
+    export_page = blocking(logs.Events.export_page)
     each = iterating(logs.Events.each)
     follow = iterating(logs.Events.follow)
     last = blocking(logs.Events.last)

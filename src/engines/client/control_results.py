@@ -282,7 +282,7 @@ class Resolution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KindState(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of a tenant: ready, missing, forbidden or unreachable, and why."""
+    """One kind of a tenant: ready, missing, forbidden, unreachable or reserved, and why."""
 
     resource_kind: str
     state: str

@@ -71,6 +71,33 @@ class Events:
         }
         return await self._calls.page(Event, "events", query=query)
 
+    async def export_page(
+        self,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+        order: Order | None = None,
+        event_type: str | None = None,
+        run_id: str | None = None,
+        user_id: str | None = None,
+        project_id: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Page[Event]:
+        """The same page, under the permission to export: `client/export.py` takes them all."""
+        query = {
+            "limit": limit,
+            "after": after,
+            "order": order,
+            "event_type": event_type,
+            "run_id": run_id,
+            "user_id": user_id,
+            "project_id": project_id,
+            "since": since,
+            "until": until,
+        }
+        return await self._calls.page(Event, "events", "export", query=query)
+
     def each(
         self,
         *,

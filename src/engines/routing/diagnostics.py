@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from engines.catalogue import SERVED
+from engines.catalogue import RESERVED, RESERVED_DETAIL, SERVED
 from engines.control.records import Backend
 from engines.core.keys import join, partition
 from engines.errors import BackendRefused, EnginesError, ForbiddenBackendClass, MissingRoute, Unavailable
@@ -66,7 +66,7 @@ async def probe(backends: Backends, record: Backend) -> Probe:
 
 
 class KindReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One kind of a tenant: `ready`, `missing`, `forbidden` or `unreachable`, and why.
+    """One kind of a tenant: `ready`, `missing`, `forbidden`, `unreachable` or `reserved`, and why.
 
     A `ready` kind has a `detail` where its backend works and an operator has something to mend.
     """
@@ -76,6 +76,12 @@ class KindReport(msgspec.Struct, frozen=True, omit_defaults=True):
     backend_id: str | None = None
     backend_class: str | None = None
     detail: str | None = None
+
+
+# Nothing is asked for these: they have no route, and nothing depends on them.
+_RESERVED: Final = tuple(
+    KindReport(resource_kind=kind.name, state="reserved", detail=RESERVED_DETAIL) for kind in RESERVED
+)
 
 
 class _Finding:
@@ -91,7 +97,7 @@ class _Finding:
 
 
 class Diagnostics:
-    """`/diagnostics/routes`: every served kind, resolved and its backend asked.
+    """`/diagnostics/routes`: every served kind, resolved and its backend asked, and the reserved ones.
 
     A finding is remembered for `FINDING_S`, so that asking in a loop writes no more than asking at leisure.
     """
@@ -102,8 +108,9 @@ class Diagnostics:
         self._findings: dict[str, _Finding] = {}
 
     async def report(self, at: Where) -> Sequence[KindReport]:
-        """Every served kind; each backend is asked once, and all at once."""
-        return await asyncio.gather(*(self._kind(kind.name, at) for kind in SERVED))
+        """Every served kind, each backend asked once and all at once; then what is reserved."""
+        served = await asyncio.gather(*(self._kind(kind.name, at) for kind in SERVED))
+        return [*served, *_RESERVED]
 
     async def _kind(self, kind: str, at: Where) -> KindReport:
         backend: Backend | None = None

@@ -29,6 +29,7 @@ from engines.stores.event_records import (
     Event,
     EventView,
     NewEvent,
+    PayloadCheck,
     SystemEvent,
     client_entry,
     is_uuid,
@@ -73,12 +74,21 @@ class LogVerification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 class EventLogs:
     """The logs of one kind. Nothing here asks for a permission."""
 
-    def __init__(self, kind: str, places: Places, logs: OpenLogs, *, index: EventIndex | None = None) -> None:
-        """`index`: of the one log that these are, where it has one."""
+    def __init__(
+        self,
+        kind: str,
+        places: Places,
+        logs: OpenLogs,
+        *,
+        index: EventIndex | None = None,
+        check_payload: PayloadCheck | None = None,
+    ) -> None:
+        """`index`: of the one log that these are, if it has one. `check_payload`: else any payload goes."""
         self._kind = kind
         self._places = places
         self._logs = logs
         self._index = index
+        self._check_payload = check_payload
 
     async def append(
         self,
@@ -90,7 +100,7 @@ class EventLogs:
         request: Request | None = None,
     ) -> AppendedEvents:
         _check_count(events)
-        entries = [_entry(context, event, index, len(events)) for index, event in enumerate(events)]
+        entries = [self._entry(context, event, index, len(events)) for index, event in enumerate(events)]
         async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
             appended = await log.append(entries, expected_position=expected_position, request=request)
         self._appended(context, appended)
@@ -115,7 +125,11 @@ class EventLogs:
                     known[index] = AppendedEvent(found.event_id, found.position, cursor)
             unknown = [index for index in range(len(events)) if index not in known]
             if unknown:
-                appended = await log.append([system_entry(context, events[index]) for index in unknown])
+                entries = [
+                    system_entry(context, events[index], check_payload=self._check_payload)
+                    for index in unknown
+                ]
+                appended = await log.append(entries)
                 self._appended(context, appended)
                 placed = zip(unknown, appended.event_ids, appended.positions, strict=True)
                 for index, event_id, position in placed:
@@ -218,6 +232,14 @@ class EventLogs:
                 await asyncio.gather(coming, return_exceptions=True)
                 await batches.aclose()
 
+    def _entry(self, context: RequestContext, event: NewEvent, index: int, count: int) -> Entry:
+        try:
+            return client_entry(context, event, check_payload=self._check_payload)
+        except EnginesError as error:
+            if count > 1:
+                error.field = f"events[{index}].{error.field}" if error.field else f"events[{index}]"
+            raise
+
     def _appended(self, context: RequestContext, appended: Appended) -> None:
         if self._index is not None:
             self._index.appended(context, min(appended.positions), max(appended.positions))
@@ -243,15 +265,6 @@ def _check_count(events: Sequence[msgspec.Struct]) -> None:
         raise Invalid("an append has at least one event", field="events")
     if len(events) > EVENTS_MAX:
         raise TooLarge(f"one request appends at most {EVENTS_MAX} events", field="events")
-
-
-def _entry(context: RequestContext, event: NewEvent, index: int, count: int) -> Entry:
-    try:
-        return client_entry(context, event)
-    except EnginesError as error:
-        if count > 1:
-            error.field = f"events[{index}].{error.field}" if error.field else f"events[{index}]"
-        raise
 
 
 async def _position_after(log: Log, after: str, cursors: Cursors) -> int:

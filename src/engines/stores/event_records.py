@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -32,6 +33,9 @@ Source = Literal["ui", "agent", "connector", "tool", "system"]
 EventType = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 Instant = Annotated[str, msgspec.Meta(max_length=INSTANT_CHARS_MAX)]
 TraceId = Annotated[str, msgspec.Meta(min_length=1, max_length=TRACE_ID_CHARS_MAX)]
+
+# Refuses a payload that events of this type may not have; a log without one takes any.
+PayloadCheck = Callable[[str, Mapping[str, Any]], None]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UUID_VERSION_INDEX: Final = 14
@@ -208,7 +212,9 @@ def stored_body(stored: StoredEvent) -> StoredBody | None:
     return None if stored.body is None else _CODEC.decode(stored.body)
 
 
-def client_entry(context: RequestContext, event: NewEvent) -> Entry:
+def client_entry(
+    context: RequestContext, event: NewEvent, *, check_payload: PayloadCheck | None = None
+) -> Entry:
     """What a client's event becomes.
 
     Raises Invalid and ContextMismatch with the `field`, and Forbidden for a type that is the server's.
@@ -216,6 +222,8 @@ def client_entry(context: RequestContext, event: NewEvent) -> Entry:
     event = check_body(context, event)
     if event.event_type in RESERVED_TYPES:
         raise Forbidden("events of this type are the server's own", field="event_type")
+    if check_payload is not None:
+        check_payload(event.event_type, event.payload)
     check_json_value(event.payload, "payload")
     if event.occurred_at is not None:
         instant_ms(event.occurred_at, "occurred_at")
@@ -249,8 +257,12 @@ def client_entry(context: RequestContext, event: NewEvent) -> Entry:
     return Entry(_CODEC.encode(body), event_id, digest)
 
 
-def system_entry(context: RequestContext, event: SystemEvent) -> Entry:
-    """What an event of the server's own becomes; a trace of zeros is none."""
+def system_entry(
+    context: RequestContext, event: SystemEvent, *, check_payload: PayloadCheck | None = None
+) -> Entry:
+    """What an event of the server's own becomes; a trace of zeros is none. Raises Invalid."""
+    if check_payload is not None:
+        check_payload(event.event_type, event.payload)
     payload = encode_json(event.payload)
     has_trace = bool(context.trace_id.strip("0"))
     body = StoredBody(

@@ -2,8 +2,8 @@
 
 Owns who may append and read, the bodies of appends, and what the spine and a stream are: the spine is the one
 log of everything that happened, a stream is a log that its users name. Leaves what they have in common to
-`stores/event_logs.py`, the fields of an event to `stores/event_records.py`, the spine's index to
-`stores/event_index.py`.
+`stores/event_logs.py`, the fields of an event to `stores/event_records.py`, typed payloads to
+`stores/event_payloads.py`, the spine's index to `stores/event_index.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from engines.scope import RequestContext, check_id
 from engines.stores.event_index import EventIndex, IndexStatus
 from engines.stores.event_logs import AppendedEvent, AppendedEvents, EventLogs, LogVerification
 from engines.stores.event_pages import EVERYTHING, EventFilter
+from engines.stores.event_payloads import check_payload
 from engines.stores.event_records import Causality, Event, NewEvent, SystemEvent
 from engines.stores.open_logs import OpenLogs
 
@@ -96,7 +97,7 @@ class EventSpine:
         self._index = EventIndex(
             kind, SPINE_STREAM, places, logs, ids, clock, layout_default=index_layout_default
         )
-        self._logs = EventLogs(kind, places, logs, index=self._index)
+        self._logs = EventLogs(kind, places, logs, index=self._index, check_payload=check_payload)
         self.projector = self._index.projector
         self._verifying = Slots(
             "verifications",
@@ -110,9 +111,9 @@ class EventSpine:
     ) -> AppendedEvents:
         """Append 1 to 500 events, all or nothing; at most 98 of them with an `event_id` of their own.
 
-        Raises Invalid (by `field`; `events[3].run_id` where there are several), ContextMismatch, Forbidden (a
-        type that is the server's), TooLarge, Conflict (a known `event_id` with other contents),
-        IdempotencyKeyReused.
+        Raises Invalid (by `field`; `events[3].run_id` where there are several; the payload of a type that
+        learning reads has rules, see `stores/event_payloads.py`), ContextMismatch, Forbidden (a type that is
+        the server's), TooLarge, Conflict (a known `event_id` with other contents), IdempotencyKeyReused.
         """
         context.require_data("events.write")
         return await self._logs.append(context, SPINE_STREAM, events, request=request)
@@ -153,6 +154,13 @@ class EventSpine:
         """
         context.require_data("events.read")
         return await self._logs.follow(context, SPINE_STREAM, after)
+
+    async def export(
+        self, context: RequestContext, where: EventFilter = EVERYTHING, *, window: Window = START
+    ) -> Listed[Event]:
+        """The pages of `list`, for whoever takes the events away: they need the permission to export."""
+        context.require_data("export")
+        return await self._logs.list(context, SPINE_STREAM, where, window)
 
     async def verify(self, context: RequestContext, *, expected: Head | None = None) -> LogVerification:
         """Read the whole spine and its digests. `expected`: a head seen before, which it must still hold.

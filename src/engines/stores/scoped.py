@@ -118,7 +118,9 @@ def validated(body: B, within: str = "") -> B:
 
 def invalid_body(error: msgspec.ValidationError) -> Invalid:
     """The same complaint as our own error: its sentence, and the field that msgspec names by path."""
-    sentence, _, path = str(error).partition(" - at `$")
+    sentence, _, place = str(error).partition(" - at `")
+    # "`$.a.b`", or "`key` in `$.a.b`" for what is wrong with a name in an object.
+    path = place.rpartition("$")[2]
     return Invalid(sentence, field=path.strip("`").lstrip(".") or None)
 
 
