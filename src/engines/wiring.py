@@ -21,6 +21,7 @@ from engines.clock import Clock, SystemClock
 from engines.control.access import Issuers, Keys
 from engines.control.audit import Audit
 from engines.control.directory import Directory
+from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.products import Products, apps, oses, projects, surfaces
 from engines.control.records import App, Backend, Os, Project, Surface
 from engines.control.service import Service
@@ -45,6 +46,7 @@ from engines.routing.moves import Moves
 from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
+from engines.safety.evaluations import Gates
 from engines.scope import SYSTEM_TENANT
 from engines.stores.blackboard import Blackboard
 from engines.stores.events import EventSpine, EventStreams
@@ -94,6 +96,9 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     memory: SessionMemory
     blackboard: Blackboard
     notes: Notes
+    kill_switches: KillSwitches
+    gate_configs: GateConfigs
+    gates: Gates
 
 
 @contextlib.asynccontextmanager
@@ -172,6 +177,7 @@ async def open_engines(
         finally:
             await engines.contexts.close()
             await engines.refusals.close()
+            await engines.gates.close()
             await engines.spine.close()
             await engines.streams.close()
             await backends.close()
@@ -191,6 +197,7 @@ def _assemble(
     refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
+    gates = Gates(directory, spine, ids, clock)
     engines = Engines(
         clock=clock,
         ids=ids,
@@ -218,6 +225,9 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
+        kill_switches=KillSwitches(service),
+        gate_configs=GateConfigs(service, gates.mounted),
+        gates=gates,
     )
     return backends, participation, engines
 

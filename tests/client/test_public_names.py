@@ -14,6 +14,7 @@ NAMES = """
     NoteSource NoteTimestamps Os Page
     Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
     UserIdentity Verification
+    Cost Decision GateConfig GateRule JudgedGate KillSwitch Switch
 """
 
 METHODS = {
@@ -23,6 +24,7 @@ METHODS = {
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
     "notes": "create delete each get page replace",
+    "gates": "config evaluate kill_switch put_config put_kill_switch",
     "tenants": "create each get page patch",
     "users": "create each page",
     "members": "accept delete get put",

@@ -26,7 +26,7 @@ EVERYTHING = frozenset(
     f"{area}.{verb}"
     for area in ("events", "streams", "tables", "memory", "blackboard", "notes")
     for verb in ("read", "write", "verify")
-)
+) | {"gates.read", "gates.write", "gates.evaluate", "gates.explain"}
 
 A_CONTEXT = RequestContext(
     tenant_id="t_one",

@@ -15,6 +15,7 @@ from engines.api import (
     blackboard,
     diagnostics,
     events,
+    gates,
     me,
     memory,
     moves,
@@ -46,6 +47,7 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
+    gates.router,
     reserved.router,
 )
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from engines.clock import Clock
 from engines.control.access import Issuers, Keys
 from engines.control.directory import Directory
+from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.products import Products
 from engines.control.records import App, Os, Project, Surface
 from engines.control.tenants import Members, Modes, Tenants, Users
@@ -21,6 +22,7 @@ from engines.routing.diagnostics import Diagnostics
 from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
+from engines.safety.evaluations import Gates
 from engines.stores.blackboard import Blackboard
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
@@ -83,3 +85,9 @@ class Engines(Protocol):
     def blackboard(self) -> Blackboard: ...
     @property
     def notes(self) -> Notes: ...
+    @property
+    def kill_switches(self) -> KillSwitches: ...
+    @property
+    def gate_configs(self) -> GateConfigs: ...
+    @property
+    def gates(self) -> Gates: ...

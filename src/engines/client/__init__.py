@@ -30,6 +30,15 @@ from engines.client.control_results import (
     UserIdentity,
 )
 from engines.client.engines import AsyncEngines
+from engines.client.gate_results import (
+    Cost,
+    Decision,
+    GateConfig,
+    GateRule,
+    JudgedGate,
+    KillSwitch,
+    Switch,
+)
 from engines.client.results import (
     Appended,
     BlackboardEntry,
@@ -58,11 +67,17 @@ __all__ = [
     "Backend",
     "BlackboardEntry",
     "Causality",
+    "Cost",
+    "Decision",
     "Engines",
     "Event",
+    "GateConfig",
+    "GateRule",
     "Head",
     "IndexStatus",
     "Issuer",
+    "JudgedGate",
+    "KillSwitch",
     "KindState",
     "Looked",
     "Me",
@@ -87,6 +102,7 @@ __all__ = [
     "RouteScope",
     "Surface",
     "SurfaceDefaults",
+    "Switch",
     "TableRow",
     "Tenant",
     "User",

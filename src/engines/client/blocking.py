@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import control, logs, routing, stores
+from engines.client import control, gates, logs, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -196,6 +196,16 @@ class Notes(Group[stores.Notes]):
     each = iterating(stores.Notes.each)
 
 
+class Gates(Group[gates.Gates]):
+    """`AsyncEngines.gates`, blocking."""
+
+    evaluate = blocking(gates.Gates.evaluate)
+    kill_switch = blocking(gates.Gates.kill_switch)
+    put_kill_switch = blocking(gates.Gates.put_kill_switch)
+    config = blocking(gates.Gates.config)
+    put_config = blocking(gates.Gates.put_config)
+
+
 class Tenants(Group[control.Tenants]):
     """`AsyncEngines.tenants`, blocking."""
 
@@ -320,6 +330,7 @@ class Engines:
         self.memory = Memory(client.memory, loop)
         self.blackboard = Blackboard(client.blackboard, loop)
         self.notes = Notes(client.notes, loop)
+        self.gates = Gates(client.gates, loop)
         self.tenants = Tenants(client.tenants, loop)
         self.users = Users(client.users, loop)
         self.members = Members(client.members, loop)

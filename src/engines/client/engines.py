@@ -16,6 +16,7 @@ from typing import Final
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
+from engines.client.gates import Gates
 from engines.client.logs import Events, Streams
 from engines.client.retry import Retries, RetryPolicy
 from engines.client.routing import Backends, Diagnostics, Moves, Routes
@@ -100,6 +101,7 @@ class AsyncEngines:
         self.memory = Memory(calls)
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
+        self.gates = Gates(calls)
         self.tenants = Tenants(calls)
         self.users = Users(calls)
         self.members = Members(calls)

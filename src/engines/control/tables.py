@@ -10,7 +10,9 @@ from engines.control.records import (
     ApiKey,
     App,
     Backend,
+    GateConfig,
     Issuer,
+    KillSwitch,
     Membership,
     Mode,
     Move,
@@ -104,3 +106,5 @@ KEYS: Final = Table("keys", ApiKey, indexes=_key_indexes)
 BACKENDS: Final = Table("backends", Backend)
 ROUTES: Final = Table("routes", Route, indexes=_route_indexes)
 MOVES: Final = Table("moves", Move, indexes=_move_indexes)
+KILL_SWITCHES: Final = Table("kill_switches", KillSwitch)
+GATE_CONFIGS: Final = Table("gate_configs", GateConfig)
