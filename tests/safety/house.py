@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from engines.clock import Clock
 from engines.control.directory import Directory
 from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.records import GateConfig, GateRule, Os, Surface
@@ -83,14 +84,15 @@ class Taking(Saying):
 class House:
     """One process of a deployment."""
 
-    def __init__(self, home: Home, gates: Sequence[Gate] = ()) -> None:
+    def __init__(self, home: Home, *, clock: Clock | None = None) -> None:
+        """`clock`: by which this process tells how old its view is."""
         self.home = home
         self.store = ControlStore(home.documents, Backlog(home.documents, PARTITION, home.clock))
-        self.directory = Directory(self.store, home.clock)
+        self.directory = Directory(self.store, clock or home.clock)
         self.spine = EventSpine(home, home.ids, home.clock)
         self.service = Service(self.store, Admits())
         self.switches = KillSwitches(self.service)
-        self.mount(gates)
+        self.mount(())
 
     def mount(self, gates: Sequence[Gate], *, timeout_s: float = GATE_TIMEOUT_S) -> None:
         """With these gates beside the kill switch."""

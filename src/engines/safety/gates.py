@@ -117,11 +117,12 @@ class BudgetGate(ConsumingGate):
         if ask.dry_run:
             facts = await self._budgets.room_for(ask.context, ask.cost)
         else:
-            facts = await self._budgets.reserve(ask.context, ask.cost, reservation_id=ask.evaluation_id)
+            facts = await self._budgets.reserve(ask.context, ask.cost, evaluation_id=ask.evaluation_id)
         return judge_budget(facts, ask.cost)
 
     async def undo(self, ask: Ask) -> None:
-        await self._budgets.release(ask.context, reservation_id=ask.evaluation_id)
+        if ask.cost is not None:
+            await self._budgets.release(ask.context, ask.cost, evaluation_id=ask.evaluation_id)
 
 
 class CorridorGate(Gate):

@@ -93,8 +93,8 @@ class BudgetFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Budgets(Protocol):
     """Limits, and what is reserved against them."""
 
-    async def reserve(self, context: RequestContext, cost: Cost, *, reservation_id: str) -> BudgetFacts:
-        """Hold the cost under this id until it is settled, released or expires; once, however often asked.
+    async def reserve(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> BudgetFacts:
+        """Hold the cost until it is settled, released or expires; once for this id, however often asked.
 
         Raises MissingRoute: no budget route, no budgeted action.
         """
@@ -104,8 +104,8 @@ class Budgets(Protocol):
         """The same without holding anything."""
         ...
 
-    async def release(self, context: RequestContext, *, reservation_id: str) -> None:
-        """Let go of what is held under this id, if anything is."""
+    async def release(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> None:
+        """Let go of what was held of this cost for this id, if anything was."""
         ...
 
 
