@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from engines.clock import Clock
 from engines.control.directory import Directory
 from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.records import GateConfig, GateRule, Os, Surface
@@ -84,11 +83,10 @@ class Taking(Saying):
 class House:
     """One process of a deployment."""
 
-    def __init__(self, home: Home, *, clock: Clock | None = None) -> None:
-        """`clock`: by which this process tells how old its view is."""
+    def __init__(self, home: Home) -> None:
         self.home = home
         self.store = ControlStore(home.documents, Backlog(home.documents, PARTITION, home.clock))
-        self.directory = Directory(self.store, clock or home.clock)
+        self.directory = Directory(self.store, home.clock)
         self.spine = EventSpine(home, home.ids, home.clock)
         self.service = Service(self.store, Admits())
         self.switches = KillSwitches(self.service)
