@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
+
 from engines.core.listing import Window
 from engines.errors import GateDenied
 from engines.safety.asks import Decided, Evaluation
@@ -99,12 +101,9 @@ async def test_a_guard_in_process_is_the_same_chain(open_deployment: Open) -> No
     member = await who(deployment)
     await deployment.gates.guard(member, "streams.append", subject="s")
     await deployment.kill_switches.put(await who(deployment, "owner"), engaged=True, reason="incident")
-    try:
+    with pytest.raises(GateDenied) as denied:
         await deployment.gates.guard(member, "streams.append", subject="s")
-    except GateDenied as denied:
-        assert (denied.gate, denied.reason_code) == ("kill_switch", "kill_switch_engaged")
-    else:
-        raise AssertionError("it went through")
+    assert (denied.value.gate, denied.value.reason_code) == ("kill_switch", "kill_switch_engaged")
     assert list((await recorded(deployment, member)).values()) == ["block"]
 
 

@@ -106,7 +106,9 @@ async def test_gates_that_only_read_are_asked_at_once() -> None:
 
 
 async def test_the_first_in_order_that_refuses_decides() -> None:
-    outcome = await judge_in_order([Saying("a", passes()), Saying("b", refuses()), Saying("c", refuses())], ASK)
+    outcome = await judge_in_order(
+        [Saying("a", passes()), Saying("b", refuses()), Saying("c", refuses())], ASK
+    )
     assert refused(outcome) == ("b", "below_floor", "ok")
 
 
@@ -143,7 +145,11 @@ async def test_a_rehearsal_takes_nothing() -> None:
     ("error", "reason_code", "details"),
     [
         (Unavailable("gone"), "gate_error", {"error": "Unavailable", "detail": "gone"}),
-        (MissingRoute("none", resource_kind="budget_store"), "missing_route", {"resource_kind": "budget_store"}),
+        (
+            MissingRoute("none", resource_kind="budget_store"),
+            "missing_route",
+            {"resource_kind": "budget_store"},
+        ),
         (ZeroDivisionError("secret"), "gate_error", {"error": "ZeroDivisionError"}),
         (TimeoutError(), "gate_timeout", {"timeout_s": 2.0}),
     ],
@@ -171,7 +177,7 @@ async def test_a_gate_that_hangs_refuses_and_what_it_may_have_taken_is_given_bac
 
 async def test_one_that_cannot_give_back_keeps_no_other_from_it() -> None:
     class Stuck(Taking):
-        async def undo(self, ask: Ask) -> None:
+        async def undo(self, _: Ask) -> None:
             raise Unavailable("not now")
 
     stuck, budget = Stuck("rate_limit", passes()), Taking("budget", passes())

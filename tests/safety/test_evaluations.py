@@ -187,7 +187,7 @@ class TestWhatGuards:
 
     async def test_a_gate_that_raises_refuses_and_that_is_recorded(self, house: House) -> None:
         class Broken(Saying):
-            async def judge(self, ask: Ask) -> Verdict:
+            async def judge(self, _: Ask) -> Verdict:
                 raise ZeroDivisionError
 
         house.mount([Broken("temperature", passes())])
@@ -256,8 +256,7 @@ class TestUnwritable:
         first = asyncio.create_task(house.spine.append_system(context(), [event]))
         await held.arrived()
         waiting = [
-            asyncio.create_task(house.spine.append_system(context(), [event]))
-            for _ in range(WAITING_MAX + 1)
+            asyncio.create_task(house.spine.append_system(context(), [event])) for _ in range(WAITING_MAX + 1)
         ]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)  # The one too many is turned away.
         with pytest.raises(Unavailable) as refused:
@@ -373,7 +372,7 @@ class TestRepeats:
         class Turning(Saying):
             """Passes one of the two and refuses the other, once both are being asked."""
 
-            async def judge(self, ask: Ask) -> Verdict:
+            async def judge(self, _: Ask) -> Verdict:
                 number = await both.wait()
                 return passes() if number == 0 else refuses("above_ceiling")
 
@@ -463,7 +462,7 @@ class TestWho:
                 "gate": "kill_switch",
                 "result": "pass",
                 "reason_code": "passed",
-                "inputs": {"looked_at": []},
+                "inputs": {"surface_id": "chat", "action": ACTION, "looked_at": []},
             },
             {
                 "gate": "temperature",

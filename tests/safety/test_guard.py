@@ -66,7 +66,7 @@ async def test_a_surface_that_refuses_what_no_rule_names_refuses_it(house: House
 
 async def test_a_gate_whose_store_has_no_route_is_a_missing_route(house: House) -> None:
     class Unrouted(Saying):
-        async def judge(self, ask: Ask) -> Verdict:
+        async def judge(self, _: Ask) -> Verdict:
             raise MissingRoute("none", resource_kind="budget_store")
 
     house.mount([Unrouted("budget", passes())])

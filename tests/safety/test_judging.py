@@ -63,7 +63,7 @@ def said(verdict: Verdict) -> str:
         ("*", "anything", True),
     ],
 )
-def test_a_pattern_is_a_name_or_a_beginning(pattern: str, action: str, expected: bool) -> None:
+def test_a_pattern_is_a_name_or_a_beginning(pattern: str, action: str, *, expected: bool) -> None:
     assert covers(pattern, action) == expected
 
 

@@ -13,6 +13,7 @@ from engines.scope import RequestContext
 from tests.safety.house import ACTION, ADMIN, House, Saying, asked, keyed, passes
 from tests.stores.home import EVERYTHING, Home, context
 
+
 async def reason(house: House, who: RequestContext | None = None, action: str = ACTION) -> str:
     return (await house.gates.evaluate(who or context(), asked(action))).answer.reason_code
 

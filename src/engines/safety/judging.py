@@ -37,14 +37,17 @@ def rule_for(config: GateConfig | None, action: str) -> GateRule | None:
 
 def judge_kill_switch(switches: Iterable[KillSwitch], *, surface_id: str, action: str) -> Verdict:
     """Refused where anybody who may switched off everything, the surface, or the action."""
-    looked_at: list[str] = []
+    switches = tuple(switches)
+    inputs = {
+        "surface_id": surface_id,
+        "action": action,
+        "looked_at": [f"{switch.holder_id} for {switch.tenant_id}" for switch in switches],
+    }
     for switch in switches:
-        looked_at.append(f"{switch.holder_id}/{switch.tenant_id}")
         off = _off(switch, surface_id, action)
         if off is not None:
-            details = {"held_by": switch.holder_id, **off}
-            return _block("kill_switch_engaged", details, {"looked_at": looked_at})
-    return _pass(inputs={"looked_at": looked_at})
+            return _block("kill_switch_engaged", {"held_by": switch.holder_id, **off}, inputs)
+    return _pass(inputs=inputs)
 
 
 def _off(switch: KillSwitch, surface_id: str, action: str) -> dict[str, Any] | None:
