@@ -161,8 +161,11 @@ def checked(context: RequestContext, evaluation: Evaluation) -> Evaluation:
     for name in ("run_id", "step_id", "thread_id"):
         if (value := getattr(evaluation, name)) is not None:
             check_id(value, name)
-    if evaluation.parent_event_id is not None and not is_uuid(evaluation.parent_event_id):
-        raise Invalid("an event id is a UUID of 36 characters", field="parent_event_id")
+    parent_event_id = evaluation.parent_event_id
+    if parent_event_id is not None:
+        if not is_uuid(parent_event_id):
+            raise Invalid("an event id is a UUID of 36 characters", field="parent_event_id")
+        evaluation = msgspec.structs.replace(evaluation, parent_event_id=parent_event_id.lower())
     if evaluation.causality is not None:
         validated(evaluation.causality, "causality")
     if evaluation.cost is not None:
@@ -174,15 +177,12 @@ def checked(context: RequestContext, evaluation: Evaluation) -> Evaluation:
 
 
 def caused(context: RequestContext, evaluation: Evaluation) -> RequestContext:
-    """The context with the provenance that the evaluation itself names."""
-    trace = evaluation.causality or Causality()
+    """The context with the run, step and thread that the evaluation itself names."""
     return msgspec.structs.replace(
         context,
         run_id=evaluation.run_id or context.run_id,
         step_id=evaluation.step_id or context.step_id,
         thread_id=evaluation.thread_id or context.thread_id,
-        trace_id=trace.trace_id or context.trace_id,
-        span_id=trace.span_id or context.span_id,
     )
 
 

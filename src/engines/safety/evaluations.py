@@ -253,9 +253,8 @@ class Gates:
         event = SystemEvent(
             event_type=EVENT_TYPE,
             payload=msgspec.to_builtins(payload),
-            parent_event_id=None
-            if evaluation.parent_event_id is None
-            else evaluation.parent_event_id.lower(),
+            parent_event_id=evaluation.parent_event_id,
+            causality=evaluation.causality,
         )
         context = caused(ask.context, evaluation)
         appended = await self._spine.append_system(context, [event], request=request)
