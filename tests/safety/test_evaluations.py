@@ -318,6 +318,21 @@ class TestUnwritable:
             await evaluated(house)
         assert (budget.taken, len(budget.held)) == (2, 1)
 
+    async def test_under_a_key_it_is_kept_since_another_attempt_may_have_been_recorded(
+        self, house: House
+    ) -> None:
+        budget = Taking("budget", passes())
+        house.mount([budget])
+        await house.guarding("budget")
+        await evaluated(house)
+        budget.held.clear()
+        house.home.faults.script(Fault.FORBIDDEN)
+        with pytest.raises(BackendRefused):
+            await evaluated(house, keyed("k1"))
+        assert len(budget.held) == 1
+        assert (await evaluated(house, keyed("k1"))).passed
+        assert len(budget.held) == 1, "the same is held under the same name"
+
 
 class TestRepeats:
     async def test_a_repeat_gets_the_first_decision_whatever_has_changed(self, house: House) -> None:

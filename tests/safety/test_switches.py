@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.records import GateConfig, GateRule, Switch
+from engines.control.service import Service
+from engines.control.store import PARTITION, ControlStore
+from engines.core.outbox import Backlog
 from engines.core.records import Condition
-from engines.errors import Forbidden, Invalid, NotFound, PreconditionFailed
+from engines.errors import Forbidden, Invalid, NotFound, PreconditionFailed, Throttled
 from engines.scope import RequestContext
-from tests.safety.house import ACTION, ADMIN, House, Saying, asked, keyed, passes
+from tests.safety.house import ACTION, ADMIN, Admits, House, Saying, asked, keyed, passes
 from tests.stores.home import EVERYTHING, Home, context
 
 
@@ -97,7 +101,18 @@ class TestKillSwitch:
         assert (again.replayed, again.version) == (True, 1)
         assert await reason(house) == "passed"
 
-    async def test_a_change_waits_for_the_audit_of_the_tenant_it_is_about(self, house: House) -> None:
+    async def test_it_is_set_though_the_audit_of_earlier_changes_waits(self, house: House) -> None:
+        full = Backlog(house.home.documents, PARTITION, house.home.clock, waiting_max=0)
+        service = Service(ControlStore(house.home.documents, full), Admits())
+        with pytest.raises(Throttled):
+            await GateConfigs(service, ()).put(context(), GateConfig(tenant_id="t_one", surface_id="chat"))
+        await KillSwitches(service).put(context(), engaged=True)
+        await house.directory.refresh()
+        assert await reason(house) == "kill_switch_engaged"
+
+    async def test_a_change_is_told_to_the_tenant_it_is_about_and_the_one_who_made_it(
+        self, house: House
+    ) -> None:
         await house.switches.put(context(), engaged=True)
         acting = context(tenant_id="t_system", roles=("owner",), acting_on="t_one")
         await house.switches.put(acting, engaged=True)
