@@ -20,7 +20,7 @@ from engines.control.tables import OSES, SURFACES
 from engines.core.idempotency import Request, identify
 from engines.core.outbox import Backlog
 from engines.safety.asks import Ask, Evaluation, Verdict
-from engines.safety.chain import GATE_TIMEOUT_S
+from engines.safety.chain import GATES_TIMEOUT_S
 from engines.safety.evaluations import Gates
 from engines.safety.gates import Gate
 from engines.scope import RequestContext
@@ -92,7 +92,7 @@ class House:
         self.switches = KillSwitches(self.service)
         self.mount(())
 
-    def mount(self, gates: Sequence[Gate], *, timeout_s: float = GATE_TIMEOUT_S) -> None:
+    def mount(self, gates: Sequence[Gate], *, timeout_s: float = GATES_TIMEOUT_S) -> None:
         """With these gates beside the kill switch."""
         self.gates = Gates(
             self.directory, self.spine, self.home.ids, self.home.clock, gates=gates, timeout_s=timeout_s

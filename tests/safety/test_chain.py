@@ -9,7 +9,7 @@ import pytest
 
 from engines.errors import MissingRoute, Unavailable
 from engines.safety.asks import Ask, Verdict
-from engines.safety.chain import Outcome, judge_in_order, stages, undo
+from engines.safety.chain import Outcome, Stage, in_stages, judge_in_order, undo
 from engines.safety.gates import Gate
 from tests.safety.house import Saying, Taking, passes, refuses
 from tests.stores.home import context
@@ -67,7 +67,11 @@ class Hanging(Taking):
         raise AssertionError("nobody wakes it")
 
 
-def names(groups: Sequence[Sequence[Gate]]) -> list[list[str]]:
+async def judged(gates: Sequence[Gate], ask: Ask, **options: float) -> Outcome:
+    return await judge_in_order(in_stages(gates), ask, **options)
+
+
+def names(groups: Sequence[Stage]) -> list[list[str]]:
     return [[gate.name for gate in group] for group in groups]
 
 
@@ -87,7 +91,7 @@ def test_the_first_two_and_those_that_take_are_asked_alone_the_others_at_once() 
         Saying("temperature", passes()),
         Taking("rate_limit", passes()),
     ]
-    assert names(list(stages(gates))) == [
+    assert names(in_stages(gates)) == [
         ["kill_switch"],
         ["firearms"],
         ["strategy_lock", "three_wise"],
@@ -100,34 +104,32 @@ def test_the_first_two_and_those_that_take_are_asked_alone_the_others_at_once() 
 async def test_gates_that_only_read_are_asked_at_once() -> None:
     barrier = asyncio.Barrier(3)
     gates = [Meeting(name, barrier) for name in ("a", "b", "c")]
-    outcome = await judge_in_order(gates, ASK)
+    outcome = await judged(gates, ASK)
     assert [one.gate for one in outcome.judged] == ["a", "b", "c"]
     assert outcome.refusal is None
 
 
 async def test_the_first_in_order_that_refuses_decides() -> None:
-    outcome = await judge_in_order(
-        [Saying("a", passes()), Saying("b", refuses()), Saying("c", refuses())], ASK
-    )
+    outcome = await judged([Saying("a", passes()), Saying("b", refuses()), Saying("c", refuses())], ASK)
     assert refused(outcome) == ("b", "below_floor", "ok")
 
 
 async def test_behind_a_refusal_nothing_is_taken() -> None:
     budget, rate = Taking("budget", passes()), Taking("rate_limit", passes())
-    outcome = await judge_in_order([Saying("kpi_corridor", refuses()), budget, rate], ASK)
+    outcome = await judged([Saying("kpi_corridor", refuses()), budget, rate], ASK)
     assert (budget.taken, rate.taken, outcome.took) == (0, 0, ())
 
 
 async def test_behind_a_gate_that_comes_first_nothing_is_asked() -> None:
     lock = Saying("strategy_lock", passes())
-    outcome = await judge_in_order([Saying("firearms", refuses("unlicensed")), lock], ASK)
+    outcome = await judged([Saying("firearms", refuses("unlicensed")), lock], ASK)
     assert refused(outcome) == ("firearms", "unlicensed", "ok")
     assert lock.asked == []
 
 
 async def test_what_was_taken_is_told_and_given_back() -> None:
     budget = Taking("budget", passes())
-    outcome = await judge_in_order([budget, Saying("kpi_corridor", refuses())], ASK)
+    outcome = await judged([budget, Saying("kpi_corridor", refuses())], ASK)
     assert outcome.took == (budget,)
     assert budget.held == {"e1"}
     await undo(outcome.took, ASK)
@@ -136,7 +138,7 @@ async def test_what_was_taken_is_told_and_given_back() -> None:
 
 async def test_a_rehearsal_takes_nothing() -> None:
     budget = Taking("budget", passes())
-    outcome = await judge_in_order([budget], REHEARSED)
+    outcome = await judged([budget], REHEARSED)
     assert (outcome.took, budget.taken) == ((), 0)
     assert outcome.refusal is None
 
@@ -151,7 +153,7 @@ async def test_a_rehearsal_takes_nothing() -> None:
             {"resource_kind": "budget_store"},
         ),
         (ZeroDivisionError("secret"), "gate_error", {"error": "ZeroDivisionError"}),
-        (TimeoutError(), "gate_timeout", {"timeout_s": 2.0}),
+        (TimeoutError(), "gate_timeout", {}),
     ],
     ids=["ours", "route", "bug", "timeout"],
 )
@@ -159,7 +161,7 @@ async def test_a_gate_that_raises_refuses(
     error: Exception, reason_code: str, details: dict[str, object]
 ) -> None:
     behind = Taking("rate_limit", passes())
-    outcome = await judge_in_order([Failing("budget", error), behind], ASK)
+    outcome = await judged([Failing("budget", error), behind], ASK)
     assert refused(outcome) == ("budget", reason_code, "error")
     assert outcome.refusal is not None
     assert outcome.refusal.details == details
@@ -168,11 +170,21 @@ async def test_a_gate_that_raises_refuses(
 
 async def test_a_gate_that_hangs_refuses_and_what_it_may_have_taken_is_given_back() -> None:
     hanging = Hanging("budget", passes())
-    outcome = await judge_in_order([hanging], ASK, timeout_s=0.01)
+    outcome = await judged([hanging], ASK, timeout_s=0.01)
     assert refused(outcome) == ("budget", "gate_timeout", "error")
     assert hanging.held == {"e1"}
     await undo(outcome.took, ASK)
     assert hanging.held == set()
+
+
+async def test_of_gates_asked_at_once_the_one_that_hangs_refuses_and_the_others_are_heard() -> None:
+    class Silent(Saying):
+        async def judge(self, ask: Ask) -> Verdict:
+            await asyncio.Event().wait()
+            return await super().judge(ask)
+
+    outcome = await judged([Saying("a", passes()), Silent("b", passes())], ASK, timeout_s=0.01)
+    assert [(one.gate, one.reason_code) for one in outcome.judged] == [("a", "passed"), ("b", "gate_timeout")]
 
 
 async def test_one_that_cannot_give_back_keeps_no_other_from_it() -> None:
@@ -181,6 +193,6 @@ async def test_one_that_cannot_give_back_keeps_no_other_from_it() -> None:
             raise Unavailable("not now")
 
     stuck, budget = Stuck("rate_limit", passes()), Taking("budget", passes())
-    outcome = await judge_in_order([stuck, budget], ASK)
+    outcome = await judged([stuck, budget], ASK)
     await undo(outcome.took, ASK)
     assert (stuck.held, budget.held) == ({"e1"}, set())

@@ -12,8 +12,8 @@ budget or a quota for an action that a gate before it refuses.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
@@ -25,7 +25,11 @@ from engines.safety.reasons import ReasonCode
 
 # The gates that are looked at before any other, in this order.
 FIRST: Final = ("kill_switch", "firearms")
-GATE_TIMEOUT_S: Final = 2.0
+# What all gates of a chain together may take. Those of a warm process answer in a hundredth of it.
+GATES_TIMEOUT_S: Final = 2.0
+
+Stage: TypeAlias = tuple[Gate, ...]
+"""Gates that may be asked at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,41 +45,44 @@ class Outcome(msgspec.Struct, frozen=True):
         return next((one for one in self.judged if one.result == "block"), None)
 
 
-async def judge_in_order(gates: Sequence[Gate], ask: Ask, *, timeout_s: float = GATE_TIMEOUT_S) -> Outcome:
-    """Ask the gates until one refuses. Raises nothing but cancellation.
+async def judge_in_order(stages: Sequence[Stage], ask: Ask, *, timeout_s: float = GATES_TIMEOUT_S) -> Outcome:
+    """Ask the gates until one refuses; together they have `timeout_s`. Raises nothing but cancellation.
 
     `took` are those that may have taken something, the one that failed half-way included.
     """
     judged: list[Judged] = []
     took: list[ConsumingGate] = []
-    for stage in stages(gates):
-        if len(stage) == 1:
-            verdicts = [await _verdict(stage[0], ask, timeout_s)]
-        else:
-            verdicts = await asyncio.gather(*(_verdict(gate, ask, timeout_s) for gate in stage))
-        took += [gate for gate in stage if consumes(gate) and not ask.dry_run]
-        judged += [_judged(gate, verdict) for gate, verdict in zip(stage, verdicts, strict=True)]
-        if any(verdict.result == "block" for verdict in verdicts):
-            break
+    asked: Stage = ()
+    verdicts: dict[str, Verdict] = {}
+    try:
+        async with asyncio.timeout(timeout_s):
+            for asked in stages:
+                took += [gate for gate in asked if consumes(gate) and not ask.dry_run]
+                await _ask(asked, ask, verdicts)
+                judged += [_judged(gate, verdicts[gate.name]) for gate in asked]
+                if any(verdicts[gate.name].result == "block" for gate in asked):
+                    break
+    except TimeoutError:
+        late = _failed("gate_timeout", {"timeout_s": timeout_s})
+        judged += [_judged(gate, verdicts.get(gate.name, late)) for gate in asked]
     return Outcome(tuple(judged), tuple(took))
 
 
-def stages(gates: Sequence[Gate]) -> Iterator[Sequence[Gate]]:
+def in_stages(gates: Iterable[Gate]) -> tuple[Stage, ...]:
     """The gates in order, in groups that may be asked at once."""
-    reading: list[Gate] = []
+    stages: list[list[Gate]] = []
+    is_reading = False
     for gate in gates:
-        if gate.name in FIRST or consumes(gate):
-            if reading:
-                yield reading
-                reading = []
-            yield (gate,)
+        asked_alone = gate.name in FIRST or consumes(gate)
+        if is_reading and not asked_alone:
+            stages[-1].append(gate)
         else:
-            reading.append(gate)
-    if reading:
-        yield reading
+            stages.append([gate])
+        is_reading = not asked_alone
+    return tuple(map(tuple, stages))
 
 
-async def undo(gates: Sequence[ConsumingGate], ask: Ask, *, timeout_s: float = GATE_TIMEOUT_S) -> None:
+async def undo(gates: Sequence[ConsumingGate], ask: Ask, *, timeout_s: float = GATES_TIMEOUT_S) -> None:
     """Give back what was taken, as far as that succeeds; a reservation lapses by itself."""
     for gate in gates:
         try:
@@ -85,12 +92,24 @@ async def undo(gates: Sequence[ConsumingGate], ask: Ask, *, timeout_s: float = G
             log.warning("a gate did not give back what it took", gate=gate.name, error=type(error).__name__)
 
 
-async def _verdict(gate: Gate, ask: Ask, timeout_s: float) -> Verdict:
+async def _ask(gates: Stage, ask: Ask, verdicts: dict[str, Verdict]) -> None:
+    """Have the verdicts of these gates, by name; of those that do not answer in time there is none."""
+    if len(gates) == 1:
+        verdicts[gates[0].name] = await _verdict(gates[0], ask)
+        return
+
+    async def one(gate: Gate) -> None:
+        verdicts[gate.name] = await _verdict(gate, ask)
+
+    await asyncio.gather(*map(one, gates))
+
+
+async def _verdict(gate: Gate, ask: Ask) -> Verdict:
+    """What the gate says, or that it failed."""
     try:
-        async with asyncio.timeout(timeout_s):
-            return await gate.judge(ask)
+        return await gate.judge(ask)
     except TimeoutError:
-        return _failed("gate_timeout", {"timeout_s": timeout_s})
+        return _failed("gate_timeout", {})
     except MissingRoute as error:
         return _failed("missing_route", {"resource_kind": error.resource_kind})
     except EnginesError as error:

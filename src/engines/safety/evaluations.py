@@ -68,7 +68,7 @@ from engines.safety.asks import (
     decision_of,
     recorded_decision,
 )
-from engines.safety.chain import FIRST, GATE_TIMEOUT_S, Outcome, judge_in_order, undo
+from engines.safety.chain import FIRST, GATES_TIMEOUT_S, Outcome, Stage, in_stages, judge_in_order, undo
 from engines.safety.gates import CONFIG, Gate, KillSwitchGate, Refusing, consumes
 from engines.safety.judging import judge_kill_switch, rule_for
 from engines.safety.reasons import REASONS
@@ -79,8 +79,18 @@ EVENT_TYPE: Final = "safety"
 KILL_SWITCH: Final = "kill_switch"
 EVALUATE: Final = "gates.evaluate"
 EXPLAIN: Final = "gates.explain"
+# Past this they are all forgotten: whoever asks about names of their own invention costs others a look-up.
+PLANS_MAX: Final = 10_000
 
 T = TypeVar("T")
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What guards an action on a surface, the kill switch first. `guards`: a call of ours is to be judged."""
+
+    stages: tuple[Stage, ...]
+    consumes: bool
+    guards: bool
 
 
 class Gates:
@@ -98,15 +108,17 @@ class Gates:
         clock: Clock,
         *,
         gates: Sequence[Gate] = (),
-        timeout_s: float = GATE_TIMEOUT_S,
+        timeout_s: float = GATES_TIMEOUT_S,
     ) -> None:
-        """`gates`: those whose stores are mounted, beside the kill switch. `timeout_s` is each one's."""
+        """`gates`: those whose stores are mounted, beside the kill switch. they have `timeout_s` together."""
         self._directory = directory
         self._spine = spine
         self._ids = ids
         self._clock = clock
         self._gates = {gate.name: gate for gate in gates}
         self._timeout_s = timeout_s
+        self._plans: dict[tuple[str, str, str], _Plan] = {}
+        self._generation = -1
         self._under_way: set[asyncio.Task[Any]] = set()
         assert len(self._gates) == len(gates), "one gate of each name"
 
@@ -139,7 +151,7 @@ class Gates:
         Raises GateDenied, and MissingRoute where that is what the gate that refuses lacks.
         """
         with _undecided():
-            if not await self._is_guarded(context, action):
+            if not (await self._plan(context, action)).guards:
                 return
         evaluation = Evaluation(action=action, subject=subject[:SUBJECT_CHARS_MAX])
         decided = await self._to_its_end(self._decide(context, evaluation))
@@ -164,12 +176,12 @@ class Gates:
         with _undecided():
             ask = self._ask(context, evaluation, request)
             generation = self._directory.generation
-            gates = await self._gates_for(context, evaluation.action)
-            if request is not None and not ask.dry_run and any(map(consumes, gates)):
+            plan = await self._plan(context, evaluation.action)
+            if request is not None and not ask.dry_run and plan.consumes:
                 first = await self._first_decision(context, request)
                 if first is not None:
                     return first
-            outcome = await judge_in_order(gates, ask, timeout_s=self._timeout_s)
+            outcome = await judge_in_order(plan.stages, ask, timeout_s=self._timeout_s)
             # What stands under the key is not known yet: another attempt may need what was taken, and if
             # none does it lapses.
             keeps = request is not None
@@ -197,42 +209,56 @@ class Gates:
             at_s=self._clock.now(),
         )
 
-    async def _gates_for(self, context: RequestContext, action: str) -> list[Gate]:
-        """What guards the action, in order. Raises Unavailable where this process may be out of date."""
-        config, switches = await self._known(context)
+    async def _plan(self, context: RequestContext, action: str) -> _Plan:
+        """What guards the action, remembered until the control plane changes.
+
+        Raises Unavailable where this process may be out of date.
+        """
+        self._directory.check_fresh()
+        generation = self._directory.generation
+        if self._generation != generation:
+            self._plans.clear()
+            self._generation = generation
+        key = (context.tenant_id, context.surface_id, action)
+        plan = self._plans.get(key)
+        if plan is None:
+            config = await self._directory.gate_config(context.tenant_id, context.surface_id)
+            switches = await self._directory.kill_switches(context.tenant_id)
+            plan = self._planned(config, switches, context.surface_id, action)
+            if generation == self._directory.generation:
+                if len(self._plans) >= PLANS_MAX:
+                    self._plans.clear()
+                self._plans[key] = plan
+        return plan
+
+    def _planned(
+        self, config: GateConfig | None, switches: Sequence[KillSwitch], surface_id: str, action: str
+    ) -> _Plan:
         rule = rule_for(config, action)
         gates: list[Gate] = [KillSwitchGate(switches)]
         gates += [self._gates[name] for name in FIRST if name in self._gates]
+        refuses_unnamed = rule is None and config is not None and config.otherwise == "block"
         if rule is not None:
             named = {gate.name for gate in gates}
             gates += [self._gate(name) for name in rule.gates if name not in named]
-        elif config is not None and config.otherwise == "block":
+        elif refuses_unnamed:
             gates.append(_UNNAMED)
-        return gates
+        verdict = judge_kill_switch(switches, surface_id=surface_id, action=action)
+        return _Plan(
+            in_stages(gates),
+            consumes=any(map(consumes, gates)),
+            guards=rule is not None or refuses_unnamed or verdict.result == "block",
+        )
 
     def _gate(self, name: str) -> Gate:
         return self._gates.get(name) or Refusing(name, _NOT_MOUNTED)
-
-    async def _known(self, context: RequestContext) -> tuple[GateConfig | None, Sequence[KillSwitch]]:
-        self._directory.check_fresh()
-        return (
-            await self._directory.gate_config(context.tenant_id, context.surface_id),
-            await self._directory.kill_switches(context.tenant_id),
-        )
-
-    async def _is_guarded(self, context: RequestContext, action: str) -> bool:
-        config, switches = await self._known(context)
-        if config is not None and (config.otherwise == "block" or rule_for(config, action) is not None):
-            return True
-        verdict = judge_kill_switch(switches, surface_id=context.surface_id, action=action)
-        return verdict.result == "block"
 
     async def _looked_again(self, ask: Ask, outcome: Outcome, generation: int) -> Outcome:
         """The kill switch once more, where the control plane changed while the gates were asked."""
         if outcome.refusal is not None or self._directory.generation == generation:
             return outcome
-        _, switches = await self._known(ask.context)
-        again = await judge_in_order((KillSwitchGate(switches),), ask, timeout_s=self._timeout_s)
+        kill_switch = (await self._plan(ask.context, ask.action)).stages[:1]
+        again = await judge_in_order(kill_switch, ask, timeout_s=self._timeout_s)
         if again.refusal is None:
             return outcome
         return Outcome((*outcome.judged, *again.judged), outcome.took)
