@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import costs, report, sharing
+from bench import costs, gating, report, sharing
 from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
 from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
@@ -46,6 +46,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "resolve": resolving,
     "flags-in-process": flags_in_process,
     "flags-ofrep": flags_ofrep,
+    **{f"gates-{driver}": gating.comparison(driver) for driver in gating.LABELS},
     "list-after-postgres": list_after_postgres,
     "list-after-sqlite": list_after_sqlite,
     "sdk-dynamodb": sdk_dynamodb,

@@ -22,6 +22,7 @@ from engines.api.openapi import describe, router_for
 from engines.catalogue import KINDS, Kind
 from engines.drivers.registry import DOCUMENT_DRIVERS, document_driver
 from engines.ports.documents import DriverDescription
+from engines.safety.reasons import REASONS
 
 HERE = Path(__file__).parent
 METHODS = ("get", "put", "post", "patch", "delete")
@@ -324,6 +325,23 @@ def _store_row(kind: Kind) -> str:
     return f"| `{kind.name}` | {named} | {_cell(kind.holds)} | {backends} | {ready} |"
 
 
+def reasons_page() -> str:
+    """The closed list of reason codes."""
+    lines = [
+        "# Reason codes",
+        "",
+        "Made from `src/engines/safety/reasons.py` by `python docs/generate.py`. What a decision of the",
+        "[gates](gates.md) gives as its `reason_code` is one of these, and nothing else.",
+        "",
+        "| reason code | from | meaning |",
+        "|---|---|---|",
+    ]
+    for code, reason in REASONS.items():
+        gates = ", ".join(gate if " " in gate else f"`{gate}`" for gate in reason.gates)
+        lines.append(f"| `{code}` | {gates} | {reason.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def _table(title: str, rows: Mapping[str, str]) -> list[str]:
     if not rows:
         return []
@@ -338,6 +356,7 @@ def _table(title: str, rows: Mapping[str, str]) -> list[str]:
 PAGES: Mapping[str, Callable[[], str]] = {
     "http.md": http_page,
     "kinds.md": kinds_page,
+    "records/reason-codes.md": reasons_page,
     "backends.md": backends_page,
     "foundational/PHASE_0_5_POST_LANE5_REAL_STORES_SUMMARY.md": stores_page,
     **{f"backends/{name}.md": partial(backend_page, name) for name in DOCUMENT_DRIVERS},

@@ -48,6 +48,8 @@ class EnginesError(Exception):
     code: ClassVar[str] = "EnginesError"
     # Set by a client, from the reply: the name under which the operator finds the cause.
     request_id: str | None = None
+    # Set where an evaluation could not be recorded: what to take it for, which is a block.
+    decision: str | None = None
 
     def __init__(
         self,

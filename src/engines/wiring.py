@@ -21,6 +21,7 @@ from engines.clock import Clock, SystemClock
 from engines.control.access import Issuers, Keys
 from engines.control.audit import Audit
 from engines.control.directory import Directory
+from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.products import Products, apps, oses, projects, surfaces
 from engines.control.rate_limits import AdoptedPolicies, RateLimitPolicies
 from engines.control.records import App, Backend, Os, Project, Surface
@@ -47,6 +48,7 @@ from engines.routing.moves import Moves
 from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
+from engines.safety.evaluations import Gates
 from engines.scope import SYSTEM_TENANT
 from engines.stores.announcements import Announcements
 from engines.stores.blackboard import Blackboard
@@ -106,6 +108,9 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     flags: Flags
     rate_limit_policies: RateLimitPolicies
     rate_limits: RateLimits
+    kill_switches: KillSwitches
+    gate_configs: GateConfigs
+    gates: Gates
 
 
 @contextlib.asynccontextmanager
@@ -195,6 +200,7 @@ async def open_engines(
             await engines.flags.close()
             await engines.announcements.close()
             await engines.rate_limits.close()
+            await engines.gates.close()
             await engines.spine.close()
             await engines.streams.close()
             await backends.close()
@@ -216,6 +222,7 @@ def _assemble(
     definitions = Definitions(router, announcements, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
+    gates = Gates(directory, spine, ids, clock)
     engines = Engines(
         clock=clock,
         ids=ids,
@@ -248,6 +255,9 @@ def _assemble(
         flags=Flags(definitions, clock),
         rate_limit_policies=RateLimitPolicies(service),
         rate_limits=RateLimits(router, AdoptedPolicies(directory), clock),
+        kill_switches=KillSwitches(service),
+        gate_configs=GateConfigs(service, gates.mounted),
+        gates=gates,
     )
     return backends, participation, engines
 

@@ -78,6 +78,9 @@ GET,PUT,DELETE /notes/{note_id}
 POST /ofrep/v1/evaluate/flags
 POST /ofrep/v1/evaluate/flags/{key}
 GET,PUT /rate-limits/policy
+POST /gates/evaluate
+PUT,GET /gates/kill-switch
+PUT,GET /gates/config/{surface_id}
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """
@@ -185,6 +188,7 @@ CHECKS_LEFT_OUT = (
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
 DATA = r"^/(notes|memory|tables|blackboard|events|streams|ofrep|me|health|bootstrap)"
+DATA = r"^/(notes|memory|tables|blackboard|events|streams|gates|me|health|bootstrap)"
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
@@ -219,6 +223,7 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "BlackboardInput",
         "NewEvent",
         "NewStreamEvent",
+        "Evaluation",
     ):
         properties = reduced["components"]["schemas"][name]["properties"]
         reduced["components"]["schemas"][name]["properties"] = {

@@ -13,6 +13,9 @@ import pytest
 
 from engines.client import (
     AsyncEngines,
+    Causality,
+    Cost,
+    GateRule,
     Head,
     NewEvent,
     NewNote,
@@ -20,6 +23,7 @@ from engines.client import (
     RateLimit,
     RetryPolicy,
     RouteScope,
+    Switch,
 )
 from engines.errors import (
     Conflict,
@@ -151,6 +155,38 @@ async def test_a_blackboard_entry_keeps_its_versions(member: AsyncEngines) -> No
     assert len((await member.blackboard.page(run_id)).items) == 1
     with pytest.raises(PreconditionFailed):
         await member.blackboard.put(run_id, "k", 3, if_match=first.etag)
+
+
+async def test_an_action_is_switched_off_and_on_and_each_decision_is_told(
+    member: AsyncEngines, owner: AsyncEngines
+) -> None:
+    action = fresh("act")
+    with pytest.raises(NotFound):
+        await owner.gates.config("canvas")
+    rules = (GateRule(action=action, gates=("kill_switch",)),)
+    config = await owner.gates.put_config("canvas", rules=rules, if_absent=True)
+    assert (config.rules, config.otherwise) == (rules, "base")
+    assert await owner.gates.config("canvas") == config
+    passed = await member.gates.evaluate(
+        action,
+        subject="order-7",
+        details={"amount": "1"},
+        cost=Cost(amount="1", currency="USD"),
+        causality=Causality(trace_id="trace-7"),
+        explain=True,
+    )
+    assert (passed.passed, passed.gate, passed.reason_code) == (True, None, "passed")
+    assert passed.gates is not None
+    assert [one.gate for one in passed.gates] == ["kill_switch"]
+    event = await member.events.get(passed.event_id)
+    assert (event.position, event.causality) == (passed.position, Causality(trace_id="trace-7"))
+    switch = await owner.gates.put_kill_switch(switches=(Switch(action=action, reason="test"),))
+    assert await member.gates.kill_switch() == switch
+    blocked = await member.gates.evaluate(action, dry_run=True, parent_event_id=passed.event_id)
+    assert (blocked.passed, blocked.gate, blocked.dry_run) == (False, "kill_switch", True)
+    assert (await member.events.get(blocked.event_id)).parent_event_id == passed.event_id
+    assert not (await owner.gates.put_kill_switch(if_match=switch.etag)).switches
+    assert (await member.gates.evaluate(action)).passed
 
 
 async def test_notes_are_made_found_replaced_and_deleted(member: AsyncEngines) -> None:
@@ -346,8 +382,13 @@ async def _row(client: AsyncEngines, name: str) -> object:
     return [row.value async for row in client.tables.each(name, "p")]
 
 
-WRITES = [_note, _event, _own_event, _stream, _entry, _row]
-EXPECTED: dict[str, list[object]] = {"_note": ["x"]}
+async def _decision(client: AsyncEngines, name: str) -> object:
+    decision = await client.bound(run_id=name).gates.evaluate("refund.create")
+    return [decision.event_id == event.event_id async for event in client.events.each(run_id=name)]
+
+
+WRITES = [_note, _event, _own_event, _stream, _entry, _row, _decision]
+EXPECTED: dict[str, list[object]] = {"_note": ["x"], "_decision": [True]}
 
 
 @pytest.mark.parametrize("reply_bytes", [0, 1, 200])

@@ -8,12 +8,11 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Definition DefinitionDiff
-    DefinitionOrigin Difference Engines Evaluation Evaluations Event Head IndexStatus
-    Issuer
-    KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
-    NoteSource NoteTimestamps Os Page
-    Probe Project RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults
+    ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Cost Decision Definition
+    DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event GateConfig GateRule
+    Head IndexStatus Issuer JudgedGate KillSwitch KindState Looked Me Membership MemoryEntry Mode Move
+    MovePlan MoveProgress NO_RETRY NewEvent NewNote Note NoteSource NoteTimestamps Os Page Probe Project
+    RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults Switch
     TableRow Tenant User UserIdentity Verification
 """
 
@@ -40,6 +39,7 @@ METHODS = {
     "firearm_licences": DEFINITIONS,
     "firearm_grants": DEFINITIONS,
     "firearm_bindings": DEFINITIONS,
+    "gates": "config evaluate kill_switch put_config put_kill_switch",
     "tenants": "create each get page patch",
     "users": "create each page",
     "members": "accept delete get put",

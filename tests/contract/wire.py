@@ -185,6 +185,7 @@ def problem(reply: Reply, status: int, code: str | None = None) -> dict[str, Any
         "gate",
         "reason_code",
         "outcome",
+        "decision",
     }
     if code is not None:
         assert document["code"] == code, document

@@ -22,11 +22,24 @@ from engines.scope import RequestContext
 from engines.testing.clock import ManualClock
 from engines.testing.faults import FaultyDriver
 
-EVERYTHING = frozenset(
-    f"{area}.{verb}"
-    for area in ("events", "streams", "tables", "memory", "blackboard", "notes", "definitions", "firearms")
-    for verb in ("read", "write", "verify")
-) | {"export"}
+EVERYTHING = (
+    frozenset(
+        f"{area}.{verb}"
+        for area in (
+            "events",
+            "streams",
+            "tables",
+            "memory",
+            "blackboard",
+            "notes",
+            "definitions",
+            "firearms",
+        )
+        for verb in ("read", "write", "verify")
+    )
+    | {"export"}
+    | {"gates.read", "gates.write", "gates.evaluate", "gates.explain"}
+)
 
 A_CONTEXT = RequestContext(
     tenant_id="t_one",

@@ -175,6 +175,45 @@ class TestRepeats:
         assert [item.position for item in await everything(spine)] == [1, 2]
 
 
+class TestAnswered:
+    """What was appended under a request, found without appending."""
+
+    TOLD = SystemEvent(event_type="safety", payload={"n": 1})
+
+    async def test_what_was_appended_is_found_and_what_was_not_is_not(self, spine: EventSpine) -> None:
+        assert await spine.answered(context(), keyed("k1")) is None
+        appended = await spine.append_system(context(), [self.TOLD, self.TOLD], request=keyed("k1"))
+        found = await spine.answered(context(), keyed("k1"))
+        assert found is not None
+        assert [item.event_id for item in found] == [item.event_id for item in appended.events]
+        assert found[0].payload == {"n": 1}
+        assert await spine.answered(context(), keyed("k2")) is None
+        with pytest.raises(IdempotencyKeyReused):
+            await spine.answered(context(), keyed("k1", b"{1}"))
+
+    async def test_a_repeat_appends_nothing_and_says_so(self, spine: EventSpine) -> None:
+        first = await spine.append_system(context(), [self.TOLD], request=keyed("k1"))
+        again = await spine.append_system(context(), [self.TOLD], request=keyed("k1"))
+        assert (first.replayed, again.replayed) == (False, True)
+        assert again.events == first.events
+        assert len(await everything(spine)) == 1
+
+    async def test_it_is_found_across_segments_and_after_a_restart(self, home: Home) -> None:
+        size = 5
+        spine = EventSpine(home, home.ids, home.clock, segment_size_default=size)
+        await spine.append_system(context(), [self.TOLD], request=keyed("k1"))
+        for _ in range(size + 2):
+            await spine.append(context(), [event()])
+        for _ in range(2):
+            found = await spine.answered(context(), keyed("k1"))
+            assert found is not None
+            assert found[0].position == 1
+            await spine.close()
+            await home.reopen()
+            spine = EventSpine(home, home.ids, home.clock)
+        await spine.close()
+
+
 class TestPermissions:
     async def test_each_permission_is_asked_for(self, spine: EventSpine, streams: EventStreams) -> None:
         def lacking(permission: str) -> Any:

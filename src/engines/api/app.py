@@ -16,6 +16,7 @@ from engines.api import (
     definitions,
     diagnostics,
     events,
+    gates,
     me,
     memory,
     moves,
@@ -52,6 +53,7 @@ ROUTERS: Final[Sequence[Router]] = (
     *definitions.ROUTERS,
     ofrep.router,
     rate_limits.router,
+    gates.router,
     reserved.router,
 )
 

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from engines.api.body import ClientGone, Receive, check_media_type, decode_body, read_body
-from engines.api.endpoint import Endpoint, Sendable
+from engines.api.endpoint import Endpoint, Guarded, Sendable
 from engines.api.fields import Fields, condition_of, idempotency_key_of
 from engines.api.metrics import Metrics
 from engines.api.ofrep_errors import is_ofrep, ofrep_error_reply, ofrep_internal_reply
@@ -246,10 +246,18 @@ class Runner:
             return
         await answer.send(call)
 
+    async def _ask_gates(self, call: Call, context: RequestContext, guarded: Guarded) -> None:
+        """Raises Forbidden, ContextMismatch, GateDenied, and what keeps a decision from being recorded."""
+        context.require_data(guarded.permission)
+        await call.engines.gates.guard(context, guarded.action, subject=call.scope["path"])
+
     async def _answer(self, call: Call) -> Sendable:
         try:
             if self.endpoint.access == "context":
-                await self._admit(call, await call.context())
+                context = await call.context()
+                await self._admit(call, context)
+                if self.endpoint.guarded is not None:
+                    await self._ask_gates(call, context, self.endpoint.guarded)
             call.fields.check()
             if not self._reads_all_input:
                 await call.refuse_input()

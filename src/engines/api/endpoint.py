@@ -27,11 +27,22 @@ class Sendable(Protocol):
 Handler = Callable[[Any], Awaitable[Sendable]]
 
 
+class Guarded(msgspec.Struct, frozen=True):
+    """A call that gates may guard, as data says: under which name, and what the caller must be allowed.
+
+    The permission comes first: who may not make the call at all uses up nobody's quota.
+    """
+
+    action: str
+    permission: str
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One call. `reply` is the type of a success's body; `statuses` are a success's, the usual one first.
 
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
+    `guarded`: the gates are asked between the context and the handler.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
     `reads`: it changes nothing, though its method is POST because it takes a body.
     `is_limited`: rate limits count it. Calls of control-plane records are not counted: who may mend a limit,
@@ -54,6 +65,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Conditions = "none"
     access: Access = "context"
     is_limited: bool = True
+    guarded: Guarded | None = None
     is_stream: bool = False
     is_idempotent: bool = False
     ignores_input: bool = False

@@ -11,6 +11,7 @@ from typing import Protocol
 from engines.clock import Clock
 from engines.control.access import Issuers, Keys
 from engines.control.directory import Directory
+from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.products import Products
 from engines.control.rate_limits import RateLimitPolicies
 from engines.control.records import App, Os, Project, Surface
@@ -22,6 +23,7 @@ from engines.routing.diagnostics import Diagnostics
 from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
+from engines.safety.evaluations import Gates
 from engines.stores.blackboard import Blackboard
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
@@ -95,3 +97,9 @@ class Engines(Protocol):
     def rate_limit_policies(self) -> RateLimitPolicies: ...
     @property
     def rate_limits(self) -> RateLimits: ...
+    @property
+    def kill_switches(self) -> KillSwitches: ...
+    @property
+    def gate_configs(self) -> GateConfigs: ...
+    @property
+    def gates(self) -> Gates: ...

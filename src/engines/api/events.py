@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from engines.api.call import Call
-from engines.api.endpoint import Router, Sendable
+from engines.api.endpoint import Guarded, Router, Sendable
 from engines.api.reply import Reply, json_reply
 from engines.api.stream import EventStream
 from engines.api.views import Cursor, ListQuery, Page, page_reply
@@ -171,6 +171,7 @@ async def get_event(call: Call) -> Sendable:
     type_of=_one_or_many_for_stream,
     reply=AppendedView,
     statuses=(201,),
+    guarded=Guarded("streams.append", "streams.write"),
 )
 async def append_to_stream(call: Call) -> Sendable:
     """Append one event or up to 500, all or nothing, to a stream, which begins with its first event."""

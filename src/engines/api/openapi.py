@@ -52,7 +52,7 @@ _CONTEXT_HEADERS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
 _STATUSES: Final[Mapping[int, str]] = {
     400: "the request is malformed: `field` names where it breaks a rule",
     401: "there is no valid credential",
-    403: "another's identity, no membership, no permission, or a backend class that the mode forbids",
+    403: "another's identity, no membership, no permission, a backend class that the mode forbids, or a gate",
     404: "there is no such record for this caller",
     408: "the body did not come in time",
     409: "the record is in another state: read again and decide",

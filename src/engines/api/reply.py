@@ -70,6 +70,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, rename={"kind": "
     gate: str | None = None
     reason_code: str | None = None
     outcome: str | None = None
+    decision: str | None = None
 
 
 def record_reply(
@@ -109,6 +110,7 @@ def problem_reply(error: EnginesError, request_id: str, *, close: bool = False) 
         gate=error.gate,
         reason_code=error.reason_code,
         outcome="unknown" if isinstance(error, OutcomeUnknown) else None,
+        decision=error.decision,
     )
     return Reply(error.status, _encode(problem), (PROBLEM, *error_fields(error, close=close)))
 

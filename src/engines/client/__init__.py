@@ -32,6 +32,15 @@ from engines.client.control_results import (
     UserIdentity,
 )
 from engines.client.engines import AsyncEngines
+from engines.client.gate_results import (
+    Cost,
+    Decision,
+    GateConfig,
+    GateRule,
+    JudgedGate,
+    KillSwitch,
+    Switch,
+)
 from engines.client.results import (
     Appended,
     BlackboardEntry,
@@ -66,6 +75,8 @@ __all__ = [
     "Backend",
     "BlackboardEntry",
     "Causality",
+    "Cost",
+    "Decision",
     "Definition",
     "DefinitionDiff",
     "DefinitionOrigin",
@@ -74,9 +85,13 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "Event",
+    "GateConfig",
+    "GateRule",
     "Head",
     "IndexStatus",
     "Issuer",
+    "JudgedGate",
+    "KillSwitch",
     "KindState",
     "Looked",
     "Me",
@@ -103,6 +118,7 @@ __all__ = [
     "RouteScope",
     "Surface",
     "SurfaceDefaults",
+    "Switch",
     "TableRow",
     "Tenant",
     "User",

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import control, definitions, logs, ofrep, routing, stores
+from engines.client import control, definitions, gates, logs, ofrep, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -226,6 +226,16 @@ class Definitions(Group[definitions.Definitions]):
     copy = blocking(definitions.Definitions.copy)
 
 
+class Gates(Group[gates.Gates]):
+    """`AsyncEngines.gates`, blocking."""
+
+    evaluate = blocking(gates.Gates.evaluate)
+    kill_switch = blocking(gates.Gates.kill_switch)
+    put_kill_switch = blocking(gates.Gates.put_kill_switch)
+    config = blocking(gates.Gates.config)
+    put_config = blocking(gates.Gates.put_config)
+
+
 class Tenants(Group[control.Tenants]):
     """`AsyncEngines.tenants`, blocking."""
 
@@ -372,6 +382,7 @@ class Engines:
         self.firearm_licences = Definitions(client.firearm_licences, loop)
         self.firearm_grants = Definitions(client.firearm_grants, loop)
         self.firearm_bindings = Definitions(client.firearm_bindings, loop)
+        self.gates = Gates(client.gates, loop)
         self.tenants = Tenants(client.tenants, loop)
         self.users = Users(client.users, loop)
         self.members = Members(client.members, loop)

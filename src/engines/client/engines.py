@@ -17,6 +17,7 @@ from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, RateLimits, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.definitions import Definitions
+from engines.client.gates import Gates
 from engines.client.logs import Events, Streams
 from engines.client.ofrep import Ofrep
 from engines.client.retry import Retries, RetryPolicy
@@ -117,6 +118,7 @@ class AsyncEngines:
         self.firearm_licences = Definitions(calls, "firearms", "licences")
         self.firearm_grants = Definitions(calls, "firearms", "grants")
         self.firearm_bindings = Definitions(calls, "firearms", "bindings")
+        self.gates = Gates(calls)
         self.tenants = Tenants(calls)
         self.users = Users(calls)
         self.members = Members(calls)

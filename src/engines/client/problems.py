@@ -40,6 +40,7 @@ class Problem(msgspec.Struct, frozen=True):
     gate: str | None = None
     reason_code: str | None = None
     outcome: str | None = None
+    decision: str | None = None
 
 
 def _codes(base: type[EnginesError]) -> dict[str, type[EnginesError]]:
@@ -126,6 +127,7 @@ def error_of_problem(problem: Problem, *, status: int, retry_after_s: float | No
     error.scope = {name: value for name, value in (problem.scope or {}).items() if value is not None} or None
     error.gate = problem.gate
     error.reason_code = problem.reason_code
+    error.decision = problem.decision
     error.retry_after_s = retry_after_s
     error.request_id = problem.request_id
     return error

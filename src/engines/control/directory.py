@@ -21,7 +21,9 @@ from engines.control.records import (
     ApiKey,
     App,
     Backend,
+    GateConfig,
     Issuer,
+    KillSwitch,
     Membership,
     Mode,
     Move,
@@ -38,8 +40,10 @@ from engines.control.store import ControlStore, Table
 from engines.control.tables import (
     APPS,
     BACKENDS,
+    GATE_CONFIGS,
     ISSUERS,
     KEYS,
+    KILL_SWITCHES,
     MEMBERSHIPS,
     MODES,
     MOVES,
@@ -250,6 +254,20 @@ class Directory:
                 self._remember(ROUTES.key(*ids), known[ids], generation)
         return [known[ids] for ids in named]
 
+    async def kill_switches(self, tenant_id: str) -> tuple[KillSwitch, ...]:
+        """Those that hold for a tenant: t_system's for everybody, t_system's for it, and its own."""
+        wanted = dict.fromkeys(
+            ((SYSTEM_TENANT, SYSTEM_TENANT), (SYSTEM_TENANT, tenant_id), (tenant_id, tenant_id))
+        )
+        found = await self._records(KILL_SWITCHES, tuple(wanted))
+        return tuple(switch for switch in found if switch is not None)
+
+    async def gate_config(self, tenant_id: str, surface_id: str) -> GateConfig | None:
+        """What guards the actions of a surface: the tenant's own, else t_system's."""
+        wanted = dict.fromkeys(((tenant_id, surface_id), (SYSTEM_TENANT, surface_id)))
+        found = await self._records(GATE_CONFIGS, tuple(wanted))
+        return next((config for config in found if config is not None), None)
+
     async def _moves_under_way(self) -> Mapping[tuple[str, str], Move]:
         found = await moves_under_way(self._store)
         return {(move.tenant_id, move.resource_kind): move for move in found}
@@ -264,6 +282,19 @@ class Directory:
         record = None if stored is None else stored.record
         self._remember(key, record, generation)
         return record
+
+    async def _records(self, table: Table[T], wanted: Sequence[tuple[str, ...]]) -> list[T | None]:
+        """Several of one table, distinct; what is not known is read in one go."""
+        keys = [table.key(*ids) for ids in wanted]
+        known = [self._cache.get(key) for key in keys]
+        unknown = [place for place, found in enumerate(known) if found is _UNKNOWN]
+        if unknown:
+            generation = self.generation
+            read = await self._store.read_many(table, [wanted[place] for place in unknown])
+            for place, stored in zip(unknown, read, strict=True):
+                known[place] = None if stored is None else stored.record
+                self._remember(keys[place], known[place], generation)
+        return known
 
     async def _index(self, key: str) -> str | None:
         known = self._cache.get(key)

@@ -21,11 +21,26 @@ Env = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(min_length=1, max_length=1024)]
 MembershipStatus = Literal["invited", "accepted", "revoked"]
+# An action's name, which is an id; with a trailing `*` all that begin so, and `*` alone every action.
+ActionPattern = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,127}\*?)\Z")]
+GateName = Literal[
+    "kill_switch",
+    "firearms",
+    "strategy_lock",
+    "three_wise",
+    "budget",
+    "kpi_corridor",
+    "temperature",
+    "rate_limit",
+]
 
 IDENTITIES_MAX: Final = 20
 ALIASES_MAX: Final = 20
 ENVS_MAX: Final = 32
 OFFERED_TO_MAX: Final = 1_000
+SWITCHES_MAX: Final = 100
+RULES_MAX: Final = 200
+GATES_MAX: Final = 8
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -219,3 +234,45 @@ class RateLimitPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     tenant_id: TenantId
     env: Env
     limits: Annotated[tuple[RateLimit, ...], Meta(max_length=LIMITS_MAX)]
+
+
+class Switch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A part that is switched off: a surface, the actions that a pattern names, or these on that surface."""
+
+    surface_id: Text | None = None
+    action: ActionPattern | None = None
+    reason: Name | None = None
+
+
+class KillSwitch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is switched off for a tenant: everything where `engaged`, and each of `switches`.
+
+    `holder_id`: who holds it, and alone lets go of it: the tenant itself, or t_system. What t_system holds
+    for t_system is switched off for every tenant.
+    """
+
+    holder_id: TenantId
+    tenant_id: TenantId
+    engaged: bool = False
+    reason: Name | None = None
+    switches: Annotated[tuple[Switch, ...], Meta(max_length=SWITCHES_MAX)] = ()
+
+
+class GateRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which gates guard the actions that a pattern names, in order."""
+
+    action: ActionPattern
+    gates: Annotated[tuple[GateName, ...], Meta(max_length=GATES_MAX)]
+
+
+class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which gates guard what on a surface. Of the rules that name an action, the most specific holds.
+
+    `tenant_id`: whose; t_system's holds for each tenant that has none of its own. `otherwise`: what becomes
+    of an action that no rule names: the base gates alone judge it, or it is refused.
+    """
+
+    tenant_id: TenantId
+    surface_id: Text
+    rules: Annotated[tuple[GateRule, ...], Meta(max_length=RULES_MAX)] = ()
+    otherwise: Literal["base", "block"] = "base"

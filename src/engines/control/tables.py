@@ -10,7 +10,9 @@ from engines.control.records import (
     ApiKey,
     App,
     Backend,
+    GateConfig,
     Issuer,
+    KillSwitch,
     Membership,
     Mode,
     Move,
@@ -106,3 +108,5 @@ BACKENDS: Final = Table("backends", Backend)
 ROUTES: Final = Table("routes", Route, indexes=_route_indexes)
 MOVES: Final = Table("moves", Move, indexes=_move_indexes)
 RATE_LIMITS: Final = Table("rate_limits", RateLimitPolicy)
+KILL_SWITCHES: Final = Table("kill_switches", KillSwitch)
+GATE_CONFIGS: Final = Table("gate_configs", GateConfig)

@@ -29,7 +29,8 @@ from engines.core.chain import Chain
 from engines.core.commits import EventIds, Sealed, commit_digest, commit_key, commit_text
 from engines.core.contention import Contention
 from engines.core.documents import RETRY_PAUSE_MAX_S, RETRY_PAUSE_S
-from engines.core.repeats import Repeats
+from engines.core.idempotency import Request
+from engines.core.repeats import Repeats, replayed_answer
 from engines.core.tail import Tail, TailView, Write
 from engines.errors import (
     BackendRefused,
@@ -84,6 +85,24 @@ class Committer:
         self._closed = True
         if self._task is not None:
             await asyncio.wait((self._task,))
+
+    async def answered(self, request: Request) -> tuple[int, ...] | None:
+        """The positions that a marker in the newest segments gives for this request; None where none does."""
+        tail = self.view.known
+        if tail is None or not self.view.is_fresh():
+            last = await self._chain.tail()
+            position = 0 if last is None else last.last
+        else:
+            position = tail.position
+        newest = self._chain.segment_of(position + 1)
+        segments = [segment for segment in (newest, newest - 1, newest - 2) if segment >= 0]
+        docs = await asyncio.gather(
+            *(self._documents.get(self._chain.partition(segment), request.key) for segment in segments)
+        )
+        for doc in docs:
+            if doc is not None:
+                return replayed_answer(doc, request)[0]
+        return None
 
     # --- the task ---
 

@@ -154,6 +154,13 @@ class Log:
         self._committer.submit(append)
         return await append.future
 
+    async def answered(self, request: Request) -> tuple[int, ...] | None:
+        """The positions of what was appended under this Idempotency-Key, as far as that can be seen.
+
+        None proves nothing; an append decides. Two or three reads at once. Raises IdempotencyKeyReused.
+        """
+        return await self._committer.answered(request) if await self._chain.open() else None
+
     async def redact(self, position: int) -> None:
         """Remove an event's text for ever; its place, id and leaf digest stay, so the log still verifies.
 

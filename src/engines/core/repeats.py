@@ -104,8 +104,7 @@ class Repeats(msgspec.Struct, eq=False):
         """Positions and time of the first answer, if `docs` has it. Raises IdempotencyKeyReused."""
         if self.request is None or (doc := docs.get(self.request.key)) is None:
             return None
-        answer = _ANSWER.decode(bytes(first_answer(doc, self.request).answer).decode())
-        return tuple(at for first, count in answer.runs for at in range(first, first + count)), answer.at
+        return replayed_answer(doc, self.request)
 
     def recall(self, docs: Mapping[str, Doc]) -> int | None:
         """Take note of the ids that `docs` has; when the first was appended, if now all are known.
@@ -123,6 +122,12 @@ class Repeats(msgspec.Struct, eq=False):
         self.known = known
         first = self.event_ids[0]
         return known[first].at if first is not None and not self.fresh() else None
+
+
+def replayed_answer(doc: Doc, request: Request) -> tuple[tuple[int, ...], int]:
+    """Positions and time of a request's first answer, from its marker. Raises IdempotencyKeyReused."""
+    answer = _ANSWER.decode(bytes(first_answer(doc, request).answer).decode())
+    return tuple(at for first, count in answer.runs for at in range(first, first + count)), answer.at
 
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:

@@ -112,9 +112,16 @@ class EventLogs:
         )
 
     async def append_system(
-        self, context: RequestContext, stream: str, events: Sequence[SystemEvent], *, look_everywhere: bool
+        self,
+        context: RequestContext,
+        stream: str,
+        events: Sequence[SystemEvent],
+        *,
+        look_everywhere: bool,
+        request: Request | None = None,
     ) -> AppendedEvents:
         _check_count(events)
+        replayed = False
         cursors = self._cursors(context, stream)
         known: dict[int, AppendedEvent] = {}
         async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
@@ -129,12 +136,26 @@ class EventLogs:
                     system_entry(context, events[index], check_payload=self._check_payload)
                     for index in unknown
                 ]
-                appended = await log.append(entries)
+                appended = await log.append(entries, request=request)
+                replayed = appended.replayed
                 self._appended(context, appended)
                 placed = zip(unknown, appended.event_ids, appended.positions, strict=True)
                 for index, event_id, position in placed:
                     known[index] = AppendedEvent(event_id, position, cursors.of_position(position))
-        return AppendedEvents(tuple(known[index] for index in range(len(events))))
+        return AppendedEvents(tuple(known[index] for index in range(len(events))), replayed)
+
+    async def answered(
+        self, context: RequestContext, stream: str, request: Request
+    ) -> tuple[Event, ...] | None:
+        """The events that an append under `request` made; None where none is seen."""
+        place = await self._places.place(self._kind, context)
+        async with self._using(place, stream) as log:
+            positions = await log.answered(request)
+            if positions is None:
+                return None
+            found = [await log.list_after(position - 1, limit=1) for position in positions]
+        view = self._view(context, self._cursors(context, stream))
+        return tuple(view.shown(event) for batch in found for event in batch.events)
 
     async def get(self, context: RequestContext, stream: str, event_id: str) -> Event:
         place = await self._places.place(self._kind, context)

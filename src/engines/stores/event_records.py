@@ -77,12 +77,16 @@ _SAID: Final = tuple(
 
 
 class SystemEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of the server's own, of any type. With an `event_id` it can be appended again safely."""
+    """One event of the server's own, of any type. With an `event_id` it can be appended again safely.
+
+    `causality`: where another trace than the context's caused it.
+    """
 
     event_type: str
     payload: dict[str, Any]
     event_id: str | None = None
     parent_event_id: str | None = None
+    causality: Causality | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -264,7 +268,10 @@ def system_entry(
     if check_payload is not None:
         check_payload(event.event_type, event.payload)
     payload = encode_json(event.payload)
-    has_trace = bool(context.trace_id.strip("0"))
+    cause = event.causality
+    if cause is None:
+        has_trace = bool(context.trace_id.strip("0"))
+        cause = Causality(context.trace_id, context.span_id) if has_trace else Causality()
     body = StoredBody(
         event_id=event.event_id,
         tenant_id=context.tenant_id,
@@ -280,8 +287,8 @@ def system_entry(
         thread_id=context.thread_id,
         event_type=event.event_type,
         source="system",
-        trace_id=context.trace_id if has_trace else None,
-        span_id=context.span_id if has_trace else None,
+        trace_id=cause.trace_id,
+        span_id=cause.span_id,
         payload=msgspec.Raw(payload.encode()),
     )
     # The context is derived anew for each attempt, and may differ: what was to be said is the same.

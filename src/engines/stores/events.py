@@ -119,14 +119,30 @@ class EventSpine:
         return await self._logs.append(context, SPINE_STREAM, events, request=request)
 
     async def append_system(
-        self, context: RequestContext, events: Sequence[SystemEvent], *, look_everywhere: bool = False
+        self,
+        context: RequestContext,
+        events: Sequence[SystemEvent],
+        *,
+        look_everywhere: bool = False,
+        request: Request | None = None,
     ) -> AppendedEvents:
         """Append the server's own events on the spine that `context` names; no permission is asked for.
 
         `look_everywhere` finds an `event_id` that was appended any time ago; without it, one that was
-        appended within the last segment's size of events. Raises TooLarge, Conflict.
+        appended within the last segment's size of events. `request`: a repeat of it appends nothing. Raises
+        TooLarge, Conflict, IdempotencyKeyReused.
         """
-        return await self._logs.append_system(context, SPINE_STREAM, events, look_everywhere=look_everywhere)
+        return await self._logs.append_system(
+            context, SPINE_STREAM, events, look_everywhere=look_everywhere, request=request
+        )
+
+    async def answered(self, context: RequestContext, request: Request) -> tuple[Event, ...] | None:
+        """The events that an append under this request made, for the server itself; no permission is asked.
+
+        None proves nothing: an append elsewhere may be under way, or its marker just not seen yet. Raises
+        IdempotencyKeyReused.
+        """
+        return await self._logs.answered(context, SPINE_STREAM, request)
 
     async def get(self, context: RequestContext, event_id: str) -> Event:
         """The event with this id, whoever minted it. Raises Invalid, NotFound, Gone."""
