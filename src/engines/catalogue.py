@@ -47,6 +47,7 @@ TABLES: Final = "tabular_store"
 SESSION_MEMORY: Final = "memory_store"
 BLACKBOARD: Final = "blackboard_store"
 NOTES: Final = "notes_store"
+ANALYTICS: Final = "analytics_store"
 
 # A record holds 256 KiB, in which quotes and backslashes count twice. What stands around a value in it (the
 # identity with its longest ids, the key, the version, two times) takes less than 2 KiB of that, and 4 KiB are
@@ -128,11 +129,12 @@ KINDS: Final = (
     ),
     Kind("budget_store", "log", "usage ledger and limits", "project?, surface?, app?, provider", ("budget",)),
     Kind(
-        "analytics_store",
+        ANALYTICS,
         "log",
-        "analytics events",
+        "the index of the spine's analytics events",
         "project, app, surface, platform, session",
         ("metrics_store", "analytics_events"),
+        served=True,
     ),
     Kind("rate_limit_store", "documents", "durable counters", "user, surface, route", ("rate_limit",)),
     Kind("object_store", "objects", "bytes with namespace and metadata", "project", ("raw_storage",)),

@@ -45,7 +45,9 @@ from engines.routing.moves import Moves
 from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
-from engines.scope import SYSTEM_TENANT
+from engines.scope import SYSTEM_TENANT, RequestContext
+from engines.stores.analytics import Analytics
+from engines.stores.attribution import ContractInForce
 from engines.stores.blackboard import Blackboard
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
@@ -94,6 +96,14 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     memory: SessionMemory
     blackboard: Blackboard
     notes: Notes
+    analytics: Analytics
+
+
+class NoContracts:
+    """Where attribution contracts are not kept yet: none is in force."""
+
+    async def contract_in_force(self, _: RequestContext, __: str) -> ContractInForce | None:
+        return None
 
 
 @contextlib.asynccontextmanager
@@ -165,6 +175,7 @@ async def open_engines(
                 relay.run(),
                 movers.run(),
                 engines.spine.projector.run(),
+                engines.analytics.projector.run(),
                 backends.follow_secrets(),
                 backends.reclaim(),
             ):
@@ -218,6 +229,7 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
+        analytics=Analytics(router, spine, NoContracts(), clock),
     )
     return backends, participation, engines
 

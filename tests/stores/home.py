@@ -24,7 +24,7 @@ from engines.testing.faults import FaultyDriver
 
 EVERYTHING = frozenset(
     f"{area}.{verb}"
-    for area in ("events", "streams", "tables", "memory", "blackboard", "notes")
+    for area in ("events", "streams", "tables", "memory", "blackboard", "notes", "analytics")
     for verb in ("read", "write", "verify")
 )
 

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from engines.api.body import BODY_BYTES_MAX
+
 Conditions = Literal["none", "optional", "required"]
 Access = Literal["context", "principal", "public"]
 CHANGING_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -30,6 +32,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
+    `accepts`: the media types of a body, which is JSON in any of them.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
     """
 
@@ -52,6 +55,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ignores_input: bool = False
     answers_any_method: bool = False
     media_type: str = "application/json"
+    accepts: tuple[str, ...] = ("application/json",)
+    body_bytes_max: int = BODY_BYTES_MAX
 
     @property
     def parameters(self) -> tuple[str, ...]:

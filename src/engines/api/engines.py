@@ -21,6 +21,7 @@ from engines.routing.diagnostics import Diagnostics
 from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
+from engines.stores.analytics import Analytics
 from engines.stores.blackboard import Blackboard
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
@@ -83,3 +84,5 @@ class Engines(Protocol):
     def blackboard(self) -> Blackboard: ...
     @property
     def notes(self) -> Notes: ...
+    @property
+    def analytics(self) -> Analytics: ...

@@ -68,7 +68,7 @@ _STATUSES: Final[Mapping[int, str]] = {
 # A 500 is a bug of the server's or corrupt data: nothing that a call may answer, so none is described.
 _ALWAYS: Final = (400, 429, 431, 503)
 _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
-_SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {200: "done", 201: "created", 204: "gone"}
+_SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {200: "done", 201: "created", 204: "done, nothing to show"}
 
 
 def router_for(endpoints: Sequence[Endpoint]) -> Router:
@@ -146,7 +146,7 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
     if endpoint.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _schema(endpoint.body, schemas)}},
+            "content": {name: {"schema": _schema(endpoint.body, schemas)} for name in endpoint.accepts},
         }
     operation["responses"] = _responses(endpoint, schemas)
     return operation

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import control, logs, routing, stores
+from engines.client import analytics, control, logs, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -196,6 +196,17 @@ class Notes(Group[stores.Notes]):
     each = iterating(stores.Notes.each)
 
 
+class Analytics(Group[analytics.Analytics]):
+    """`AsyncEngines.analytics`, blocking."""
+
+    ingest = blocking(analytics.Analytics.ingest)
+    page = blocking(analytics.Analytics.page)
+    each = iterating(analytics.Analytics.each)
+    index = blocking(analytics.Analytics.index)
+    rebuild_index = blocking(analytics.Analytics.rebuild_index)
+    tag_link = blocking(analytics.Analytics.tag_link)
+
+
 class Tenants(Group[control.Tenants]):
     """`AsyncEngines.tenants`, blocking."""
 
@@ -320,6 +331,7 @@ class Engines:
         self.memory = Memory(client.memory, loop)
         self.blackboard = Blackboard(client.blackboard, loop)
         self.notes = Notes(client.notes, loop)
+        self.analytics = Analytics(client.analytics, loop)
         self.tenants = Tenants(client.tenants, loop)
         self.users = Users(client.users, loop)
         self.members = Members(client.members, loop)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Final
 
+from engines.client.analytics import Analytics
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
@@ -100,6 +101,7 @@ class AsyncEngines:
         self.memory = Memory(calls)
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
+        self.analytics = Analytics(calls)
         self.tenants = Tenants(calls)
         self.users = Users(calls)
         self.members = Members(calls)

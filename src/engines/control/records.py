@@ -25,6 +25,14 @@ IDENTITIES_MAX: Final = 20
 ALIASES_MAX: Final = 20
 ENVS_MAX: Final = 32
 OFFERED_TO_MAX: Final = 1_000
+ORIGINS_MAX: Final = 50
+
+# As browsers send it (RFC 6454, section 6.2): scheme and host in lower case, a port where it is another than
+# the scheme's own. `null` is nobody's.
+Origin = Annotated[
+    str, Meta(pattern=r"^https?://[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[1-9][0-9]{0,4})?\Z")
+]
+Origins = Annotated[tuple[Origin, ...], Meta(max_length=ORIGINS_MAX)]
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,6 +140,7 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
 
+    `origins`: of a key that stands in pages, whose pages may send beacons with it.
     `revoked` is true in the last version of a key that was revoked, which is all that is left of it.
     """
 
@@ -140,6 +149,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     user_id: Id
     role: Id
     name: Name | None = None
+    origins: Origins = ()
     secret_sha256: str
     revoked: bool = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -154,11 +155,12 @@ class EventView:
 
     def shown(self, stored: StoredEvent) -> Event:
         """Raises Corrupt."""
-        body = stored_body(stored)
-        return self.redacted(stored) if body is None else self.of_body(stored, body)
+        return self.show(stored, stored_body(stored))
 
-    def of_body(self, stored: StoredEvent, body: StoredBody) -> Event:
+    def show(self, stored: StoredEvent, body: StoredBody | None) -> Event:
         """The same for a caller who decoded the text already."""
+        if body is None:
+            return self._redacted(stored)
         return Event(
             event_id=stored.event_id,
             tenant_id=body.tenant_id,
@@ -183,8 +185,8 @@ class EventView:
             cursor=self._cursors.of_position(stored.position),
         )
 
-    def redacted(self, stored: StoredEvent) -> Event:
-        """The same for an event whose text was removed for ever."""
+    def _redacted(self, stored: StoredEvent) -> Event:
+        """An event whose text was removed for ever."""
         return Event(
             event_id=stored.event_id,
             tenant_id=self._tenant_id,
@@ -219,12 +221,46 @@ def client_entry(context: RequestContext, event: NewEvent) -> Entry:
     check_json_value(event.payload, "payload")
     if event.occurred_at is not None:
         instant_ms(event.occurred_at, "occurred_at")
-    event_id = _uuid(event.event_id, "event_id")
-    if event_id is not None and event_id[_UUID_VERSION_INDEX] == _MINTED_VERSION:
-        raise Invalid("a UUID of version 8 is the server's to mint", field="event_id")
-    cause = Causality(context.trace_id, context.span_id)
+    event_id = own_event_id(event.event_id)
+    cause = None
     if event.causality is not None:
         cause = validated(event.causality, "causality")
+    return said_entry(
+        context,
+        event_type=event.event_type,
+        payload=encode_json(event.payload).encode(),
+        event_id=event_id,
+        digest=None if event_id is None else said_digest(context, _said(event)),
+        run_id=event.run_id,
+        step_id=event.step_id,
+        parent_event_id=_uuid(event.parent_event_id, "parent_event_id"),
+        thread_id=event.thread_id,
+        source=event.source,
+        occurred_at=event.occurred_at,
+        cause=cause,
+    )
+
+
+def said_entry(
+    context: RequestContext,
+    *,
+    event_type: str,
+    payload: bytes,
+    event_id: str | None = None,
+    digest: str | None = None,
+    run_id: str | None = None,
+    step_id: str | None = None,
+    parent_event_id: str | None = None,
+    thread_id: str | None = None,
+    source: ClientSource | None = None,
+    occurred_at: str | None = None,
+    cause: Causality | None = None,
+) -> Entry:
+    """What a client said, whose own values were checked, with what the context says besides.
+
+    `digest`: by which a repeat under `event_id` is recognised. Raises Invalid for a run, step or thread that
+    is no id.
+    """
     body = StoredBody(
         event_id=event_id,
         tenant_id=context.tenant_id,
@@ -234,19 +270,26 @@ def client_entry(context: RequestContext, event: NewEvent) -> Entry:
         surface_id=context.surface_id,
         app_id=context.app_id,
         project_id=context.project_id,
-        run_id=_named(event.run_id, "run_id") or context.run_id,
-        step_id=_named(event.step_id, "step_id") or context.step_id,
-        parent_event_id=_uuid(event.parent_event_id, "parent_event_id"),
-        thread_id=_named(event.thread_id, "thread_id") or context.thread_id,
-        occurred_at=event.occurred_at,
-        event_type=event.event_type,
-        source=event.source or (AGENT_ROLE if AGENT_ROLE in context.roles else "ui"),
-        trace_id=cause.trace_id,
-        span_id=cause.span_id,
-        payload=msgspec.Raw(encode_json(event.payload).encode()),
+        run_id=_named(run_id, "run_id") or context.run_id,
+        step_id=_named(step_id, "step_id") or context.step_id,
+        parent_event_id=parent_event_id,
+        thread_id=_named(thread_id, "thread_id") or context.thread_id,
+        occurred_at=occurred_at,
+        event_type=event_type,
+        source=source or (AGENT_ROLE if AGENT_ROLE in context.roles else "ui"),
+        trace_id=context.trace_id if cause is None else cause.trace_id,
+        span_id=context.span_id if cause is None else cause.span_id,
+        payload=msgspec.Raw(payload),
     )
-    digest = None if event_id is None else _client_digest(context, event)
     return Entry(_CODEC.encode(body), event_id, digest)
+
+
+def own_event_id(text: str | None) -> str | None:
+    """A client's own id in its canonical form. Raises Invalid."""
+    event_id = _uuid(text, "event_id")
+    if event_id is not None and event_id[_UUID_VERSION_INDEX] == _MINTED_VERSION:
+        raise Invalid("a UUID of version 8 is the server's to mint", field="event_id")
+    return event_id
 
 
 def system_entry(context: RequestContext, event: SystemEvent) -> Entry:
@@ -305,11 +348,14 @@ def _named(text: str | None, field: str) -> str | None:
     return None if text is None else check_id(text, field)
 
 
-def _client_digest(context: RequestContext, event: NewEvent) -> str:
+def said_digest(context: RequestContext, said: Mapping[str, Any]) -> str:
     """Of what the client itself said, so that a repeat in another request is the same event."""
-    values = ((name, getattr(event, name)) for name in _SAID)
-    said = {name: value for name, value in values if value is not None}
     return _digest(context.user_id, said)
+
+
+def _said(event: NewEvent) -> Mapping[str, Any]:
+    values = ((name, getattr(event, name)) for name in _SAID)
+    return {name: value for name, value in values if value is not None}
 
 
 def _digest(*said: Any) -> str:
