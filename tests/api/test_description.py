@@ -74,9 +74,19 @@ GET /blackboard/{run_id}
 GET /blackboard/{run_id}/{key}/versions
 POST,GET /notes
 GET,PUT,DELETE /notes/{note_id}
+POST,GET /analytics/events
+POST,OPTIONS /analytics/beacon
+GET /analytics/index
+POST /analytics/index/rebuild
+POST /attribution/tag-link
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """
+
+# The beacon has its key in the query.
+PUBLIC = ("/health/live", "/health/ready", "/openapi.json", "/analytics/beacon")
+# These change no record, or may simply be repeated.
+KEYLESS = ("/probe", "/rebuild", "/tag-link", "/beacon")
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -112,7 +122,7 @@ def test_every_call_says_what_it_is_for_what_it_takes_and_what_it_answers() -> N
             assert status != "422"
             if int(status) >= 400:
                 assert response == {"$ref": f"#/components/responses/{status}"}
-        assert ("security" in operation) == (path in ("/health/live", "/health/ready", "/openapi.json"))
+        assert ("security" in operation) == (path in PUBLIC)
 
 
 def test_every_reference_leads_somewhere_and_every_pattern_is_of_json_schema() -> None:
@@ -144,9 +154,7 @@ def test_changes_take_an_idempotency_key_and_single_records_have_an_etag() -> No
             for parameter in operation.get("parameters", ())
             if "$ref" in parameter
         }
-        takes_key = (
-            method != "GET" and not path.endswith(("/probe", "/rebuild")) and not path.startswith("/reserved")
-        )
+        takes_key = method != "GET" and not path.endswith(KEYLESS) and not path.startswith("/reserved")
         assert ("Idempotency-Key" in names) == takes_key, (method, path)
         if method in ("PUT", "PATCH") and not path.startswith("/reserved"):
             assert {"If-Match", "If-None-Match"} <= names
@@ -163,7 +171,7 @@ CHECKS_LEFT_OUT = (
     "positive_data_acceptance",
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
-DATA = r"^/(notes|memory|tables|blackboard|events|streams|me|health|bootstrap)"
+DATA = r"^/(notes|memory|tables|blackboard|events|streams|analytics|attribution|me|health|bootstrap)"
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
@@ -198,6 +206,7 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "BlackboardInput",
         "NewEvent",
         "NewStreamEvent",
+        "NewAnalyticsEvent",
     ):
         properties = reduced["components"]["schemas"][name]["properties"]
         reduced["components"]["schemas"][name]["properties"] = {

@@ -23,6 +23,7 @@ METHODS = {
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
     "notes": "create delete each get page replace",
+    "analytics": "each index ingest page rebuild_index tag_link",
     "tenants": "create each get page patch",
     "users": "create each page",
     "members": "accept delete get put",

@@ -94,6 +94,7 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.put("/memory/s/k", {"value": 1}),
         member.put("/blackboard/r/k", {"value": 1}, **NEW),
         member.post("/notes", {"content": "x"}),
+        member.post("/analytics/events", {}),
         member.put(f"/notes/{note}", {"content": "y"}),
         member.delete(f"/notes/{note}"),
         admin.post("/projects", {"project_id": "p", "name": "P"}),

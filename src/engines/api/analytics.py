@@ -26,6 +26,7 @@ from engines.scope import RequestContext
 from engines.stores.analytics import (
     AnalyticsEvent,
     AnalyticsFilter,
+    DecodedEvent,
     Ingested,
     IngestedEvent,
     LinkToTag,
@@ -63,12 +64,6 @@ class IngestedView(msgspec.Struct, frozen=True, omit_defaults=True):
     events: tuple[IngestedEvent, ...]
     accepted: int
     refused: int
-
-
-class RefusedEvents(Problem, frozen=True, omit_defaults=True, kw_only=True, rename={"kind": "type"}):
-    """The problem of the first event, where all were refused; `events` has each one's own."""
-
-    events: tuple[IngestedEvent, ...] = ()
 
 
 class AnalyticsQuery(ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -215,23 +210,25 @@ def _cors(origin: str) -> HeaderFields:
 
 
 def _events(body: Any) -> Sequence[NewAnalyticsEvent | EnginesError]:
-    return [_event(item) for item in (body.events if isinstance(body, _Items) else (body,))]
+    return [event_of(item) for item in (body.events if isinstance(body, _Items) else (body,))]
 
 
-def _event(item: Any) -> NewAnalyticsEvent | Invalid:
+def event_of(item: Any) -> NewAnalyticsEvent | Invalid:
+    """One event of a body that was decoded as JSON, or why it is none."""
     try:
-        return msgspec.convert(item, NewAnalyticsEvent)
+        return msgspec.convert(item, DecodedEvent)
     except msgspec.ValidationError as error:
         return invalid(error)
 
 
 def _refused(call: Call, ingested: Ingested, *, is_list: bool, fields: HeaderFields = ()) -> Reply:
+    """Nothing was taken in: the problem of the first event."""
     first = ingested.events[0]
     assert first.problem is not None
     field = first.problem.field
     if is_list:
         field = f"events[0].{field}" if field else "events[0]"
-    problem = RefusedEvents(
+    problem = Problem(
         kind=PROBLEM_TYPE_PREFIX + first.problem.code,
         title=title_of(first.problem.code),
         status=first.status,
@@ -239,6 +236,5 @@ def _refused(call: Call, ingested: Ingested, *, is_list: bool, fields: HeaderFie
         code=first.problem.code,
         request_id=call.request_id,
         field=field,
-        events=ingested.events if is_list else (),
     )
     return Reply(first.status, _encode(problem), (PROBLEM, *fields))

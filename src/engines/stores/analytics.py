@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -53,27 +54,26 @@ from engines.ports.documents import ABSENT, Put
 from engines.scope import RequestContext
 from engines.stores.analytics_events import (
     VIEWS,
-    Accepted,
     AnalyticsEvent,
     AnalyticsFilter,
+    DecodedEvent,
+    EventEntries,
     EventGate,
     GateStatus,
     GateVerdict,
     NewAnalyticsEvent,
-    attributed,
     check_size,
     checked_event,
     checked_filter,
-    entry_of,
     shown,
 )
 from engines.stores.attribution import (
     ContractInForce,
     ContractRef,
     Contracts,
+    FieldRules,
     LinkToTag,
     TaggedLink,
-    check_fields,
     tagged,
 )
 from engines.stores.events import AppendedEvents, EventSpine, IndexStatus, Part
@@ -82,6 +82,7 @@ __all__ = [
     "Analytics",
     "AnalyticsEvent",
     "AnalyticsFilter",
+    "DecodedEvent",
     "EventGate",
     "GateStatus",
     "Ingested",
@@ -106,7 +107,7 @@ HTTP_THROTTLED: Final = 429
 NO_FILTER: Final = AnalyticsFilter()
 
 
-class ItemProblem(msgspec.Struct, frozen=True, omit_defaults=True):
+class ItemProblem(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Why one event was not taken in: the members of a problem document that are the event's own."""
 
     code: str
@@ -114,7 +115,7 @@ class ItemProblem(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str | None = None
 
 
-class IngestedEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class IngestedEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What became of one event. `status` is 201 where it stands on the spine, else its problem's."""
 
     status: int
@@ -261,34 +262,32 @@ class Analytics:
                 plan, replayed = await self._write_down(context, plan, request)
         if entries is None or replayed:
             entries = _entries(context, judged, plan)
-        results = dict(plan.refused)
-        if entries:
-            results |= await self._append(context, entries, plan, request)
-        stored = sum(result.status == STORED for result in results.values())
-        return Ingested(
-            events=tuple(results[index] for index in range(len(events))),
-            accepted=stored,
-            refused=len(events) - stored,
-            replayed=replayed,
-        )
+        results = await self._append(context, entries, plan, request) if entries else iter(())
+        told = tuple(plan.refused.get(index) or next(results) for index in range(len(events)))
+        stored = sum(result.status == STORED for result in told)
+        return Ingested(events=told, accepted=stored, refused=len(events) - stored, replayed=replayed)
 
     async def _plan(
         self, context: RequestContext, judged: Judged, request: Request | None
     ) -> tuple[_Plan, Sequence[Entry]]:
         contracts = await self._contracts_of(context, judged)
+        rules = {
+            name: None if found is None else FieldRules(found.terms) for name, found in contracts.items()
+        }
         accepted: dict[int, NewAnalyticsEvent] = {}
         refused: dict[int, IngestedEvent] = {}
         for index, event in enumerate(judged):
             try:
-                accepted[index] = _by_contract(event, contracts)
+                accepted[index] = _by_contract(event, rules)
             except EnginesError as error:
                 refused[index] = _refusal(error)
         gates = await self._ask_gates(context, accepted)
         references = {name: found.ref for name, found in contracts.items() if found is not None}
         entries: list[Entry] = []
+        made = EventEntries(context)
         for index, event in accepted.items():
             try:
-                entry = entry_of(context, _accepted(event, references, gates.get(index)))
+                entry = made.entry(event, references.get(event.platform or ""), gates.get(index))
                 check_size(entry)
             except EnginesError as error:
                 refused[index] = _refusal(error)
@@ -346,8 +345,8 @@ class Analytics:
 
     async def _append(
         self, context: RequestContext, entries: Sequence[Entry], plan: _Plan, request: Request | None
-    ) -> dict[int, IngestedEvent]:
-        """What became of each event that the plan does not refuse, by its place in the request."""
+    ) -> Iterator[IngestedEvent]:
+        """What became of each event that the plan does not refuse, in order."""
         parts: list[Part] = []
         start = 0
         for number, count in enumerate(plan.parts):
@@ -355,14 +354,11 @@ class Analytics:
             start += count
         outcomes = await self._spine.append_parts(context, parts)
         self._notice(context, outcomes)
-        results: list[IngestedEvent] = []
-        for part, outcome in zip(parts, outcomes, strict=True):
-            results += _results(outcome, len(part.entries))
-        indices = (index for index in range(len(entries) + len(plan.refused)) if index not in plan.refused)
-        return {
-            index: _with_gates(result, plan.gates.get(index))
-            for index, result in zip(indices, results, strict=True)
-        }
+        results = itertools.chain.from_iterable(map(_results, outcomes, plan.parts))
+        if not plan.gates:
+            return results
+        asked = (plan.gates[index] for index in sorted(plan.gates) if index not in plan.refused)
+        return map(_with_gates, results, asked)
 
     def _notice(self, context: RequestContext, outcomes: Sequence[AppendedEvents | EnginesError]) -> None:
         """The index may have a block to project. Raises where nothing at all could be appended."""
@@ -404,35 +400,30 @@ def _checked(
 
 
 def _by_contract(
-    event: NewAnalyticsEvent | EnginesError, contracts: Mapping[str, ContractInForce | None]
+    event: NewAnalyticsEvent | EnginesError, rules: Mapping[str, FieldRules | None]
 ) -> NewAnalyticsEvent:
     if isinstance(event, EnginesError):
         raise event
     if event.platform is None:
         return event
-    if event.platform not in contracts:
+    if event.platform not in rules:
         raise Invalid(f"one request names at most {PLATFORMS_MAX} platforms", field="platform")
-    contract = contracts[event.platform]
-    if contract is not None:
-        check_fields(contract.terms, attributed(event), event.payload)
+    if (own := rules[event.platform]) is not None:
+        own.check(event, event.payload)
     return event
-
-
-def _accepted(
-    event: NewAnalyticsEvent, contracts: Mapping[str, ContractRef], gates: GateStatus | None
-) -> Accepted:
-    return Accepted(event, None if event.platform is None else contracts.get(event.platform), gates)
 
 
 def _entries(context: RequestContext, judged: Judged, plan: _Plan) -> list[Entry]:
     """What the plan takes in of the same request, come again. Raises what refuses an event by now."""
+    made = EventEntries(context)
     entries: list[Entry] = []
     for index, event in enumerate(judged):
         if index in plan.refused:
             continue
         if isinstance(event, EnginesError):
             raise event
-        entries.append(entry_of(context, _accepted(event, plan.contracts, plan.gates.get(index))))
+        contract = plan.contracts.get(event.platform or "")
+        entries.append(made.entry(event, contract, plan.gates.get(index)))
     return entries
 
 
@@ -488,7 +479,7 @@ def _refusal(error: EnginesError) -> IngestedEvent:
     return IngestedEvent(status=error.status, problem=ItemProblem(error.code, error.detail, error.field))
 
 
-def _with_gates(result: IngestedEvent, gates: GateStatus | None) -> IngestedEvent:
-    if gates is None or result.status != STORED:
+def _with_gates(result: IngestedEvent, gates: GateStatus) -> IngestedEvent:
+    if result.status != STORED:
         return result
     return msgspec.structs.replace(result, gate_status=gates.status)

@@ -10,17 +10,16 @@ to `stores/attribution.py`, and taking events in to `stores/analytics.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 
-from engines.codec import check_json_value, encode_json, escaped_bytes
+from engines.codec import check_json_value, escaped_bytes
 from engines.core.log import Entry
 from engines.errors import Invalid, TooLarge
 from engines.scope import RequestContext, check_id, normalise_surface
 from engines.stores.attribution import (
-    PAGE_FIELDS,
-    UTM_FIELDS,
     ContractRef,
     PageTitle,
     Platform,
@@ -29,30 +28,31 @@ from engines.stores.attribution import (
 )
 from engines.stores.event_index import Views
 from engines.stores.event_records import (
+    NOTHING_SAID,
     ClientSource,
     Event,
     EventType,
     Instant,
+    Said,
+    SaidEntries,
     StoredBody,
     instant_ms,
     own_event_id,
     said_digest,
-    said_entry,
 )
-from engines.stores.scoped import IdentityFields, check_body
+from engines.stores.scoped import IdentityFields, check_body, check_identity
 
 EVENT_TYPE: Final = "analytics"
 """The type on the spine. The event's own type, such as `page_view`, stands in its payload."""
 # Of one event as it is stored, quotes and backslashes counted twice.
 EVENT_BYTES_MAX: Final = 64 * 1024
-ID_CHARS_MAX: Final = 128
 
 # Of a list of everything this view leads: each event of the type has it, and other events do not.
 _EVERYTHING: Final = "all"
 _NAMED: Final = "event_type"
 
 GateVerdict = Literal["pass", "fail", "error"]
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,127}\Z")]
 
 
 class NewAnalyticsEvent(IdentityFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +81,13 @@ class NewAnalyticsEvent(IdentityFields, frozen=True, kw_only=True, forbid_unknow
     page_url: Url | None = None
     page_title: PageTitle | None = None
     referrer: Url | None = None
+
+
+class DecodedEvent(NewAnalyticsEvent, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same, made of JSON by msgspec and by nobody else: its fields keep their rules already.
+
+    Looking at each again would cost a third of what taking an event in costs.
+    """
 
 
 class GateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -134,14 +141,6 @@ class AnalyticsFilter(msgspec.Struct, frozen=True):
     until: str | None = None
 
 
-class Accepted(msgspec.Struct, frozen=True):
-    """An event whose own fields keep their rules. `contract` and `gates`: what was found of it besides."""
-
-    event: NewAnalyticsEvent
-    contract: ContractRef | None = None
-    gates: GateStatus | None = None
-
-
 class _Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What stands in the payload on the spine."""
 
@@ -172,6 +171,9 @@ _NOTHING: Final = _Payload()
 _SAID: Final = tuple(
     name for name in NewAnalyticsEvent.__struct_fields__ if name not in IdentityFields.__struct_fields__
 )
+_SAID_BESIDE: Final = ("run_id", "step_id", "thread_id", "source", "occurred_at")
+_said_of: Final = attrgetter(*_SAID_BESIDE)
+_NONE_SAID: Final = (None,) * len(_SAID_BESIDE)
 _ADDED: Final = tuple(
     name for name in AnalyticsEvent.__struct_fields__ if name not in Event.__struct_fields__
 )
@@ -179,53 +181,70 @@ _ADDED: Final = tuple(
 
 def checked_event(context: RequestContext, event: NewAnalyticsEvent) -> NewAnalyticsEvent:
     """Raises Invalid with the `field` that breaks a rule, ContextMismatch with the one that names another."""
-    event = check_body(context, event)
-    check_json_value(event.payload, "payload")
-    for name in ("session_id", "request_id", "run_id", "step_id", "thread_id"):
-        if (value := getattr(event, name)) is not None:
-            check_id(value, name)
+    if type(event) is DecodedEvent:
+        check_identity(context, event)
+    else:
+        event = check_body(context, event)
+        check_json_value(event.payload, "payload")
     if event.occurred_at is not None:
         instant_ms(event.occurred_at, "occurred_at")
-    own_event_id(event.event_id)
+    if event.event_id is not None:
+        own_event_id(event.event_id)
     return event
 
 
-def entry_of(context: RequestContext, accepted: Accepted) -> Entry:
-    """What is appended to the spine. Raises Invalid (text that is not Unicode)."""
-    event, gates = accepted.event, accepted.gates
-    payload = _Payload(
-        event_type=event.event_type,
-        platform=event.platform,
-        session_id=event.session_id or context.session_id,
-        request_id=event.request_id or context.request_id,
-        utm_source=event.utm_source,
-        utm_medium=event.utm_medium,
-        utm_campaign=event.utm_campaign,
-        utm_term=event.utm_term,
-        utm_content=event.utm_content,
-        page_url=event.page_url,
-        page_title=event.page_title,
-        referrer=event.referrer,
-        contract=accepted.contract,
-        gate_status=None if gates is None else gates.status,
-        gate=None if gates is None else gates.gate,
-        gate_reason_code=None if gates is None else gates.reason_code,
-        gate_error=None if gates is None else gates.error,
-        payload=event.payload,
-    )
-    event_id = own_event_id(event.event_id)
-    return said_entry(
-        context,
-        event_type=EVENT_TYPE,
-        payload=encode_json(payload).encode(),
-        event_id=event_id,
-        digest=None if event_id is None else said_digest(context, _said(event)),
-        run_id=event.run_id,
-        step_id=event.step_id,
-        thread_id=event.thread_id,
-        source=event.source,
-        occurred_at=event.occurred_at,
-    )
+class EventEntries:
+    """What is appended to the spine of the events of one request."""
+
+    def __init__(self, context: RequestContext) -> None:
+        self._context = context
+        self._said = SaidEntries(context, EVENT_TYPE)
+
+    def entry(
+        self, event: NewAnalyticsEvent, contract: ContractRef | None, gates: GateStatus | None
+    ) -> Entry:
+        """Of an event that was checked. Raises Invalid (text that is not Unicode)."""
+        payload = _Payload(
+            event_type=event.event_type,
+            platform=event.platform,
+            session_id=event.session_id or self._context.session_id,
+            request_id=event.request_id or self._context.request_id,
+            utm_source=event.utm_source,
+            utm_medium=event.utm_medium,
+            utm_campaign=event.utm_campaign,
+            utm_term=event.utm_term,
+            utm_content=event.utm_content,
+            page_url=event.page_url,
+            page_title=event.page_title,
+            referrer=event.referrer,
+            contract=contract,
+            payload=event.payload,
+        )
+        if gates is not None:
+            payload = msgspec.structs.replace(
+                payload,
+                gate_status=gates.status,
+                gate=gates.gate,
+                gate_reason_code=gates.reason_code,
+                gate_error=gates.error,
+            )
+        try:
+            text = _encode(payload)
+        except UnicodeEncodeError:
+            raise Invalid("text holds a character that is not Unicode") from None
+        return self._entry(event, text)
+
+    def _entry(self, event: NewAnalyticsEvent, payload: bytes) -> Entry:
+        values = _said_of(event)
+        said = NOTHING_SAID if values == _NONE_SAID else Said(**dict(zip(_SAID_BESIDE, values, strict=True)))
+        if event.event_id is None:
+            return self._said.entry(payload, said)
+        return self._said.entry(
+            payload,
+            said,
+            event_id=own_event_id(event.event_id),
+            digest=said_digest(self._context, _said(event)),
+        )
 
 
 def check_size(entry: Entry) -> None:
@@ -234,11 +253,6 @@ def check_size(entry: Entry) -> None:
         raise TooLarge(
             f"an event holds at most {EVENT_BYTES_MAX} bytes, quotes and backslashes counted twice"
         )
-
-
-def attributed(event: NewAnalyticsEvent) -> Mapping[str, str | None]:
-    """The fields that a contract judges."""
-    return {name: getattr(event, name) for name in (*UTM_FIELDS, *PAGE_FIELDS)}
 
 
 def shown(event: Event, body: StoredBody | None) -> AnalyticsEvent:
