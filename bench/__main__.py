@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -74,9 +74,11 @@ def main(arguments: Sequence[str]) -> int:
         sizes = msgspec.structs.replace(sizes, **WHOLE_MOVES)
     names = options.only or [name for name in COMPARISONS if name not in ONLY_WHEN_NAMED]
     load_before = os.getloadavg()[0]
-    results = run(names, sizes, console)
-    report.print_table(results, console)
-    if options.json is not None:
+    results: list[Result] = []
+    for found in run(names, sizes, console):
+        results += found
+        if options.json is None:
+            continue
         made_by = report.Run(
             at=timestamp(SystemClock().now()),
             command=report.command_line(arguments),
@@ -86,22 +88,23 @@ def main(arguments: Sequence[str]) -> int:
             load_before=load_before,
             load_after=os.getloadavg()[0],
         )
-        kept = report.merged(options.json, [report.Kept(result, made_by) for result in results])
+        kept = report.merged(options.json, [report.Kept(result, made_by) for result in found])
         report.write_json(options.json, kept)
+    report.print_table(results, console)
     return 0
 
 
-def run(names: Sequence[str], sizes: Sizes, console: Console) -> list[Result]:
-    """The results of the comparisons named, in order. What cannot run here is said, and left out."""
-    results: list[Result] = []
+def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[list[Result]]:
+    """The results of each comparison named, in order. What cannot run here is said, and left out."""
     with Stage(sizes) as stage:
         for name in names:
             try:
                 with console.status(f"{name} ({sizes.name})"):
-                    results += COMPARISONS[name](stage)
+                    found = COMPARISONS[name](stage)
             except NotRun as error:
                 console.print(f"not run: {name}: {error}")
-    return results
+            else:
+                yield list(found)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,19 +30,17 @@ from engines.ids import Ids
 from engines.ports.documents import Doc
 from engines.scope import RequestContext
 from engines.stores.analytics import Analytics
-from engines.stores.attribution import ContractInForce, ContractRef, checked_contract
+from engines.stores.attribution import AttributionContract, ContractInForce, ContractRef
 from engines.stores.events import SPINE_STREAM, EventSpine
 
 BATCH = 100
 CALLERS = 8
 WARM_EVENTS = 3
-CONTRACT = checked_contract(
-    {
-        "platform": "web",
-        "utm_template": {"utm_source": "newsletter", "utm_campaign": "{campaign}_{month}"},
-        "allowed_fields": ["page_url", "payload.button"],
-        "allowed_hosts": ["example.com"],
-    }
+CONTRACT = AttributionContract(
+    platform="web",
+    utm_template={"utm_source": "newsletter", "utm_campaign": "{campaign}_{month}"},
+    allowed_fields=("page_url", "payload.button"),
+    allowed_hosts=("example.com",),
 )
 
 

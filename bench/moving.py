@@ -138,9 +138,10 @@ async def _fill_notes(opened: engines.Engines, count: int) -> None:
 
 
 async def _fill_stream(opened: engines.Engines, count: int) -> None:
-    events = _new_events(count)
+    # Not made anew for each: seconds without the loop would make the process's view of the routes too old.
+    events = _new_events(EVENTS_A_REQUEST)
     for start in range(0, count, EVENTS_A_REQUEST):
-        await opened.streams.append(OWNER, STREAM, events[start : start + EVENTS_A_REQUEST])
+        await opened.streams.append(OWNER, STREAM, events[: count - start])
 
 
 def _note_writer(opened: engines.Engines) -> Write:

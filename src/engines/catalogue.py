@@ -48,11 +48,28 @@ SESSION_MEMORY: Final = "memory_store"
 BLACKBOARD: Final = "blackboard_store"
 NOTES: Final = "notes_store"
 ANALYTICS: Final = "analytics_store"
+FLOWS: Final = "flow_store"
+GRAPHS: Final = "graph_store"
+OVERLAYS: Final = "overlay_store"
+SEO: Final = "seo_config_store"
+PAGES: Final = "page_content_store"
+ATTRIBUTION: Final = "attribution_contracts"
+STRATEGY_LOCKS: Final = "strategy_lock_store"
+FLAGS: Final = "feature_flags"
+KPIS: Final = "kpi_store"
+TEMPERATURES: Final = "temperature_store"
+FIREARMS: Final = "firearms_store"
 
 # A record holds 256 KiB, in which quotes and backslashes count twice. What stands around a value in it (the
 # identity with its longest ids, the key, the version, two times) takes less than 2 KiB of that, and 4 KiB are
 # left for it. A value with many quotes and backslashes meets the record's limit before this one.
 _VALUE_BYTES_MAX: Final = 252 * 1024
+
+
+def _definitions(name: str, holds: str, scope: str, *aliases: str) -> Kind:
+    kept = Option("versions_kept", 1, 10_000, 1_000, "versions of a definition that stay readable")
+    return Kind(name, "definitions", holds, scope, aliases, served=True, options=(kept,))
+
 
 KINDS: Final = (
     Kind(ROUTING_REGISTRY, "documents", "routes themselves", served=True),
@@ -98,35 +115,17 @@ KINDS: Final = (
         ("maybes_store", "maybes"),
         served=True,
     ),
-    Kind("flow_store", "definitions", "saved flows", "project?, surface?, app?, user?"),
-    Kind("graph_store", "definitions", "graphs and nodes", "project?, surface?, app?, user?"),
-    Kind("overlay_store", "definitions", "overlays and lenses", "project?, surface?, app?, user?"),
-    Kind(
-        "seo_config_store",
-        "definitions",
-        "SEO configuration",
-        "surface, app?, project?",
-        ("seo_store", "seo"),
-    ),
-    Kind("page_content_store", "definitions", "page content by slug", "surface, project?", ("page_content",)),
-    Kind("attribution_contracts", "definitions", "utm templates and allowed fields", "project?, platform"),
-    Kind(
-        "strategy_lock_store",
-        "definitions",
-        "lock snapshots with history",
-        "project?, surface?",
-        ("strategy_lock",),
-    ),
-    Kind("feature_flags", "definitions", "flags, targeting, evaluation", "surface?, app?"),
-    Kind("kpi_store", "definitions", "definitions, corridors, measurements", "surface", ("kpi",)),
-    Kind("temperature_store", "definitions", "floors, ceilings, weights", "surface"),
-    Kind(
-        "firearms_store",
-        "definitions",
-        "dangerous capabilities and licences",
-        "project?, surface?",
-        ("firearms",),
-    ),
+    _definitions(FLOWS, "saved flows", "project?, surface?, app?, user?"),
+    _definitions(GRAPHS, "graphs and nodes", "project?, surface?, app?, user?"),
+    _definitions(OVERLAYS, "overlays and lenses", "project?, surface?, app?, user?"),
+    _definitions(SEO, "SEO configuration", "surface, app?, project?", "seo_store", "seo"),
+    _definitions(PAGES, "page content by slug", "surface, project?", "page_content"),
+    _definitions(ATTRIBUTION, "utm templates and allowed fields", "project?, platform"),
+    _definitions(STRATEGY_LOCKS, "lock snapshots with history", "project?, surface?", "strategy_lock"),
+    _definitions(FLAGS, "flags, targeting, evaluation", "surface?, app?"),
+    _definitions(KPIS, "definitions, corridors, measurements", "surface", "kpi"),
+    _definitions(TEMPERATURES, "floors, ceilings, weights", "surface"),
+    _definitions(FIREARMS, "dangerous capabilities and licences", "project?, surface?", "firearms"),
     Kind("budget_store", "log", "usage ledger and limits", "project?, surface?, app?, provider", ("budget",)),
     Kind(
         ANALYTICS,

@@ -1,7 +1,7 @@
 """The composition root: the only module that sees every floor.
 
 Owns putting the parts together for one process, the tasks that run beside requests (following the control
-plane, taking part in moves, relaying the outbox, projecting spines, adopting rotated secrets, reclaiming what
+plane, taking part in moves, relaying outboxes, projecting spines, adopting rotated secrets, reclaiming what
 expired) and ending them in order. Leaves every decision to the parts.
 """
 
@@ -30,6 +30,7 @@ from engines.control.tenants import LAB_MODE, Members, Modes, Tenants, Users
 from engines.core.documents import Documents
 from engines.core.lease import Lease
 from engines.core.outbox import Backlog, Relay
+from engines.core.pledges import Pledges
 from engines.core.secrets import Secrets
 from engines.drivers.registry import document_driver, driver_of_url, secret_sources, url_secrets
 from engines.errors import EnginesError, Invalid
@@ -45,16 +46,19 @@ from engines.routing.moves import Moves
 from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
-from engines.scope import SYSTEM_TENANT, RequestContext
+from engines.scope import SYSTEM_TENANT
 from engines.stores.analytics import Analytics
-from engines.stores.attribution import ContractInForce
+from engines.stores.announcements import Announcements
+from engines.stores.attribution_contracts import ContractDefinitions
 from engines.stores.blackboard import Blackboard
+from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.tables import Tables
 
 START_TIMEOUT_S: Final = 30.0
+PLEDGES_PARTITION: Final = "pledges"
 log = structlog.get_logger(__name__)
 
 
@@ -96,14 +100,9 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     memory: SessionMemory
     blackboard: Blackboard
     notes: Notes
+    announcements: Announcements
+    definitions: Definitions
     analytics: Analytics
-
-
-class NoContracts:
-    """Where attribution contracts are not kept yet: none is in force."""
-
-    async def contract_in_force(self, _: RequestContext, __: str) -> ContractInForce | None:
-        return None
 
 
 @contextlib.asynccontextmanager
@@ -162,6 +161,13 @@ async def open_engines(
         movers = Movers(
             control.store, engines.directory, backends, engines.router.resolve, ids=ids, clock=clock
         )
+        pledges = engines.announcements.promises = Pledges(
+            control.documents,
+            PLEDGES_PARTITION,
+            process_id=ids.write_id(),
+            clock=clock,
+            finish=engines.announcements.finish,
+        )
         control.store.on_change = _adopt_at_once(engines.directory, relay)
         try:
             await _check_start(engines.directory, engines.router, control.store, participation)
@@ -175,6 +181,7 @@ async def open_engines(
                 relay.run(),
                 movers.run(),
                 engines.spine.projector.run(),
+                pledges.run(),
                 engines.analytics.projector.run(),
                 backends.follow_secrets(),
                 backends.reclaim(),
@@ -183,6 +190,7 @@ async def open_engines(
         finally:
             await engines.contexts.close()
             await engines.refusals.close()
+            await engines.announcements.close()
             await engines.spine.close()
             await engines.streams.close()
             await backends.close()
@@ -200,6 +208,8 @@ def _assemble(
     participation.open_target = router.open_backend
     spine = EventSpine(router, ids, clock)
     refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
+    announcements = Announcements(router, spine, clock)
+    definitions = Definitions(router, announcements, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
     engines = Engines(
@@ -229,7 +239,9 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
-        analytics=Analytics(router, spine, NoContracts(), clock),
+        announcements=announcements,
+        definitions=definitions,
+        analytics=Analytics(router, spine, ContractDefinitions(definitions, clock), clock),
     )
     return backends, participation, engines
 

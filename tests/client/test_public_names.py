@@ -8,7 +8,8 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Engines Event Head IndexStatus
+    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Definition DefinitionDiff
+    DefinitionOrigin Difference Engines Event Head IndexStatus
     Issuer
     KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
     NoteSource NoteTimestamps Os Page
@@ -16,6 +17,7 @@ NAMES = """
     UserIdentity Verification
 """
 
+DEFINITIONS = "copy create delete diff each get page put restore versions"
 METHODS = {
     "events": "append each follow get index last page rebuild_index verify",
     "streams": "append each follow page",
@@ -24,6 +26,20 @@ METHODS = {
     "blackboard": "each get page put versions",
     "notes": "create delete each get page replace",
     "analytics": "each index ingest page rebuild_index tag_link",
+    "flows": DEFINITIONS,
+    "graphs": DEFINITIONS,
+    "overlays": DEFINITIONS,
+    "seo": DEFINITIONS,
+    "pages": DEFINITIONS,
+    "attribution": DEFINITIONS,
+    "flags": DEFINITIONS,
+    "strategy_locks": DEFINITIONS,
+    "kpis": DEFINITIONS,
+    "temperature": DEFINITIONS,
+    "firearms": DEFINITIONS,
+    "firearm_licences": DEFINITIONS,
+    "firearm_grants": DEFINITIONS,
+    "firearm_bindings": DEFINITIONS,
     "tenants": "create each get page patch",
     "users": "create each page",
     "members": "accept delete get put",

@@ -93,6 +93,7 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.delete("/tables/spine/p/s"),
         member.put("/memory/s/k", {"value": 1}),
         member.put("/blackboard/r/k", {"value": 1}, **NEW),
+        member.put("/flows/f", {"json_blob": {}}, **NEW),
         member.post("/notes", {"content": "x"}),
         member.post("/analytics/events", {}),
         member.put(f"/notes/{note}", {"content": "y"}),
@@ -261,4 +262,10 @@ GET /blackboard/{}
 GET /blackboard/{}/{}/versions
 POST,GET /notes
 GET,PUT,DELETE /notes/{}
+POST,GET /flows
+GET,PUT,DELETE /flows/{}
+GET /flows/{}/versions
+GET /flows/{}/diff
+POST /flows/{}/restore
+POST /flows/{}/copy
 GET,POST,PUT,PATCH,DELETE /reserved/{}""".splitlines()

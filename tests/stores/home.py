@@ -24,7 +24,17 @@ from engines.testing.faults import FaultyDriver
 
 EVERYTHING = frozenset(
     f"{area}.{verb}"
-    for area in ("events", "streams", "tables", "memory", "blackboard", "notes", "analytics")
+    for area in (
+        "events",
+        "streams",
+        "tables",
+        "memory",
+        "blackboard",
+        "notes",
+        "definitions",
+        "firearms",
+        "analytics",
+    )
     for verb in ("read", "write", "verify")
 )
 

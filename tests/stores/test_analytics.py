@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from engines import catalogue
@@ -38,7 +39,7 @@ from engines.stores.analytics import (
     Ingested,
     NewAnalyticsEvent,
 )
-from engines.stores.attribution import ContractInForce, ContractRef, checked_contract
+from engines.stores.attribution import AttributionContract, ContractInForce, ContractRef
 from engines.stores.events import EventSpine, NewEvent
 from engines.testing.faults import Fault, FaultPlan
 from tests.stores.home import Home, context
@@ -60,7 +61,7 @@ class Kept:
         self.asked: list[str] = []
 
     def put(self, blob: dict[str, Any], version: int = 1) -> None:
-        contract = checked_contract(blob)
+        contract = msgspec.convert(blob, AttributionContract)
         self.contracts[contract.platform] = ContractInForce(ContractRef("c", version), contract)
 
     async def contract_in_force(self, _: RequestContext, platform: str) -> ContractInForce | None:

@@ -14,6 +14,7 @@ from engines.api import (
     analytics,
     backends,
     blackboard,
+    definitions,
     diagnostics,
     events,
     me,
@@ -48,6 +49,7 @@ ROUTERS: Final[Sequence[Router]] = (
     blackboard.router,
     notes.router,
     analytics.router,
+    *definitions.ROUTERS,
     reserved.router,
 )
 

@@ -23,6 +23,7 @@ from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.stores.analytics import Analytics
 from engines.stores.blackboard import Blackboard
+from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
@@ -86,3 +87,5 @@ class Engines(Protocol):
     def notes(self) -> Notes: ...
     @property
     def analytics(self) -> Analytics: ...
+    @property
+    def definitions(self) -> Definitions: ...

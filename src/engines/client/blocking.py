@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import analytics, control, logs, routing, stores
+from engines.client import analytics, control, definitions, logs, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -207,6 +207,21 @@ class Analytics(Group[analytics.Analytics]):
     tag_link = blocking(analytics.Analytics.tag_link)
 
 
+class Definitions(Group[definitions.Definitions]):
+    """`AsyncEngines.flows` and the like, blocking."""
+
+    create = blocking(definitions.Definitions.create)
+    get = blocking(definitions.Definitions.get)
+    put = blocking(definitions.Definitions.put)
+    delete = blocking(definitions.Definitions.delete)
+    page = blocking(definitions.Definitions.page)
+    each = iterating(definitions.Definitions.each)
+    versions = iterating(definitions.Definitions.versions)
+    diff = blocking(definitions.Definitions.diff)
+    restore = blocking(definitions.Definitions.restore)
+    copy = blocking(definitions.Definitions.copy)
+
+
 class Tenants(Group[control.Tenants]):
     """`AsyncEngines.tenants`, blocking."""
 
@@ -332,6 +347,20 @@ class Engines:
         self.blackboard = Blackboard(client.blackboard, loop)
         self.notes = Notes(client.notes, loop)
         self.analytics = Analytics(client.analytics, loop)
+        self.flows = Definitions(client.flows, loop)
+        self.graphs = Definitions(client.graphs, loop)
+        self.overlays = Definitions(client.overlays, loop)
+        self.seo = Definitions(client.seo, loop)
+        self.pages = Definitions(client.pages, loop)
+        self.attribution = Definitions(client.attribution, loop)
+        self.flags = Definitions(client.flags, loop)
+        self.strategy_locks = Definitions(client.strategy_locks, loop)
+        self.kpis = Definitions(client.kpis, loop)
+        self.temperature = Definitions(client.temperature, loop)
+        self.firearms = Definitions(client.firearms, loop)
+        self.firearm_licences = Definitions(client.firearm_licences, loop)
+        self.firearm_grants = Definitions(client.firearm_grants, loop)
+        self.firearm_bindings = Definitions(client.firearm_bindings, loop)
         self.tenants = Tenants(client.tenants, loop)
         self.users = Users(client.users, loop)
         self.members = Members(client.members, loop)

@@ -17,6 +17,7 @@ from engines.client.analytics import Analytics
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
+from engines.client.definitions import Definitions
 from engines.client.logs import Events, Streams
 from engines.client.retry import Retries, RetryPolicy
 from engines.client.routing import Backends, Diagnostics, Moves, Routes
@@ -102,6 +103,20 @@ class AsyncEngines:
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
         self.analytics = Analytics(calls)
+        self.flows = Definitions(calls, "flows")
+        self.graphs = Definitions(calls, "graphs")
+        self.overlays = Definitions(calls, "overlays")
+        self.seo = Definitions(calls, "seo")
+        self.pages = Definitions(calls, "pages")
+        self.attribution = Definitions(calls, "attribution")
+        self.flags = Definitions(calls, "flags")
+        self.strategy_locks = Definitions(calls, "strategy-locks")
+        self.kpis = Definitions(calls, "kpis")
+        self.temperature = Definitions(calls, "temperature")
+        self.firearms = Definitions(calls, "firearms")
+        self.firearm_licences = Definitions(calls, "firearms", "licences")
+        self.firearm_grants = Definitions(calls, "firearms", "grants")
+        self.firearm_bindings = Definitions(calls, "firearms", "bindings")
         self.tenants = Tenants(calls)
         self.users = Users(calls)
         self.members = Members(calls)

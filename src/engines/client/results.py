@@ -274,6 +274,52 @@ class BlackboardEntry(Stamped, frozen=True, kw_only=True):
     updated_at: str = ""
 
 
+class DefinitionOrigin(msgspec.Struct, frozen=True):
+    """The definition that another was copied from."""
+
+    id: str
+    version: int
+    env: str = ""
+    surface_id: str = ""
+    project_id: str | None = None
+
+
+class Definition(Stamped, frozen=True, kw_only=True):
+    """A flow, a flag or another definition, at one of its versions (from 1).
+
+    `state` is the server's own part, for kinds that have one, such as a strategy lock's decision.
+    """
+
+    id: str
+    json_blob: Any
+    version: int
+    created_at: str = ""
+    created_by: str = ""
+    updated_at: str = ""
+    deleted: bool = False
+    state: dict[str, Any] | None = None
+    copied_from: DefinitionOrigin | None = None
+    restored_from: int | None = None
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One change; `path` is a JSON Pointer into `json_blob`."""
+
+    op: Literal["add", "remove", "replace"]
+    path: str
+    before: Any = None
+    after: Any = None
+
+
+class DefinitionDiff(msgspec.Struct, frozen=True, rename={"from_version": "from", "to_version": "to"}):
+    """What changed from one version to another."""
+
+    id: str
+    from_version: int
+    to_version: int
+    changes: tuple[Difference, ...]
+
+
 class NoteSource(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who made a note."""
 

@@ -183,7 +183,7 @@ class Relay:
         return delivered
 
     async def _deliver_group(self, group: str, docs: Sequence[Doc], *, first_attempt: bool) -> int:
-        entries = [Entry(group, _event_id(self._partition, doc.key), doc.body, doc.key) for doc in docs]
+        entries = [Entry(group, event_id_of(self._partition, doc.key), doc.body, doc.key) for doc in docs]
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_S):
                 await self._deliver(group, entries, first_attempt=first_attempt)
@@ -210,5 +210,6 @@ def _grouped(docs: Sequence[Doc]) -> dict[str, list[Doc]]:
     return groups
 
 
-def _event_id(partition: str, key: str) -> str:
-    return str(uuid.uuid5(_NAMESPACE, f"{partition}/{key}"))
+def event_id_of(place: str, key: str) -> str:
+    """The id of the event that the waiting document at `key` becomes, the same at every attempt."""
+    return str(uuid.uuid5(_NAMESPACE, f"{place}/{key}"))

@@ -16,7 +16,7 @@ import msgspec
 
 from engines.codec import escaped_bytes
 from engines.core.documents import Documents
-from engines.core.idempotency import Marker, Request, first_answer, marker_put
+from engines.core.idempotency import Request, first_answer, marker_put
 from engines.errors import Conflict, NotFound, PreconditionFailed, PreconditionRequired, TooLarge
 from engines.ports.documents import ABSENT, Delete, Doc, Match, Op, Put
 
@@ -75,14 +75,14 @@ async def create(
     if request is not None:
         doc = await documents.get(partition, request.key)
         if doc is not None:
-            return _replayed(key, doc, first_answer(doc, request))
+            return replayed(key, doc, request)
     try:
-        return await _write(documents, partition, key, draft, replaced=None, created=True, request=request)
+        return await write(documents, partition, key, draft, replaced=None, created=True, request=request)
     except Conflict:
         doc = None if request is None else await documents.get(partition, request.key)
         if request is None or doc is None:
             raise
-        return _replayed(key, doc, first_answer(doc, request))
+        return replayed(key, doc, request)
 
 
 async def replace(
@@ -105,11 +105,11 @@ async def replace(
     for _ in range(RACES_MAX):
         doc, marker_doc = await _read(documents, partition, key, request)
         if request is not None and marker_doc is not None:
-            return _replayed(key, marker_doc, first_answer(marker_doc, request))
+            return replayed(key, marker_doc, request)
         standing = _if_live(doc, is_live)
         condition.check(standing)
         try:
-            return await _write(
+            return await write(
                 documents,
                 partition,
                 key,
@@ -179,7 +179,7 @@ def _if_live(doc: Doc | None, is_live: Callable[[Doc], bool] | None) -> Doc | No
     return doc if doc is None or is_live is None or is_live(doc) else None
 
 
-async def _write(
+async def write(
     documents: Documents,
     partition: str,
     key: str,
@@ -189,6 +189,7 @@ async def _write(
     created: bool,
     request: Request | None,
 ) -> Written:
+    """One attempt over `replaced`, with the marker of the request beside it. Raises Conflict, TooLarge."""
     if escaped_bytes(draft.body) > RECORD_BYTES_MAX:
         raise TooLarge(
             f"a record holds at most {RECORD_BYTES_MAX} bytes, with quotes and backslashes counted twice"
@@ -204,6 +205,8 @@ async def _write(
     return Written(Doc(key, draft.body, version, draft.expires_at), created)
 
 
-def _replayed(key: str, doc: Doc, marker: Marker) -> Written:
+def replayed(key: str, doc: Doc, request: Request) -> Written:
+    """The first answer, from the marker that stands at the request's key. Raises IdempotencyKeyReused."""
+    marker = first_answer(doc, request)
     record = Doc(key, bytes(marker.answer).decode(), doc.version, marker.expires_at)
     return Written(record, marker.created, replayed=True)

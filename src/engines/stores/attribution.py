@@ -1,7 +1,7 @@
 """Attribution: what a contract says of a platform's events and links, and links made by it.
 
 Owns the contract's contents and their rules, judging an event's fields by a contract, and tagging a URL.
-Leaves keeping contracts and their versions to whoever finds the one in force, and the events to
+Leaves which contract is in force to `stores/attribution_contracts.py`, and the events to
 `stores/analytics.py`.
 
 A template says for each of its `utm_*` parameters what a value looks like: text that stands for itself, and
@@ -28,7 +28,7 @@ import msgspec
 
 from engines.errors import Invalid
 from engines.scope import RequestContext
-from engines.stores.scoped import invalid_body, validated
+from engines.stores.scoped import validated
 
 UTM_CHARS_MAX: Final = 256
 URL_CHARS_MAX: Final = 2_048
@@ -36,12 +36,14 @@ TITLE_CHARS_MAX: Final = 512
 TEMPLATE_CHARS_MAX: Final = 200
 PLACEHOLDER_VALUE_CHARS_MAX: Final = 100
 HOSTS_MAX: Final = 100
+HOST_CHARS_MAX: Final = 255
+DESCRIPTION_CHARS_MAX: Final = 5_000
 ALLOWED_FIELDS_MAX: Final = 100
 # Of an event's fields those that describe a page; a contract may keep them out.
 PAGE_FIELDS: Final = ("page_url", "page_title", "referrer")
 PAYLOAD_PREFIX: Final = "payload."
 
-Platform = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,63}\Z")]
+Platform = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
 UtmField = Literal["utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content"]
 UTM_FIELDS: Final[tuple[UtmField, ...]] = get_args(UtmField)
 UtmValue = Annotated[str, msgspec.Meta(min_length=1, max_length=UTM_CHARS_MAX)]
@@ -60,6 +62,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]{0,31})\}")
 _LITERAL = re.compile(r"[ -z|~]*")  # Printable ASCII without braces.
 _VALUE_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-"
 _VALUE = re.compile(rf"[A-Za-z0-9._~-]{{1,{PLACEHOLDER_VALUE_CHARS_MAX}}}")
+_ANY_BELOW: Final = "*."
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 # A name, not an address: `0x7f.1` and the like mean different hosts to different readers.
 _HOST = re.compile(rf"(?:{_LABEL}\.)*[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?(?::[1-9][0-9]{{0,4}})?")
@@ -74,15 +77,17 @@ class AttributionContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     `utm_template`: the `utm_*` parameters that its events and links may have, each with a template.
     `allowed_fields`: of `page_url`, `page_title`, `referrer` and `payload.NAME` those that its events may
-    have; None: all. `allowed_hosts`: where its links may lead, as `host` or `host:port` in lower case.
+    have; None: all. `allowed_hosts`: where its links may lead, as `host` or `host:port` in lower case; `*.`
+    before a host stands for all below it.
     """
 
     platform: Platform
-    utm_template: dict[UtmField, Template]
+    utm_template: dict[UtmField, Template] = msgspec.field(default_factory=dict)
     allowed_fields: (
         Annotated[tuple[AllowedField, ...], msgspec.Meta(max_length=ALLOWED_FIELDS_MAX)] | None
     ) = None
     allowed_hosts: Annotated[tuple[str, ...], msgspec.Meta(max_length=HOSTS_MAX)] = ()
+    description: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_CHARS_MAX)] = ""
 
 
 class ContractRef(msgspec.Struct, frozen=True):
@@ -129,21 +134,16 @@ class TaggedLink(msgspec.Struct, frozen=True):
     contract: ContractRef
 
 
-def checked_contract(blob: Any) -> AttributionContract:
-    """A contract's contents from its JSON. Raises Invalid with the `field` that breaks a rule."""
-    try:
-        contract = msgspec.convert(blob, AttributionContract)
-    except msgspec.ValidationError as error:
-        raise invalid_body(error) from None
+def check_contract(contract: AttributionContract) -> None:
+    """What its types cannot say. Raises Invalid with the `field` that breaks a rule."""
     for parameter, template in contract.utm_template.items():
         _check_template(template, f"utm_template.{parameter}")
     for index, host in enumerate(contract.allowed_hosts):
-        if len(host) > 255 or not _HOST.fullmatch(host):
+        if len(host) > HOST_CHARS_MAX or not _HOST.fullmatch(host.removeprefix(_ANY_BELOW)):
             raise Invalid(
                 "a host name in lower case, with a port where it is not the scheme's own",
                 field=f"allowed_hosts[{index}]",
             )
-    return contract
 
 
 class FieldRules:
@@ -221,7 +221,7 @@ def _pattern_parts(template: str) -> Iterator[str]:
         yield re.escape(literal)
         if following is not None:
             characters = _VALUE_CHARACTERS.replace(following[:1], "") if following else _VALUE_CHARACTERS
-            yield f"[{re.escape(characters)}]{{1,{PLACEHOLDER_VALUE_CHARS_MAX}}}"
+            yield f"([{re.escape(characters)}]{{1,{PLACEHOLDER_VALUE_CHARS_MAX}}})"
 
 
 def _filled(contract: AttributionContract, values: Mapping[str, str]) -> dict[str, str]:
@@ -238,13 +238,17 @@ def _filled(contract: AttributionContract, values: Mapping[str, str]) -> dict[st
         template = contract.utm_template.get(name)
         if template is None:
             continue
-        for placeholder in _PLACEHOLDER.findall(template):
-            used.add(placeholder)
+        placeholders = _PLACEHOLDER.findall(template)
+        used.update(placeholders)
+        for placeholder in placeholders:
             if placeholder not in values:
                 raise Invalid("the contract's template asks for this value", field=f"values.{placeholder}")
         utm[name] = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-        if not _pattern_of(template).fullmatch(utm[name]) or len(utm[name]) > UTM_CHARS_MAX:
-            raise Invalid(f"a value holds the text that ends it in {template!r}, or is too long", field=name)
+        read = _pattern_of(template).fullmatch(utm[name])
+        if read is None or list(read.groups()) != [values[placeholder] for placeholder in placeholders]:
+            raise Invalid(f"a value holds the character that ends it in {template!r}", field=name)
+        if len(utm[name]) > UTM_CHARS_MAX:
+            raise Invalid(f"a parameter has at most {UTM_CHARS_MAX} characters", field=name)
     for name in values:
         if name not in used:
             raise Invalid("the contract's template has no such placeholder", field=f"values.{name}")
@@ -256,7 +260,7 @@ def _filled(contract: AttributionContract, values: Mapping[str, str]) -> dict[st
 
 def _with_parameters(url: str, utm: Mapping[str, str], allowed_hosts: tuple[str, ...]) -> str:
     scheme, authority, path, query, fragment = _parts(url)
-    if authority.lower() not in allowed_hosts:
+    if not any(_is_allowed(authority.lower(), allowed) for allowed in allowed_hosts):
         raise Invalid("the platform's attribution contract does not allow this host", field="url")
     kept = [pair for pair in query.split("&") if not _is_utm(pair)] if query else []
     added = [f"{name}={quote(value, safe='')}" for name, value in utm.items()]
@@ -282,6 +286,12 @@ def _parts(url: str) -> tuple[str, str, str, str, str]:
     if path.startswith("//") or _ENCODED_CONTROL.search(url):
         raise Invalid("a path without two slashes at its beginning, and no control characters", field="url")
     return scheme, authority, path, query, fragment
+
+
+def _is_allowed(host: str, allowed: str) -> bool:
+    if allowed.startswith(_ANY_BELOW):
+        return host.endswith(allowed.removeprefix("*"))
+    return host == allowed
 
 
 def _is_utm(pair: str) -> bool:

@@ -1,0 +1,163 @@
+"""Announcements: nothing that changed goes untold, nothing is told twice, whoever dies and whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+
+from engines.core.pledges import ABANDONED_S
+from engines.core.records import Condition
+from engines.errors import OutcomeUnknown, PreconditionFailed, Throttled, Unavailable
+from engines.stores import announcements
+from engines.stores.definition_records import DefinitionInput
+from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.testing.clock import ManualClock
+from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
+from tests.stores.definitions_home import Told
+from tests.stores.home import Home, context
+
+FLOWS = SCHEMA_NAMED["flows"]
+ADA = context()
+FLOW = DefinitionInput(json_blob={"nodes": [{"id": "a"}]})
+
+
+@pytest_asyncio.fixture
+async def told(home: Home) -> AsyncIterator[Told]:
+    told = Told(home)
+    yield told
+    await told.close()
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Looks again and again; the test's own time limit ends it."""
+    while True:
+        if await holds():
+            return
+        await asyncio.sleep(0.01)
+
+
+async def removed(home: Home) -> bool:
+    return await waiting(home) == 0
+
+
+async def failed_once(told: Told) -> bool:
+    return any(delivery.failures for delivery in told.announcements._deliveries.values())
+
+
+async def ticking(clock: ManualClock) -> None:
+    """Time passes: two processes on one spine wait for each other by the clock."""
+    while True:
+        clock.advance(0.01)
+        await asyncio.sleep(0.01)
+
+
+async def waiting(home: Home) -> int:
+    """How many messages stand in the database."""
+    place = await home.place(FLOWS.kind, ADA)
+    pages = [
+        await home.documents.scan(partition, above="o!", below='o"') for partition in await place.partitions()
+    ]
+    return sum(len(page.docs) for page in pages)
+
+
+async def test_what_is_told_is_removed(told: Told) -> None:
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await told.told(1)
+    await until(lambda: removed(told.home))
+
+
+async def test_what_a_process_left_behind_is_told_by_another(told: Told) -> None:
+    await told.announcements.close()  # It changes, and dies before it tells.
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    assert (await waiting(told.home), await told.events()) == (1, [])
+    other = Told(told.home, "two")
+    await other.pledges.finish_abandoned()
+    told.home.clock.advance(ABANDONED_S)
+    assert await other.pledges.finish_abandoned() == 1
+    assert len(await other.told(1)) == 1
+    assert await waiting(told.home) == 0
+    await other.close()
+
+
+async def test_what_was_told_and_not_removed_is_not_told_again(told: Told) -> None:
+    """The process that finishes another's work loses the reply to the removal."""
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await told.told(1)
+    await told.announcements.close()
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    other = Told(told.home, "two")
+    await other.pledges.finish_abandoned()
+    told.home.clock.advance(ABANDONED_S)
+    told.home.faults.script(Fault.NONE, Fault.LOST_UNAPPLIED)  # The append, the removal.
+    assert await other.pledges.finish_abandoned() == 0
+    assert (await waiting(told.home), len(await other.events())) == (1, 2)
+    assert await other.pledges.finish_abandoned() == 1
+    assert (await waiting(told.home), len(await other.events())) == (0, 2)
+    await other.close()
+
+
+async def test_a_change_is_made_while_the_spine_cannot_be_reached_and_told_once_it_can(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcements, "PAUSE_S", 0.01)
+    monkeypatch.setattr(announcements, "PAUSE_MAX_S", 0.05)
+    await told.spine.close()  # Its log takes nothing any more.
+    record = (await told.definitions.create(ADA, FLOWS, FLOW)).record
+    for _ in range(3):
+        condition = Condition(versions=(record.etag.strip('"'),))
+        record = (await told.definitions.put(ADA, FLOWS, record.id, FLOW, condition=condition)).record
+    assert await waiting(told.home) == 4
+    well = Told(told.home, "well")
+    told.announcements._spine = well.spine
+    assert [one["version"] for one in await well.told(4)] == [1, 2, 3, 4]
+    await well.close()
+
+
+async def test_past_the_bound_changes_are_throttled(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcements, "WAITING_MAX", 2)
+    await told.spine.close()
+    named = [DefinitionInput(json_blob=FLOW.json_blob, id=f"f{number}") for number in range(4)]
+    for definition in named[:2]:
+        await told.definitions.create(ADA, FLOWS, definition)
+    await until(lambda: failed_once(told))
+    with pytest.raises(Throttled):
+        await told.definitions.create(ADA, FLOWS, named[2])
+    assert len((await told.definitions.list(ADA, FLOWS)).items) == 2
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("seed", range(4))
+async def test_under_faults_every_version_is_told_once_and_in_order(
+    told: Told, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(announcements, "PAUSE_S", 0.005)
+    monkeypatch.setattr(announcements, "PAUSE_MAX_S", 0.02)
+    told.home.faults._random.seed(seed)
+    time_passes = asyncio.create_task(ticking(told.home.clock))
+    other = Told(told.home, "two")
+    ids = [f"f{number}" for number in range(6)]
+    for name in ids:
+        await told.definitions.create(ADA, FLOWS, DefinitionInput(json_blob=FLOW.json_blob, id=name))
+    told.home.faults.plan = FaultPlan(
+        write_refused=0.1, write_lost_applied=0.1, write_lost_unapplied=0.1, write_late=0.1, read_refused=0.1
+    )
+    for turn in range(5):
+        process = (told, other)[turn % 2]
+        for name in ids:
+            present = await process.definitions.get(ADA, FLOWS, name)
+            condition = Condition(versions=(present.etag.strip('"'),))
+            with contextlib.suppress(OutcomeUnknown, PreconditionFailed, Unavailable):
+                await process.definitions.put(ADA, FLOWS, name, FLOW, condition=condition)
+    told.home.faults.plan = NO_FAULTS
+    await told.home.faults.late_writes_delivered()
+    reached = {name: (await told.definitions.get(ADA, FLOWS, name)).version for name in ids}
+    payloads = await told.told(sum(reached.values()))
+    for name in ids:
+        versions = [one["version"] for one in payloads if one["id"] == name]
+        assert versions == list(range(1, reached[name] + 1)), (seed, name)
+    time_passes.cancel()
+    await other.close()
