@@ -8,13 +8,11 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Definition DefinitionDiff
-    DefinitionOrigin Difference Engines Event Head IndexStatus
-    Issuer
-    KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
-    NoteSource NoteTimestamps Os Page
-    Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
-    UserIdentity Verification
+NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Definition DefinitionDiff
+DefinitionOrigin Difference Engines Event Head IndexStatus Issuer KindState Looked Me Membership
+MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note NoteSource NoteTimestamps Os Page Probe
+Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User UserIdentity
+Verification AnalyticsEvent ContractRef Ingested IngestedEvent ItemProblem NewAnalyticsEvent TaggedLink
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"

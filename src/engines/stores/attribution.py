@@ -21,7 +21,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Annotated, Any, Final, Literal, Protocol, get_args
+from typing import Annotated, Any, Final, Protocol
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -30,6 +30,7 @@ from engines.errors import Invalid
 from engines.scope import RequestContext
 from engines.stores.scoped import validated
 
+UTM_FIELDS: Final = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 UTM_CHARS_MAX: Final = 256
 URL_CHARS_MAX: Final = 2_048
 TITLE_CHARS_MAX: Final = 512
@@ -44,8 +45,6 @@ PAGE_FIELDS: Final = ("page_url", "page_title", "referrer")
 PAYLOAD_PREFIX: Final = "payload."
 
 Platform = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
-UtmField = Literal["utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content"]
-UTM_FIELDS: Final[tuple[UtmField, ...]] = get_args(UtmField)
 UtmValue = Annotated[str, msgspec.Meta(min_length=1, max_length=UTM_CHARS_MAX)]
 Template = Annotated[str, msgspec.Meta(min_length=1, max_length=TEMPLATE_CHARS_MAX)]
 AllowedField = Annotated[
@@ -82,7 +81,7 @@ class AttributionContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """
 
     platform: Platform
-    utm_template: dict[UtmField, Template] = msgspec.field(default_factory=dict)
+    utm_template: dict[str, Template] = msgspec.field(default_factory=dict)
     allowed_fields: (
         Annotated[tuple[AllowedField, ...], msgspec.Meta(max_length=ALLOWED_FIELDS_MAX)] | None
     ) = None
@@ -137,6 +136,10 @@ class TaggedLink(msgspec.Struct, frozen=True):
 def check_contract(contract: AttributionContract) -> None:
     """What its types cannot say. Raises Invalid with the `field` that breaks a rule."""
     for parameter, template in contract.utm_template.items():
+        if parameter not in UTM_FIELDS:
+            raise Invalid(
+                f"the parameters of a template are {', '.join(UTM_FIELDS)}", field=f"utm_template.{parameter}"
+            )
         _check_template(template, f"utm_template.{parameter}")
     for index, host in enumerate(contract.allowed_hosts):
         if len(host) > HOST_CHARS_MAX or not _HOST.fullmatch(host.removeprefix(_ANY_BELOW)):
@@ -232,27 +235,29 @@ def _filled(contract: AttributionContract, values: Mapping[str, str]) -> dict[st
                 f"1 to {PLACEHOLDER_VALUE_CHARS_MAX} letters, digits, '.', '_', '~' or '-'",
                 field=f"values.{name}",
             )
-    utm: dict[str, str] = {}
-    used: set[str] = set()
-    for name in UTM_FIELDS:
-        template = contract.utm_template.get(name)
-        if template is None:
-            continue
-        placeholders = _PLACEHOLDER.findall(template)
-        used.update(placeholders)
-        for placeholder in placeholders:
-            if placeholder not in values:
-                raise Invalid("the contract's template asks for this value", field=f"values.{placeholder}")
-        utm[name] = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-        read = _pattern_of(template).fullmatch(utm[name])
-        if read is None or list(read.groups()) != [values[placeholder] for placeholder in placeholders]:
-            raise Invalid(f"a value holds the character that ends it in {template!r}", field=name)
-        if len(utm[name]) > UTM_CHARS_MAX:
-            raise Invalid(f"a parameter has at most {UTM_CHARS_MAX} characters", field=name)
+    used = {name for template in contract.utm_template.values() for name in _PLACEHOLDER.findall(template)}
     for name in values:
         if name not in used:
             raise Invalid("the contract's template has no such placeholder", field=f"values.{name}")
-    return utm
+    return {
+        parameter: _filled_in(contract.utm_template[parameter], values, parameter)
+        for parameter in UTM_FIELDS
+        if parameter in contract.utm_template
+    }
+
+
+def _filled_in(template: str, values: Mapping[str, str], parameter: str) -> str:
+    wanted = _PLACEHOLDER.findall(template)
+    for name in wanted:
+        if name not in values:
+            raise Invalid("the contract's template asks for this value", field=f"values.{name}")
+    value = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    read = _pattern_of(template).fullmatch(value)
+    if read is None or list(read.groups()) != [values[name] for name in wanted]:
+        raise Invalid(f"a value holds the character that ends it in {template!r}", field=parameter)
+    if len(value) > UTM_CHARS_MAX:
+        raise Invalid(f"a parameter has at most {UTM_CHARS_MAX} characters", field=parameter)
+    return value
 
 
 # --- links ---
