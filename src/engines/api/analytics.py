@@ -151,7 +151,7 @@ async def tag_link(call: Call) -> Sendable:
     body=NewAnalyticsEvent | NewAnalyticsEvents,
     type_of=_one_or_many,
     query=BeaconQuery,
-    statuses=(204,),
+    statuses=(204, 401, 403),
     access="public",
     is_idempotent=False,
     accepts=BEACON_MEDIA_TYPES,
@@ -170,7 +170,9 @@ async def send_beacon(call: Call) -> Sendable:
     return Reply(204, fields=_cors(origin))
 
 
-@router.add("OPTIONS", BEACON, query=BeaconQuery, statuses=(204,), access="public", is_idempotent=False)
+@router.add(
+    "OPTIONS", BEACON, query=BeaconQuery, statuses=(204, 401, 403), access="public", is_idempotent=False
+)
 async def preflight_beacon(call: Call) -> Sendable:
     """Tell a browser whether a page may send beacons."""
     _, origin = await _publisher(call)
