@@ -244,7 +244,8 @@ def fuzz(lab: LabServer, directory: Path, role: str, document: dict[str, Any], *
         f"--seed={seed}",
         f"--max-time={FUZZ_S}",
         f"--exclude-checks={','.join(CHECKS_LEFT_OUT)}",
-        "--exclude-path-regex=/stream$|^/reserved",
+        # A beacon's key stands in the query, and a random one is a 401.
+        "--exclude-path-regex=/stream$|^/reserved|/beacon$",
         "--phases=fuzzing,stateful",
         "--max-examples=25",
         "--suppress-health-check=all",

@@ -29,9 +29,7 @@ ORIGINS_MAX: Final = 50
 
 # As browsers send it (RFC 6454, section 6.2): scheme and host in lower case, a port where it is another than
 # the scheme's own. `null` is nobody's.
-Origin = Annotated[
-    str, Meta(pattern=r"^https?://[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[1-9][0-9]{0,4})?\Z")
-]
+Origin = Annotated[str, Meta(pattern=r"^https?://[a-z0-9.-]{1,253}(:[1-9][0-9]{0,4})?\Z")]
 Origins = Annotated[tuple[Origin, ...], Meta(max_length=ORIGINS_MAX)]
 
 
