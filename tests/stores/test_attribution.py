@@ -88,6 +88,29 @@ class TestTemplates:
                 rules.check(NewAnalyticsEvent(utm_term=value), {})
             assert refusal.value.field == "utm_term"
 
+    @pytest.mark.parametrize(
+        ("fields", "payload", "field"),
+        [
+            ({"page_url": "https://a.b/"}, {"button": 1}, None),
+            ({}, {}, None),
+            ({"page_title": ""}, {}, "page_title"),
+            ({"referrer": "x"}, {}, "referrer"),
+            ({}, {"page_url": 1}, "payload.page_url"),
+            ({}, {"button": 1, "b": 1, "a": 1}, "payload.a"),
+        ],
+    )
+    def test_an_event_has_the_fields_that_are_allowed(
+        self, fields: dict[str, Any], payload: dict[str, Any], field: str | None
+    ) -> None:
+        rules = FieldRules(contract(allowed_fields=("page_url", "payload.button")))
+        if field is None:
+            rules.check(NewAnalyticsEvent(**fields), payload)
+            return
+        for _ in range(2):
+            with pytest.raises(Invalid) as refusal:
+                rules.check(NewAnalyticsEvent(**fields), payload)
+            assert refusal.value.field == field
+
     @pytest.mark.parametrize("template", ["{A}", "{a", "a}", "{a}{b}", "{a}-{a}", "é", "a\nb", "{}"])
     def test_a_template_that_is_none(self, template: str) -> None:
         with pytest.raises(Invalid) as refusal:

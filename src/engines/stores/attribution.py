@@ -150,14 +150,20 @@ def check_contract(contract: AttributionContract) -> None:
 
 
 class FieldRules:
-    """A contract made ready to judge many events. Judging one takes less than a microsecond a field."""
+    """A contract made ready to judge the events of one request, most of which have the same parameters."""
 
     def __init__(self, contract: AttributionContract) -> None:
-        self._rules = [(name, contract.utm_template.get(name)) for name in UTM_FIELDS]
-        self._matches = {
-            name: _pattern_of(template).fullmatch for name, template in contract.utm_template.items()
-        }
-        self._allowed = None if contract.allowed_fields is None else frozenset(contract.allowed_fields)
+        self._templates = contract.utm_template
+        self._well: set[tuple[str | None, ...]] = {_NO_UTM}
+        """The parameters that were found to keep the templates."""
+        allowed = contract.allowed_fields
+        self._refused_pages = [
+            (name, attrgetter(name)) for name in PAGE_FIELDS if allowed is not None and name not in allowed
+        ]
+        self._members = None
+        if allowed is not None:
+            members = (name for name in allowed if name.startswith(PAYLOAD_PREFIX))
+            self._members = {name.removeprefix(PAYLOAD_PREFIX) for name in members}
 
     def check(self, event: msgspec.Struct, payload: Mapping[str, Any]) -> None:
         """Judge an event that has `UTM_FIELDS` and `PAGE_FIELDS`, and the members of its payload.
@@ -165,24 +171,23 @@ class FieldRules:
         Raises Invalid with the `field` that the contract does not allow, or whose value breaks its template.
         """
         values = _utm_of(event)
-        if values != _NO_UTM:
+        if values not in self._well:
             self._check_utm(values)
-        if self._allowed is None:
-            return
-        for present, field in zip(_page_of(event), PAGE_FIELDS, strict=True):
-            if present is not None and field not in self._allowed:
-                raise _not_allowed(field)
-        for member in payload:
-            if PAYLOAD_PREFIX + member not in self._allowed:
-                raise _not_allowed(PAYLOAD_PREFIX + member)
+            self._well.add(values)
+        for name, value_of in self._refused_pages:
+            if value_of(event) is not None:
+                raise _not_allowed(name)
+        if self._members is not None and not payload.keys() <= self._members:
+            raise _not_allowed(PAYLOAD_PREFIX + min(payload.keys() - self._members))
 
     def _check_utm(self, values: Sequence[str | None]) -> None:
-        for value, (name, template) in zip(values, self._rules, strict=True):
+        for name, value in zip(UTM_FIELDS, values, strict=True):
             if value is None:
                 continue
+            template = self._templates.get(name)
             if template is None:
                 raise Invalid("the platform's attribution contract has no such parameter", field=name)
-            if not self._matches[name](value):
+            if not _pattern_of(template).fullmatch(value):
                 raise Invalid(f"the platform's attribution contract wants {template!r}", field=name)
 
 
