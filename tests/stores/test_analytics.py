@@ -72,8 +72,10 @@ class Kept:
 class Gates:
     """Gates that say what the payload's `gate` asks for."""
 
-    async def judge(self, _: RequestContext, event: NewAnalyticsEvent) -> GateStatus:
+    async def judge(self, _: RequestContext, event: NewAnalyticsEvent) -> GateStatus | None:
         asked = event.payload.get("gate", "pass")
+        if asked == "none":
+            return None
         if asked == "raise":
             raise RuntimeError("secret words")
         if asked == "hang":
@@ -210,6 +212,15 @@ class TestItems:
         assert statuses(ingested) == [201, 413, 201]
         assert numbers(await everything(analytics)) == [0, 2]
 
+    async def test_a_name_that_a_client_chose_is_told_and_kept_short(self, analytics: Analytics) -> None:
+        refused: list[NewAnalyticsEvent | EnginesError] = [Invalid("é" * 900, field="x" * 900)] * 999
+        ingested = await analytics.ingest(context(), [*refused, seen(0)], request=keyed())
+        assert (ingested.accepted, ingested.refused) == (1, 999)
+        problem = ingested.events[0].problem
+        assert problem is not None
+        assert (len(problem.detail), len(problem.field or "")) == (200, 80)
+        assert (await analytics.ingest(context(), [*refused, seen(0)], request=keyed())).replayed
+
     async def test_another_identity_refuses_the_whole_request(self, home: Home, analytics: Analytics) -> None:
         with pytest.raises(ContextMismatch) as refusal:
             await analytics.ingest(context(), [seen(0), seen(1, tenant_id="t_two")])
@@ -339,6 +350,20 @@ class TestGates:
         assert (broken.gate_status, broken.gate_error) == ("error", "RuntimeError")
         assert "secret words" not in str([event.payload for event in (await small.list(context())).items])
 
+    async def test_what_was_said_stands_with_its_own_event_and_in_a_repeat_as_at_first(
+        self, home: Home, small: EventSpine
+    ) -> None:
+        analytics = gated(home, small, Gates())
+        said = ["pass", "none", "fail", "bad", "raise", "none", "fail"]
+        events = [seen(number, payload={"n": number, "gate": what}) for number, what in enumerate(said)]
+        events[3] = seen(3, platform="a b")
+        first = await analytics.ingest(context(), events, request=keyed())
+        expected = ["pass", None, "fail", None, "error", None, "fail"]
+        assert [event.gate_status for event in first.events] == expected
+        assert [event.gate_status for event in await everything(analytics)] == expected[:3] + expected[4:]
+        ungated = Analytics(home, small, Kept(), home.clock)
+        assert (await ungated.ingest(context(), events, request=keyed())).events == first.events
+
     async def test_a_gate_that_does_not_answer_holds_an_event_up_and_does_not_lose_it(
         self, home: Home, small: EventSpine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -352,7 +377,7 @@ class TestGates:
         class Asked(Gates):
             came = asyncio.Event()
 
-            async def judge(self, who: RequestContext, event: NewAnalyticsEvent) -> GateStatus:
+            async def judge(self, who: RequestContext, event: NewAnalyticsEvent) -> GateStatus | None:
                 self.came.set()
                 return await super().judge(who, event)
 
@@ -394,10 +419,11 @@ class TestRepeats:
             seen(1, platform="web", payload={}, utm_source="other"),
         ]
         first = await analytics.ingest(context(), events, request=keyed())
-        contracts.put(WEB | {"utm_template": {"utm_source": "other"}}, version=2)
-        again = await analytics.ingest(context(), events, request=keyed())
-        assert again.events == first.events
-        assert statuses(again) == [201, 400]
+        for source in ("other", "third"):
+            contracts.put(WEB | {"utm_template": {"utm_source": source}}, version=2)
+            again = await analytics.ingest(context(), events, request=keyed())
+            assert again.events == first.events
+            assert statuses(again) == [201, 400]
         assert len(await everything(analytics)) == 1
 
     async def test_another_body_under_the_same_key_is_refused(self, analytics: Analytics) -> None:

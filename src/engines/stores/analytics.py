@@ -98,6 +98,9 @@ PLATFORMS_MAX: Final = 20
 # A part fits into one request to the log however long the ids are that the context adds to each event.
 PART_EVENTS_MAX: Final = 250
 PART_BYTES_MAX: Final = 160 * 1024
+# A thousand refusals of this size fit into one document, the plan.
+FIELD_CHARS_MAX: Final = 80
+DETAIL_CHARS_MAX: Final = 200
 GATES_AT_ONCE: Final = 32
 GATE_TIMEOUT_S: Final = 2.0
 STORED: Final = 201
@@ -320,7 +323,7 @@ class Analytics:
             return {}
         at_once = asyncio.Semaphore(GATES_AT_ONCE)
 
-        async def ask(event: NewAnalyticsEvent) -> GateStatus:
+        async def ask(event: NewAnalyticsEvent) -> GateStatus | None:
             try:
                 async with at_once, asyncio.timeout(GATE_TIMEOUT_S):
                     return await gate.judge(context, event)
@@ -328,7 +331,7 @@ class Analytics:
                 return GateStatus(status="error", error=type(error).__name__)
 
         said = await asyncio.gather(*map(ask, events.values()))
-        return dict(zip(events, said, strict=True))
+        return {index: status for index, status in zip(events, said, strict=True) if status is not None}
 
     async def _write_down(self, context: RequestContext, plan: _Plan, request: Request) -> tuple[_Plan, bool]:
         """Keep the plan, or learn the one that an identical request has just kept; whether it did."""
@@ -357,8 +360,11 @@ class Analytics:
         results = itertools.chain.from_iterable(map(_results, outcomes, plan.parts))
         if not plan.gates:
             return results
-        asked = (plan.gates[index] for index in sorted(plan.gates) if index not in plan.refused)
-        return map(_with_gates, results, asked)
+        indices = (index for index in itertools.count() if index not in plan.refused)
+        return (
+            _with_gates(result, plan.gates.get(index))
+            for result, index in zip(results, indices, strict=False)
+        )
 
     def _notice(self, context: RequestContext, outcomes: Sequence[AppendedEvents | EnginesError]) -> None:
         """The index may have a block to project. Raises where nothing at all could be appended."""
@@ -476,10 +482,17 @@ def _results(outcome: AppendedEvents | EnginesError, count: int) -> Sequence[Ing
 
 
 def _refusal(error: EnginesError) -> IngestedEvent:
-    return IngestedEvent(status=error.status, problem=ItemProblem(error.code, error.detail, error.field))
+    field = None if error.field is None else _shortened(error.field, FIELD_CHARS_MAX)
+    problem = ItemProblem(error.code, _shortened(error.detail, DETAIL_CHARS_MAX), field)
+    return IngestedEvent(status=error.status, problem=problem)
 
 
-def _with_gates(result: IngestedEvent, gates: GateStatus) -> IngestedEvent:
-    if result.status != STORED:
+def _shortened(text: str, chars_max: int) -> str:
+    """A name that a client chose may be as long as its request is."""
+    return text[:chars_max].encode("ascii", "replace").decode()
+
+
+def _with_gates(result: IngestedEvent, gates: GateStatus | None) -> IngestedEvent:
+    if gates is None or result.status != STORED:
         return result
     return msgspec.structs.replace(result, gate_status=gates.status)

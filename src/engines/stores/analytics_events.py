@@ -102,7 +102,9 @@ class GateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class EventGate(Protocol):
     """How the gates are asked about an event. It is kept whatever they say, and if they fail."""
 
-    async def judge(self, context: RequestContext, event: NewAnalyticsEvent) -> GateStatus: ...
+    async def judge(self, context: RequestContext, event: NewAnalyticsEvent) -> GateStatus | None:
+        """What they say; None where none guards it. Whatever is raised becomes the status `error`."""
+        ...
 
 
 class AnalyticsEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
