@@ -1,4 +1,4 @@
-"""The index of analytics events moves with its store while it grows, and is made anew where the spine moves."""
+"""The index of analytics events moves with its store, growing, and is made anew where the spine moves."""
 
 from __future__ import annotations
 
