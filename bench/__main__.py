@@ -20,6 +20,7 @@ from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
 from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
 from bench.flags import flags_in_process, flags_ofrep
+from bench.ingesting import ingest_postgres, ingest_sqlite
 from bench.limiting import limits_postgres, limits_sqlite
 from bench.measure import Result
 from bench.memory import memory_growth, memory_idle
@@ -39,6 +40,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "append-postgres": append_postgres,
     "append-sqlite": append_sqlite,
     "recorder": append_recorder,
+    "ingest-postgres": ingest_postgres,
+    "ingest-sqlite": ingest_sqlite,
     "http-postgres": http_postgres,
     "http-sqlite": http_sqlite,
     "limits-postgres": limits_postgres,

@@ -47,6 +47,7 @@ TABLES: Final = "tabular_store"
 SESSION_MEMORY: Final = "memory_store"
 BLACKBOARD: Final = "blackboard_store"
 NOTES: Final = "notes_store"
+ANALYTICS: Final = "analytics_store"
 FLOWS: Final = "flow_store"
 GRAPHS: Final = "graph_store"
 OVERLAYS: Final = "overlay_store"
@@ -128,11 +129,12 @@ KINDS: Final = (
     _definitions(FIREARMS, "dangerous capabilities and licences", "project?, surface?", "firearms"),
     Kind("budget_store", "log", "usage ledger and limits", "project?, surface?, app?, provider", ("budget",)),
     Kind(
-        "analytics_store",
+        ANALYTICS,
         "log",
-        "analytics events",
+        "the index of the spine's analytics events",
         "project, app, surface, platform, session",
         ("metrics_store", "analytics_events"),
+        served=True,
     ),
     Kind(
         RATE_LIMITS,

@@ -50,7 +50,9 @@ from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
 from engines.scope import SYSTEM_TENANT
+from engines.stores.analytics import Analytics
 from engines.stores.announcements import Announcements
+from engines.stores.attribution_contracts import ContractDefinitions
 from engines.stores.blackboard import Blackboard
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
@@ -111,6 +113,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     kill_switches: KillSwitches
     gate_configs: GateConfigs
     gates: Gates
+    analytics: Analytics
 
 
 @contextlib.asynccontextmanager
@@ -190,6 +193,7 @@ async def open_engines(
                 movers.run(),
                 engines.spine.projector.run(),
                 pledges.run(),
+                engines.analytics.projector.run(),
                 backends.follow_secrets(),
                 backends.reclaim(),
             ):
@@ -258,6 +262,7 @@ def _assemble(
         kill_switches=KillSwitches(service),
         gate_configs=GateConfigs(service, gates.mounted),
         gates=gates,
+        analytics=Analytics(router, spine, ContractDefinitions(definitions, clock), clock),
     )
     return backends, participation, engines
 

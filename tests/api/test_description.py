@@ -81,6 +81,11 @@ GET,PUT /rate-limits/policy
 POST /gates/evaluate
 PUT,GET /gates/kill-switch
 PUT,GET /gates/config/{surface_id}
+POST,GET /analytics/events
+POST,OPTIONS /analytics/beacon
+GET /analytics/index
+POST /analytics/index/rebuild
+POST /attribution/tag-link
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """
@@ -96,6 +101,11 @@ DEFINITIONS = """
 flows graphs overlays seo pages attribution flags strategy-locks kpis temperature firearms firearms/licences
 firearms/grants firearms/bindings
 """
+
+# The beacon has its key in the query.
+PUBLIC = ("/health/live", "/health/ready", "/openapi.json", "/analytics/beacon")
+# These change no record, or may simply be repeated.
+KEYLESS = ("/probe", "/rebuild", "/tag-link", "/beacon")
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -134,7 +144,7 @@ def test_every_call_says_what_it_is_for_what_it_takes_and_what_it_answers() -> N
             if int(status) >= 400:
                 form = "OFREP-" if path.startswith("/ofrep/") else ""
                 assert response == {"$ref": f"#/components/responses/{form}{status}"}
-        assert ("security" in operation) == (path in ("/health/live", "/health/ready", "/openapi.json"))
+        assert ("security" in operation) == (path in PUBLIC)
 
 
 def test_every_reference_leads_somewhere_and_every_pattern_is_of_json_schema() -> None:
@@ -171,6 +181,7 @@ def test_changes_take_an_idempotency_key_and_single_records_have_an_etag() -> No
             and not path.endswith(("/probe", "/rebuild"))
             and not path.startswith(("/reserved", "/ofrep"))
         )
+        takes_key = method != "GET" and not path.endswith(KEYLESS) and not path.startswith("/reserved")
         assert ("Idempotency-Key" in names) == takes_key, (method, path)
         if method in ("PUT", "PATCH") and not path.startswith("/reserved"):
             assert {"If-Match", "If-None-Match"} <= names
@@ -189,6 +200,7 @@ CHECKS_LEFT_OUT = (
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
 DATA = r"^/(notes|memory|tables|blackboard|events|streams|ofrep|me|health|bootstrap)"
 DATA = r"^/(notes|memory|tables|blackboard|events|streams|gates|me|health|bootstrap)"
+DATA = r"^/(notes|memory|tables|blackboard|events|streams|analytics|attribution|me|health|bootstrap)"
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
@@ -224,6 +236,7 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "NewEvent",
         "NewStreamEvent",
         "Evaluation",
+        "NewAnalyticsEvent",
     ):
         properties = reduced["components"]["schemas"][name]["properties"]
         reduced["components"]["schemas"][name]["properties"] = {
@@ -247,7 +260,8 @@ def fuzz(lab: LabServer, directory: Path, role: str, document: dict[str, Any], *
         f"--seed={seed}",
         f"--max-time={FUZZ_S}",
         f"--exclude-checks={','.join(CHECKS_LEFT_OUT)}",
-        "--exclude-path-regex=/stream$|^/reserved",
+        # A beacon's key stands in the query, and a random one is a 401.
+        "--exclude-path-regex=/stream$|^/reserved|/beacon$",
         "--phases=fuzzing,stateful",
         "--max-examples=25",
         "--suppress-health-check=all",

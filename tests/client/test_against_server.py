@@ -17,6 +17,7 @@ from engines.client import (
     Cost,
     GateRule,
     Head,
+    NewAnalyticsEvent,
     NewEvent,
     NewNote,
     NoteSource,
@@ -99,6 +100,42 @@ async def test_events_are_appended_read_listed_followed_and_verified(
     assert verification.ok
     assert (await owner.events.verify(expected=verification.head)).ok
     assert not (await owner.events.verify(expected=Head(verification.head.position, "0" * 64))).ok
+
+
+async def test_analytics_are_taken_in_found_and_their_links_tagged(
+    member: AsyncEngines, owner: AsyncEngines
+) -> None:
+    platform, session = fresh("web"), fresh("session")
+    blob = {
+        "platform": platform,
+        "utm_template": {"utm_source": "{source}"},
+        "allowed_hosts": ["example.com"],
+    }
+    contract = await member.attribution.create(blob)
+    events = [
+        NewAnalyticsEvent(event_type="page_view", platform=platform, utm_source="news", session_id=session),
+        NewAnalyticsEvent(platform=platform, utm_medium="email", session_id=session),
+        NewAnalyticsEvent(event_type="click", payload={"n": 1}, session_id=session),
+    ]
+    ingested = await member.analytics.ingest(events)
+    assert (ingested.accepted, ingested.refused) == (2, 1)
+    refused = ingested.events[1].problem
+    assert refused is not None
+    assert (refused.code, refused.field) == ("Invalid", "utm_medium")
+    found = [event async for event in owner.analytics.each(session_id=session)]
+    assert [event.event_type for event in found] == ["page_view", "click"]
+    assert found[0].contract is not None
+    assert (found[0].contract.id, found[0].contract.version) == (contract.id, 1)
+    page = await owner.analytics.page(session_id=session, event_type="click", order="desc")
+    assert page.items == (found[1],)
+    link = await member.analytics.tag_link("https://example.com/a", platform, values={"source": "news"})
+    assert link.url == "https://example.com/a?utm_source=news"
+    assert (await owner.analytics.index()).lag >= 0
+    assert (await owner.analytics.rebuild_index()).position == 0
+    with pytest.raises(Invalid):
+        await member.analytics.ingest([NewAnalyticsEvent(platform="a b")])
+    key = await owner.keys.create("u_owner", role="beacon", origins=["https://example.com"])
+    assert key.origins == ("https://example.com",)
 
 
 async def test_streams_hold_their_position(member: AsyncEngines) -> None:

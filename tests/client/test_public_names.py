@@ -8,12 +8,13 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Cost Decision Definition
-    DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event GateConfig GateRule
-    Head IndexStatus Issuer JudgedGate KillSwitch KindState Looked Me Membership MemoryEntry Mode Move
-    MovePlan MoveProgress NO_RETRY NewEvent NewNote Note NoteSource NoteTimestamps Os Page Probe Project
-    RateLimit RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults Switch
-    TableRow Tenant User UserIdentity Verification
+    AnalyticsEvent ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality ContractRef Cost
+    Decision Definition DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event
+    GateConfig GateRule Head IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch
+    KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NO_RETRY
+    NewAnalyticsEvent NewEvent NewNote Note NoteSource NoteTimestamps Os Page Probe Project RateLimit
+    RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults Switch TableRow
+    TaggedLink Tenant User UserIdentity Verification
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -25,6 +26,7 @@ METHODS = {
     "blackboard": "each get page put versions",
     "notes": "create delete each get page replace",
     "ofrep": "evaluate evaluate_all",
+    "analytics": "each index ingest page rebuild_index tag_link",
     "flows": DEFINITIONS,
     "graphs": DEFINITIONS,
     "overlays": DEFINITIONS,

@@ -115,6 +115,7 @@ BODY_CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "/memory/body/{}", {"value": 1}),
     ("PUT", "/blackboard/body/{}", {"value": 1}),
     ("POST", "/notes", {"content": "x"}),
+    ("POST", "/analytics/events", {}),
 ]
 
 

@@ -96,6 +96,7 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.put("/blackboard/r/k", {"value": 1}, **NEW),
         member.put("/flows/f", {"json_blob": {}}, **NEW),
         member.post("/notes", {"content": "x"}),
+        member.post("/analytics/events", {}),
         member.put(f"/notes/{note}", {"content": "y"}),
         member.delete(f"/notes/{note}"),
         member.post("/gates/evaluate", {"action": "refund.create"}),

@@ -21,25 +21,9 @@ from engines.ports.documents import Doc, DocumentDriver, Op, Page
 from engines.scope import RequestContext
 from engines.testing.clock import ManualClock
 from engines.testing.faults import FaultyDriver
+from tests.contexts import PERMISSIONS_OF
 
-EVERYTHING = (
-    frozenset(
-        f"{area}.{verb}"
-        for area in (
-            "events",
-            "streams",
-            "tables",
-            "memory",
-            "blackboard",
-            "notes",
-            "definitions",
-            "firearms",
-        )
-        for verb in ("read", "write", "verify")
-    )
-    | {"export"}
-    | {"gates.read", "gates.write", "gates.evaluate", "gates.explain"}
-)
+EVERYTHING = PERMISSIONS_OF["owner"]
 
 A_CONTEXT = RequestContext(
     tenant_id="t_one",

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from engines.core.index import Layout
+from engines.core.index import Index, Layout
 from engines.core.listing import LOOKED_AT_MAX, Window
 from engines.core.log import StoredEvent
 from engines.errors import BackendRefused, Conflict, EnginesError, OutcomeUnknown, Unavailable
@@ -101,8 +101,12 @@ async def project(spine: EventSpine) -> None:
         pass
 
 
+async def index_of(home: Home, spine: EventSpine) -> Index:
+    return await spine._index._home.find(context(), await home.place("event_spine", context()))
+
+
 async def projected(spine: EventSpine, home: Home) -> int:
-    return await spine._index._index(await home.place("event_spine", context())).projected()
+    return await (await index_of(home, spine)).projected()
 
 
 async def check(spine: EventSpine, random: Random, *, lists: int = 4) -> None:
@@ -247,7 +251,7 @@ class TestLists:
         await project(spine)
         place = await home.place("event_spine", context())
         async with spine._logs._using(place, "spine") as log:
-            view = await spine._index.view(place, log, {"run_id": "run-1"})
+            view = await spine._index.view(context(), place, log, {"run_id": "run-1"})
             assert view is not None
             part = await (view.before(49, limit=1_000) if descending else view.after(0, limit=1_000))
         held = [at.position for at in part.events]
@@ -312,7 +316,7 @@ class TestProjecting:
         random = Random(paused_at)
         paused, other = new_spine(home), new_spine(home)
         await fill(paused, 30, random)
-        await other._index._index(await home.place("event_spine", context())).create()
+        await (await index_of(home, other)).create()
         held = hold_write(home, 1 + paused_at)
         turn = asyncio.create_task(paused._index.turn(context()))
         await held.arrived()

@@ -10,7 +10,7 @@ from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import deleted_reply, record_reply
 from engines.api.views import ControlList, ListQuery, Page, repeats_path, shown, stored_reply, view_of
-from engines.control.records import ApiKey, Id, Issuer, Name, TenantId, Text
+from engines.control.records import ApiKey, Id, Issuer, Name, Origins, TenantId, Text
 from engines.errors import ContextMismatch, Invalid
 from engines.identity.jwks import KeysRefused
 from engines.identity.key_sources import check_jwks_url
@@ -23,11 +23,15 @@ IssuerView = shown(Issuer)
 
 
 class KeyInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Whom a new key stands for, and as what. `tenant_id` may repeat the context's."""
+    """Whom a new key stands for, and as what. `tenant_id` may repeat the context's.
+
+    `origins`: of a key of the role `beacon`, whose pages may send beacons with it.
+    """
 
     user_id: Id
     role: Id
     name: Name | None = None
+    origins: Origins = ()
     tenant_id: TenantId | None = None
 
 
@@ -67,6 +71,7 @@ async def create_key(call: Call) -> Sendable:
         user_id=body.user_id,
         role=body.role,
         name=body.name,
+        origins=body.origins,
         request=call.request(context),
     )
     shown_key = msgspec.structs.asdict(view_of(KeyView, stored))

@@ -11,6 +11,7 @@ from typing import Final
 
 from engines.api import (
     access,
+    analytics,
     backends,
     blackboard,
     definitions,
@@ -50,6 +51,7 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
+    analytics.router,
     *definitions.ROUTERS,
     ofrep.router,
     rate_limits.router,
@@ -64,4 +66,5 @@ def create_app(
     """The ASGI app over an open `Engines`, which outlives it. `tell` is given the account of each request."""
     endpoints = [endpoint for router in routers for endpoint in router.endpoints]
     endpoints += openapi.router_for(endpoints).endpoints
-    return Shell(Dispatch(endpoints), engines, Metrics(engines.spine.projector), tell)
+    projectors = (engines.spine.projector, engines.analytics.projector)
+    return Shell(Dispatch(endpoints), engines, Metrics(projectors), tell)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +27,7 @@ TypeOf = Callable[[Any], Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _MEDIA_TYPE: Final = re.compile(
-    r"application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|\"utf-8\"))?", re.IGNORECASE
+    r"([a-z]+/[a-z]+)(?:[ \t]*;[ \t]*charset=(?:utf-8|\"utf-8\"))?", re.IGNORECASE
 )
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _decode: Final = msgspec.json.Decoder().decode
@@ -86,11 +86,14 @@ async def _read(receive: Receive, bytes_max: int) -> bytes:
             deadline.reschedule(min(loop.time() + STALL_TIMEOUT_S, end))
 
 
-def check_media_type(fields: Fields) -> None:
+def check_media_type(fields: Fields, accepts: Sequence[str]) -> None:
     """Raises UnsupportedMediaType."""
     media_type = fields.get(b"content-type")
-    if media_type != "application/json" and not _MEDIA_TYPE.fullmatch(media_type or ""):
-        raise UnsupportedMediaType("a body is application/json, in UTF-8")
+    if media_type in accepts:
+        return
+    match = _MEDIA_TYPE.fullmatch(media_type or "")
+    if match is None or match[1].lower() not in accepts:
+        raise UnsupportedMediaType(f"a body is {' or '.join(accepts)}, in UTF-8")
 
 
 def decode_body(body: bytes, type_of: TypeOf) -> Any:

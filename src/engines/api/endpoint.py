@@ -43,6 +43,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `type_of` says which type a decoded body is to have, where `body` is one of several.
     `access`: a context is derived before the handler runs, a principal by the handler itself, or neither.
     `guarded`: the gates are asked between the context and the handler.
+    `accepts`: the media types of a body, which is JSON in any of them.
     `answers_any_method`: it also answers every method for which its path has no endpoint.
     `reads`: it changes nothing, though its method is POST because it takes a body.
     `is_limited`: rate limits count it. Calls of control-plane records are not counted: who may mend a limit,
@@ -73,6 +74,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     reads: bool = False
     body_bytes_max: int = BODY_BYTES_MAX
     media_type: str = "application/json"
+    accepts: tuple[str, ...] = ("application/json",)
     payloads: Mapping[str, Sequence[type[msgspec.Struct]]] = {}
 
     @property

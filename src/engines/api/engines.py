@@ -24,6 +24,7 @@ from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
+from engines.stores.analytics import Analytics
 from engines.stores.blackboard import Blackboard
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
@@ -91,6 +92,8 @@ class Engines(Protocol):
     def notes(self) -> Notes: ...
     @property
     def flags(self) -> Flags: ...
+    @property
+    def analytics(self) -> Analytics: ...
     @property
     def definitions(self) -> Definitions: ...
     @property

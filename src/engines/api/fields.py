@@ -20,7 +20,15 @@ _LISTS: Final = frozenset({b"if-match", b"if-none-match"})
 # Of these a second one is a riddle, and two readers could answer it differently. Headers that name an
 # identity are refused by `identity/headers.py`.
 _SINGLE: Final = frozenset(
-    {b"host", b"content-type", b"content-length", b"idempotency-key", b"last-event-id", b"x-request-id"}
+    {
+        b"host",
+        b"content-type",
+        b"content-length",
+        b"idempotency-key",
+        b"last-event-id",
+        b"origin",
+        b"x-request-id",
+    }
 )
 _ENTITY_TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")

@@ -1,5 +1,5 @@
 """Numbers of this process for Prometheus: requests by route and status, their time, streams that are open,
-how far the index of the spines is behind.
+how far the indices of the spines are behind.
 
 Owns the names of the metrics, counting and their exposition. Labels are route templates and never a path, so
 their number is bounded by the number of calls. Several worker processes each tell their own numbers.
@@ -11,7 +11,7 @@ of the library's own counters, which every request would pay.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -63,20 +63,24 @@ class _Requests(Collector):
 class _Projecting(Collector):
     """Without a tenant's name: their number has no bound. `GET /events/index` tells each tenant its own."""
 
-    def __init__(self, projector: Projector) -> None:
-        self._projector = projector
+    def __init__(self, projectors: Sequence[Projector]) -> None:
+        self._projectors = projectors
 
     def collect(self) -> Iterable[Metric]:
         lag = GaugeMetricFamily(
             "engines_index_lag_seconds",
             "How long the spine that has waited longest has waited for its index to go on.",
-            self._projector.lag_s,
+            max(projector.lag_s for projector in self._projectors),
         )
         due = GaugeMetricFamily(
-            "engines_index_spines_due", "Spines with events to be indexed.", self._projector.due
+            "engines_index_spines_due",
+            "Spines with events to be indexed.",
+            sum(projector.due for projector in self._projectors),
         )
         failures = CounterMetricFamily(
-            "engines_index_failures", "Turns of indexing that failed.", self._projector.failures
+            "engines_index_failures",
+            "Turns of indexing that failed.",
+            sum(projector.failures for projector in self._projectors),
         )
         return (lag, due, failures)
 
@@ -84,9 +88,10 @@ class _Projecting(Collector):
 class Metrics:
     """One instance an app."""
 
-    def __init__(self, projector: Projector) -> None:
+    def __init__(self, projectors: Sequence[Projector]) -> None:
+        """`projectors`: of every index of spines that there is."""
         registry = CollectorRegistry()
-        registry.register(_Projecting(projector))
+        registry.register(_Projecting(projectors))
         self._requests = _Requests()
         registry.register(self._requests)
         self.streams = Gauge("engines_http_streams_open", "Event streams followed now.", registry=registry)

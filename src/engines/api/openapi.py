@@ -73,7 +73,7 @@ _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Requ
 _SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {
     200: "done",
     201: "created",
-    204: "gone",
+    204: "done, nothing to show",
     304: "it is what If-None-Match says",
 }
 _KNOWN_ETAG: Final = "If-None-Match-of-a-read"
@@ -161,7 +161,7 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
     if endpoint.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _schema(endpoint.body, schemas)}},
+            "content": {name: {"schema": _schema(endpoint.body, schemas)} for name in endpoint.accepts},
         }
     if endpoint.payloads:
         # JSON Schema could say it with if and then, which hardly any generator of clients reads.

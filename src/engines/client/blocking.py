@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import control, definitions, gates, logs, ofrep, routing, stores
+from engines.client import analytics, control, definitions, gates, logs, ofrep, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -211,6 +211,17 @@ class Ofrep(Group[ofrep.Ofrep]):
     evaluate_all = blocking(ofrep.Ofrep.evaluate_all)
 
 
+class Analytics(Group[analytics.Analytics]):
+    """`AsyncEngines.analytics`, blocking."""
+
+    ingest = blocking(analytics.Analytics.ingest)
+    page = blocking(analytics.Analytics.page)
+    each = iterating(analytics.Analytics.each)
+    index = blocking(analytics.Analytics.index)
+    rebuild_index = blocking(analytics.Analytics.rebuild_index)
+    tag_link = blocking(analytics.Analytics.tag_link)
+
+
 class Definitions(Group[definitions.Definitions]):
     """`AsyncEngines.flows` and the like, blocking."""
 
@@ -368,6 +379,7 @@ class Engines:
         self.blackboard = Blackboard(client.blackboard, loop)
         self.notes = Notes(client.notes, loop)
         self.ofrep = Ofrep(client.ofrep, loop)
+        self.analytics = Analytics(client.analytics, loop)
         self.flows = Definitions(client.flows, loop)
         self.graphs = Definitions(client.graphs, loop)
         self.overlays = Definitions(client.overlays, loop)

@@ -236,14 +236,19 @@ class Keys:
         *,
         role: str,
         name: str | None = None,
+        origins: Sequence[str] = (),
         idempotency_key: str | None = None,
     ) -> ApiKey:
         """A new key. Its `key` is told once: where a lost reply had to be asked for again it is None, and
         then the way on is to revoke this key and make another.
+
+        `origins`: of a key of the role `beacon`, whose pages may send beacons with it.
         """
-        fields = {"user_id": user_id, "role": role}
+        fields: dict[str, Any] = {"user_id": user_id, "role": role}
         if name is not None:
             fields["name"] = name
+        if origins:
+            fields["origins"] = origins
         return await self._all.create(fields, idempotency_key=idempotency_key)
 
     async def page(

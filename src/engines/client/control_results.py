@@ -140,6 +140,7 @@ class ApiKey(Recorded, frozen=True, kw_only=True):
     user_id: str = ""
     role: str = ""
     name: str | None = None
+    origins: tuple[str, ...] = ()
     revoked: bool = False
     key: str | None = None
 

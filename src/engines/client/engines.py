@@ -13,6 +13,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Final
 
+from engines.client.analytics import Analytics
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, RateLimits, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
@@ -104,6 +105,7 @@ class AsyncEngines:
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
         self.ofrep = Ofrep(calls)
+        self.analytics = Analytics(calls)
         self.flows = Definitions(calls, "flows")
         self.graphs = Definitions(calls, "graphs")
         self.overlays = Definitions(calls, "overlays")

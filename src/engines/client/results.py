@@ -168,6 +168,102 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+# --- analytics ---
+
+
+class NewAnalyticsEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An analytics event to be taken in. What is None comes from the request's context, or stays absent.
+
+    `event_type`: its own type, such as `page_view`. `event_id`: a UUID of the caller's own, of any version
+    but 8, under which a repeat is recognised.
+    """
+
+    event_type: str | None = None
+    payload: dict[str, Any] = msgspec.field(default_factory=dict)
+    event_id: str | None = None
+    platform: str | None = None
+    session_id: str | None = None
+    request_id: str | None = None
+    run_id: str | None = None
+    step_id: str | None = None
+    thread_id: str | None = None
+    source: Source | None = None
+    occurred_at: str | None = None
+    utm_source: str | None = None
+    utm_medium: str | None = None
+    utm_campaign: str | None = None
+    utm_term: str | None = None
+    utm_content: str | None = None
+    page_url: str | None = None
+    page_title: str | None = None
+    referrer: str | None = None
+
+
+class ItemProblem(msgspec.Struct, frozen=True):
+    """Why one event of several was not taken in."""
+
+    code: str
+    detail: str
+    field: str | None = None
+
+
+class IngestedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one event. `status` is 201 where it stands on the spine, else its problem's."""
+
+    status: int
+    event_id: str | None = None
+    position: int | None = None
+    cursor: str | None = None
+    gate_status: str | None = None
+    problem: ItemProblem | None = None
+
+
+class Ingested(msgspec.Struct, frozen=True):
+    """The results in the order of the request."""
+
+    events: tuple[IngestedEvent, ...]
+    accepted: int
+    refused: int
+
+
+class ContractRef(msgspec.Struct, frozen=True):
+    """An attribution contract, at one of its versions."""
+
+    id: str
+    version: int
+
+
+class AnalyticsEvent(Event, frozen=True, kw_only=True):
+    """An analytics event. `contract`: the one that it was validated against; `gate_status`: what the gates
+    said of it, None where none were asked."""
+
+    platform: str | None = None
+    session_id: str | None = None
+    request_id: str | None = None
+    utm_source: str | None = None
+    utm_medium: str | None = None
+    utm_campaign: str | None = None
+    utm_term: str | None = None
+    utm_content: str | None = None
+    page_url: str | None = None
+    page_title: str | None = None
+    referrer: str | None = None
+    contract: ContractRef | None = None
+    gate_status: str | None = None
+    gate: str | None = None
+    gate_reason_code: str | None = None
+    gate_error: str | None = None
+
+
+class TaggedLink(msgspec.Struct, frozen=True):
+    """A link with the parameters that the platform's attribution contract says."""
+
+    url: str
+    platform: str
+    utm: dict[str, str]
+    contract: ContractRef
+
+
 # --- records ---
 
 

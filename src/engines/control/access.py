@@ -6,6 +6,9 @@ Owns who may mint and revoke keys and what a key may be bound to. Leaves making 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import msgspec
 
 from engines.control.records import ApiKey, Issuer
@@ -19,6 +22,9 @@ from engines.core.secrets import parse_handle
 from engines.errors import Conflict, Invalid, NotFound
 from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RequestContext
+
+# May send beacons and do nothing else, so that a key of it may be seen.
+BEACON_ROLE: Final = "beacon"
 
 
 class Keys:
@@ -37,14 +43,17 @@ class Keys:
         user_id: str,
         role: str,
         name: str | None = None,
+        origins: Sequence[str] = (),
         request: Request | None = None,
     ) -> Stored[ApiKey]:
         """Record a key whose secret the caller made.
 
-        Raises Forbidden, Invalid (no accepted member, no such role).
+        Raises Forbidden, Invalid (no accepted member, no such role, origins for a key that is not published).
         """
         require_in_tenant(context, "keys.write")
         await self._service.admit(context)
+        if origins and role != BEACON_ROLE:
+            raise Invalid(f"only a key of the role {BEACON_ROLE} stands in pages", field="origins")
         tenant_id = context.target_tenant_id
 
         async def build(existing: ApiKey | None) -> ApiKey:
@@ -62,6 +71,7 @@ class Keys:
                 user_id=user_id,
                 role=role,
                 name=name,
+                origins=tuple(origins),
                 secret_sha256=secret_sha256,
             )
 

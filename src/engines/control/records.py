@@ -41,6 +41,12 @@ OFFERED_TO_MAX: Final = 1_000
 SWITCHES_MAX: Final = 100
 RULES_MAX: Final = 200
 GATES_MAX: Final = 8
+ORIGINS_MAX: Final = 50
+
+# As browsers send it (RFC 6454, section 6.2): scheme and host in lower case, a port where it is another than
+# the scheme's own. `null` is nobody's.
+Origin = Annotated[str, Meta(pattern=r"^https?://[a-z0-9.-]{1,253}(:[1-9][0-9]{0,4})?\Z")]
+Origins = Annotated[tuple[Origin, ...], Meta(max_length=ORIGINS_MAX)]
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -148,6 +154,7 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
 
+    `origins`: of a key that stands in pages, whose pages may send beacons with it.
     `revoked` is true in the last version of a key that was revoked, which is all that is left of it.
     """
 
@@ -156,6 +163,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     user_id: Id
     role: Id
     name: Name | None = None
+    origins: Origins = ()
     secret_sha256: str
     revoked: bool = False
 

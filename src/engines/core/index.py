@@ -7,16 +7,18 @@ condition and no order; only the checkpoint (`core/feed.py`) says which blocks a
 values are to its user (`stores/event_index.py`), which also checks each event found: an entry may outlive
 what it says, as after a redaction.
 
-    {kind}.{tenant}.{env}.{stream}.index                        the layout, the checkpoint, the lease
-    {kind}.{tenant}.{env}.{stream}.index.{segment}.{shard}      x!{view}!{value}!{block:012d}: a posting
+    index                        the layout, the checkpoint, the lease
+    index.{segment}.{shard}      x!{view}!{value}!{block:012d}: a posting
 
-A segment is a stretch of blocks, a shard part of the values, so no partition outgrows a bound. The names end
+A segment is a stretch of blocks, a shard part of the values, so no partition outgrows a bound. Where these
+parts lie is its user's to say. Beside its log (`beside_log`) each has a partition of its own, whose name ends
 in the generation of the place: a log that was moved begins with an empty index, and its index is made anew.
+An index that shares partitions with others has a name, which stands in its keys before everything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -33,7 +35,6 @@ from engines.ports.documents import ABSENT, ALWAYS, Doc, Op, Put
 WRITE_OPS: Final = 99
 # Postings read at once: of the most frequent value they hold 64,000 positions in a quarter of a MiB.
 SCAN_POSTINGS: Final = 64
-_LAYOUT_KEY: Final = join("m", "layout")
 _BLOCK_DIGITS: Final = 12
 _BLOCKS_MAX: Final = 10**_BLOCK_DIGITS
 
@@ -57,6 +58,8 @@ _POSTING: Final = Codec(_Posting)
 
 Entries = Mapping[tuple[str, str], Sequence[int]]
 """For each (view, value) the positions of its events, ascending, all within one block."""
+Locate = Callable[[str], str]
+"""From a part of an index to the partition in which it lies."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -70,39 +73,34 @@ class Index:
     """The index of one log, as it lies on its backend. Nothing is kept but the layout."""
 
     def __init__(
-        self,
-        documents: Documents,
-        *,
-        kind: str,
-        tenant_id: str,
-        env: str,
-        stream: str,
-        generation: int,
-        layout_default: Layout,
+        self, documents: Documents, locate: Locate, *, layout_default: Layout, name: tuple[str, ...] = ()
     ) -> None:
-        self._documents = documents
-        self._names = (kind, tenant_id, env)
-        self._stream = stream
-        self._generation = generation
-        self._layout_default = layout_default
+        """Nothing is read yet. `name`: where other indices, or records, lie in the same partitions."""
+        self.documents = documents
         self.layout = layout_default
-        self.root = self._partition("index")
+        self.root = locate("index")
+        self.work = join(*name, "index")
+        """What its checkpoint and its lease are called."""
+        self._locate = locate
+        self._layout_default = layout_default
+        self._layout_key = join("m", *name, "layout")
+        self._prefix = join("x", *name)
 
     def feed(self) -> Feed:
         """The work of making it. Call `create` first, which learns the layout."""
-        return Feed(self._documents, self.root, "index", size=self.layout.block)
+        return Feed(self.documents, self.root, self.work, size=self.layout.block)
 
     async def projected(self) -> int:
         """Learn the layout, and up to which position the index is whole. One read."""
         checkpoint_key = self.feed().key
-        docs = await self._documents.get_many(self.root, (_LAYOUT_KEY, checkpoint_key))
-        if (layout := docs.get(_LAYOUT_KEY)) is not None:
+        docs = await self.documents.get_many(self.root, (self._layout_key, checkpoint_key))
+        if (layout := docs.get(self._layout_key)) is not None:
             self.layout = _LAYOUT.decode(layout.body)
         return position_of(docs.get(checkpoint_key))
 
     async def exists(self) -> bool:
         """Learn the layout; False where nothing was ever projected."""
-        doc = await self._documents.get(self.root, _LAYOUT_KEY)
+        doc = await self.documents.get(self.root, self._layout_key)
         if doc is not None:
             self.layout = _LAYOUT.decode(doc.body)
         return doc is not None
@@ -111,9 +109,9 @@ class Index:
         """Learn the layout or fix it. Whoever comes first fixes it for all."""
         if await self.exists():
             return
-        put = Put(_LAYOUT_KEY, _LAYOUT.encode(self._layout_default), ABSENT)
+        put = Put(self._layout_key, _LAYOUT.encode(self._layout_default), ABSENT)
         try:
-            await self._documents.write(self.root, [put])
+            await self.documents.write(self.root, [put])
         except Conflict:
             if not await self.exists():
                 raise Corrupt("the layout of an index was written and cannot be read") from None
@@ -127,11 +125,11 @@ class Index:
         by_partition: dict[str, list[Op]] = {}
         for (view, value), positions in entries.items():
             body = _POSTING.encode(_Posting(tuple(position - first for position in positions)))
-            put = Put(_key(view, value, block), body, ALWAYS)
+            put = Put(self._key(view, value, block), body, ALWAYS)
             by_partition.setdefault(self._shard(view, value, block), []).append(put)
         for name, ops in by_partition.items():
             for start in range(0, len(ops), WRITE_OPS):
-                await self._documents.write(name, ops[start : start + WRITE_OPS])
+                await self.documents.write(name, ops[start : start + WRITE_OPS])
 
     async def above(self, view: str, value: str, position: int, *, up_to: int) -> Found:
         """Some of the positions behind `position` and up to `up_to`, ascending; `reached` says how many."""
@@ -156,7 +154,7 @@ class Index:
         segments = position // (self.layout.block * self.layout.segment_blocks) + 1
         for segment in range(segments):
             for shard in range(self.layout.shards):
-                yield self._partition(f"index.{segment}.{shard}")
+                yield self._locate(f"index.{segment}.{shard}")
         yield self.root
 
     async def _scan(
@@ -164,10 +162,10 @@ class Index:
     ) -> tuple[Sequence[Doc], bool]:
         """The first postings of blocks `first` to `last`, of one segment; whether those are all."""
         shard = self._shard(view, value, first)
-        above = _key(view, value, first - 1) if first > 0 else join("x", view, value, "")
-        below = _key(view, value, last + 1)
+        above = self._key(view, value, first - 1) if first > 0 else join(self._prefix, view, value, "")
+        below = self._key(view, value, last + 1)
         while True:
-            page = await self._documents.scan(
+            page = await self.documents.scan(
                 shard, above=above, below=below, limit=SCAN_POSTINGS, reverse=reverse
             )
             if page.docs or page.resume is None:
@@ -182,32 +180,26 @@ class Index:
 
     def _shard(self, view: str, value: str, block: int) -> str:
         shard = shard_of(join(view, value), self.layout.shards)
-        return self._partition(f"index.{block // self.layout.segment_blocks}.{shard}")
+        return self._locate(f"index.{block // self.layout.segment_blocks}.{shard}")
 
-    def _partition(self, part: str) -> str:
-        return partition(*self._names, f"{self._stream}.{part}", generation=self._generation)
-
-
-def _key(view: str, value: str, block: int) -> str:
-    return join("x", view, value, f"{block:0{_BLOCK_DIGITS}d}")
+    def _key(self, view: str, value: str, block: int) -> str:
+        return join(self._prefix, view, value, f"{block:0{_BLOCK_DIGITS}d}")
 
 
 def _block_of(doc: Doc) -> int:
     return int(doc.key[-_BLOCK_DIGITS:])
 
 
+def beside_log(kind: str, tenant_id: str, env: str, stream: str, *, generation: int) -> Locate:
+    """The partitions of an index that lies where its log does: `{kind}.{tenant}.{env}.{stream}.{part}`."""
+    return lambda part: partition(kind, tenant_id, env, f"{stream}.{part}", generation=generation)
+
+
 async def index_partitions(chain: Chain) -> list[str]:
-    """The partitions in which a stream's index may lie, if it has one."""
+    """The partitions beside a stream in which its index may lie, if it has one."""
     at = chain.address
-    index = Index(
-        chain.documents,
-        kind=at.kind,
-        tenant_id=at.tenant_id,
-        env=at.env,
-        stream=at.stream,
-        generation=at.generation,
-        layout_default=Layout(),
-    )
+    locate = beside_log(at.kind, at.tenant_id, at.env, at.stream, generation=at.generation)
+    index = Index(chain.documents, locate, layout_default=Layout())
     if not await index.exists() or not await chain.open():
         return []
     last = await chain.tail()

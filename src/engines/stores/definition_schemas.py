@@ -15,6 +15,7 @@ from engines import catalogue
 from engines.codec import check_json_value
 from engines.errors import Invalid
 from engines.stores import definition_shapes as shapes
+from engines.stores.attribution import AttributionContract
 from engines.stores.definition_records import Definition
 from engines.stores.definition_shapes import BLOB
 from engines.stores.event_records import instant_ms
@@ -135,7 +136,7 @@ SCHEMAS: Final = (
     Schema(
         name="attribution",
         kind=catalogue.ATTRIBUTION,
-        type=shapes.AttributionContract,
+        type=AttributionContract,
         check=shapes.check_contract,
         slug_field="platform",
         scope=("project_id",),

@@ -18,6 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from engines.errors import EnginesError, Invalid
+from engines.stores import attribution
+from engines.stores.attribution import AttributionContract
 from engines.stores.event_records import instant_ms
 from engines.stores.flag_rules import Flag, FlagDefinition
 
@@ -36,8 +38,6 @@ Actions = Annotated[tuple[Action, ...], Meta(max_length=ACTIONS_MAX)]
 Seconds = Annotated[int, Meta(ge=0, le=366 * 24 * 3600)]
 
 _SLUG: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*(?:/[a-z0-9]+(?:-[a-z0-9]+)*)*")
-_HOST: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_UTM: Final = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
 
 # --- what draws: flows, graphs, overlays ---
@@ -126,29 +126,12 @@ def check_page(page: Page) -> None:
 # --- what decides ---
 
 
-class AttributionContract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What events and links of a platform may say of where a visitor came from.
-
-    `utm_template` gives each utm field a fixed value, or a pattern with `{name}` for what the caller says.
-    `allowed_hosts`: where a tagged link may lead; `*.` before a host stands for all below it.
-    """
-
-    platform: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-    utm_template: dict[str, Text] = {}
-    allowed_fields: Annotated[tuple[Name, ...], Meta(max_length=NAMES_MAX)] = ()
-    allowed_hosts: Annotated[tuple[Text, ...], Meta(max_length=NAMES_MAX)] = ()
-    description: LongText = ""
-
-
 def check_contract(contract: AttributionContract) -> None:
-    for name, template in contract.utm_template.items():
-        if name not in _UTM:
-            raise _refuse(f"the fields of a template are {', '.join(_UTM)}", f"utm_template.{name}")
-        if not re.fullmatch(r"(?:[^{}]|\{[a-z][a-z0-9_]{0,63}\})*", template):
-            raise _refuse("a placeholder is a name in braces, such as {campaign}", f"utm_template.{name}")
-    for index, host in enumerate(contract.allowed_hosts):
-        if len(host) > 253 or not _HOST.fullmatch(host.removeprefix("*.")):
-            raise _refuse("a host is a name in lower case, without scheme or port", f"allowed_hosts[{index}]")
+    try:
+        attribution.check_contract(contract)
+    except Invalid as refusal:
+        refusal.field = f"{BLOB}.{refusal.field}"
+        raise
 
 
 def check_flag(definition: FlagDefinition) -> None:

@@ -266,6 +266,11 @@ class Definitions:
         context.require_data("definitions.read")
         return await (await self._view(context, schema)).list(where, window)
 
+    async def of_slug(self, context: RequestContext, schema: Schema, slug: str) -> Definition | None:
+        """What has this slug now, for a store that asked for a permission of its own. Two reads."""
+        found = await (await self._view(context, schema)).list(DefinitionFilter(slug=slug), START)
+        return found.items[0] if found.items else None
+
     async def versions(
         self, context: RequestContext, schema: Schema, definition_id: str, *, window: Window = START
     ) -> Listed[Definition]:

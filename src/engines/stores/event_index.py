@@ -1,10 +1,12 @@
-"""The spine's index: which of its events are of a run, of a user, of a type.
+"""The indices of the spine: which of its events are of a run, of a user, of a type.
 
-Owns the views, what is written of an event, reading events by a view, and projecting one block after another.
+Owns what is written of an event, reading events by a view, and projecting one block after another. By what
+events are found is said by `Views`: the spine's own are here, a store's with the store.
 An index is whole up to its checkpoint; the tail behind it is read from the log, so a list knows every event
 that was acknowledged, whatever the state of the index. What the index says is only where to look: each event
 is read from the log and judged there. Leaves the form of entries to `core/index.py`, the checkpoint to
-`core/feed.py`, when to project to `stores/projector.py`, filters and pages to `stores/event_pages.py`.
+`core/feed.py`, where an index lies to `stores/index_homes.py`, when to project to `stores/projector.py`,
+filters and pages to `stores/event_pages.py`.
 """
 
 from __future__ import annotations
@@ -12,32 +14,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from engines.clock import Clock
-from engines.core.index import Index, Layout
+from engines.core.index import Index
 from engines.core.lease import Lease
 from engines.core.log import PAGE_EVENTS_MAX, Log, Sealed, StoredEvent
 from engines.core.place import Place, Places
-from engines.errors import Conflict, Corrupt, EnginesError, Invalid, Unavailable
+from engines.errors import Conflict, Corrupt, EnginesError, Invalid
 from engines.ids import Ids
 from engines.ports.documents import PAGE_BYTES
 from engines.scope import RequestContext, check_id
 from engines.stores.event_records import StoredBody, stored_body
+from engines.stores.index_homes import IndexHome
 from engines.stores.open_logs import OpenLogs
 from engines.stores.projector import Projector, Turn
 
-# Most telling first: of a filter that names several, the first one leads.
-VIEWS: Final = ("run_id", "user_id", "event_type")
 # Blocks projected in one turn, after which others have theirs.
 TURN_BLOCKS: Final = 4
 # Events of no interest that are read rather than asking the backend once more.
 STRETCH_GAP: Final = 16
 STRETCHES_AT_ONCE: Final = 8
-LEASE_NAME: Final = "index"
+
+
+class Views(msgspec.Struct, frozen=True):
+    """By what events are found. `names`: most telling first, since of a filter by several the first leads.
+
+    `values`: the views and values of one event; those that are no ids are passed over, since nobody can ask
+    for them and they may not stand in a key.
+    """
+
+    names: tuple[str, ...]
+    values: Callable[[StoredBody], Iterable[tuple[str, str]]]
 
 
 class IndexStatus(msgspec.Struct, frozen=True):
@@ -121,8 +132,17 @@ class View:
         return found
 
 
+def _of_every_event(body: StoredBody) -> Iterator[tuple[str, str]]:
+    yield "run_id", body.run_id
+    yield "user_id", body.user_id
+    yield "event_type", body.event_type
+
+
+OF_EVERY_EVENT: Final = Views(("run_id", "user_id", "event_type"), _of_every_event)
+
+
 class EventIndex:
-    """The indices of all spines that this process knows of."""
+    """The indices, by the same views, of all spines that this process knows of."""
 
     def __init__(
         self,
@@ -133,24 +153,31 @@ class EventIndex:
         ids: Ids,
         clock: Clock,
         *,
-        layout_default: Layout,
+        home: IndexHome,
+        views: Views = OF_EVERY_EVENT,
+        block_default: int,
     ) -> None:
+        """`block_default`: events in a block of an index that is not there yet, as `home` makes it."""
         self._kind = kind
         self._stream = stream
         self._places = places
         self._logs = logs
         self._clock = clock
         self._holder = ids.write_id()
-        self._layout_default = layout_default
+        self._home = home
+        self._views = views
+        self._block_default = block_default
         self.projector = Projector(self.turn, clock)
 
     # --- reading ---
 
-    async def view(self, place: Place, log: Log, wanted: dict[str, str | None]) -> View | None:
+    async def view(
+        self, context: RequestContext, place: Place, log: Log, wanted: Mapping[str, str | None]
+    ) -> View | None:
         """The view for a filter by those values; None where it names none, or nothing is projected yet."""
-        for name in VIEWS:
+        for name in self._views.names:
             if (value := wanted.get(name)) is not None:
-                index = self._index(place)
+                index = await self._home.find(context, place)
                 projected = await index.projected()
                 return View(log, index, name, value, projected) if projected > 0 else None
         return None
@@ -159,7 +186,7 @@ class EventIndex:
         """How far the index of the context's spine has come."""
         place = await self._places.place(self._kind, context)
         async with self._logs.use(place, self._stream) as log:
-            index = self._index(place)
+            index = await self._home.find(context, place)
             position = await index.projected()  # First: the head that is read then is not before it.
             head = (await log.head()).position
         return IndexStatus(position, head, head - position, index.layout.block)
@@ -168,13 +195,13 @@ class EventIndex:
 
     def appended(self, context: RequestContext, first: int, last: int) -> None:
         """Events were appended: where they end a block, it is to be projected."""
-        block = self._layout_default.block
+        block = self._block_default
         if last // block > (first - 1) // block:
             self.projector.notice(_key(context), context)
 
     def missed(self, context: RequestContext, looked_at: int) -> None:
         """A list looked through that many events of the log: where that makes a block, it is due."""
-        if looked_at >= self._layout_default.block:
+        if looked_at >= self._block_default:
             self.projector.notice(_key(context), context)
 
     async def restart(self, context: RequestContext) -> IndexStatus:
@@ -183,31 +210,24 @@ class EventIndex:
         Raises Conflict where a block was just finished: call again.
         """
         place = await self._places.place(self._kind, context)
-        _check_stays(place)
-        index = self._index(place)
-        await index.create()
-        await index.feed().restart()
+        async with self._home.changing(context, place) as index:
+            await index.create()
+            await index.feed().restart()
         self.projector.notice(_key(context), context)
         return await self.status(context)
 
     async def turn(self, context: RequestContext) -> Turn:
         """Project some blocks, if no other process does.
 
-        It takes no part in moves: what it writes to a place that was left is removed with that, and no move
-        has to wait for an index.
+        While the spine is being moved nothing is projected, so no move has to wait for an index of its log.
         """
         place = await self._places.place(self._kind, context)
         if place.is_moving:
             return Turn.TAKEN
-        lease = Lease(
-            place.documents,
-            self._index(place).root,
-            LEASE_NAME,
-            holder=self._holder,
-            clock=self._clock,
-        )
-        if not await lease.acquire():
-            return Turn.TAKEN
+        async with self._home.changing(context, place) as index:
+            lease = Lease(index.documents, index.root, index.work, holder=self._holder, clock=self._clock)
+            if not await lease.acquire():
+                return Turn.TAKEN
         try:
             for _ in range(TURN_BLOCKS):
                 if not await self.step(context):
@@ -222,31 +242,17 @@ class EventIndex:
     async def step(self, context: RequestContext) -> bool:
         """Project the next block; False where none is whole. Raises Conflict where another process did it."""
         place = await self._places.place(self._kind, context)
-        _check_stays(place)
-        index = self._index(place)
-        await index.create()
         try:
-            async with self._logs.use(place, self._stream) as log:
-                return await index.feed().advance(log, terms_of, functools.partial(_project, index))
+            async with (
+                self._home.changing(context, place) as index,
+                self._logs.use(place, self._stream) as log,
+            ):
+                await index.create()
+                keep = functools.partial(terms_of, views=self._views)
+                return await index.feed().advance(log, keep, functools.partial(_project, index))
         except Sealed:
             self._logs.drop(place, self._stream)
             raise
-
-    def _index(self, place: Place) -> Index:
-        return Index(
-            place.documents,
-            kind=place.kind,
-            tenant_id=place.tenant_id,
-            env=place.env,
-            stream=self._stream,
-            generation=place.generation,
-            layout_default=self._layout_default,
-        )
-
-
-def _check_stays(place: Place) -> None:
-    if place.is_moving:
-        raise Unavailable("the spine is being moved; its index is made anew at the target", retry_after_s=5.0)
 
 
 async def _project(index: Index, block: Sequence[Terms]) -> None:
@@ -257,25 +263,18 @@ async def _project(index: Index, block: Sequence[Terms]) -> None:
     await index.write((block[0].position - 1) // index.layout.block, entries)
 
 
-def terms_of(event: StoredEvent) -> Terms:
+def terms_of(event: StoredEvent, views: Views = OF_EVERY_EVENT) -> Terms:
     """What an index says of an event; nothing of one that was redacted."""
     body = stored_body(event)
-    return Terms(event.position, () if body is None else tuple(_values(body)))
+    values = () if body is None else views.values(body)
+    return Terms(event.position, tuple((view, value) for view, value in values if _is_id(value)))
 
 
 def _size_of(events: Sequence[StoredEvent]) -> int:
     return sum(len(event.body or "") for event in events)
 
 
-def _values(body: StoredBody) -> Iterator[tuple[str, str]]:
-    for view in VIEWS:
-        value = getattr(body, view)
-        if _can_be_asked_for(value):
-            yield view, value
-
-
-def _can_be_asked_for(value: str) -> bool:
-    """Nobody can filter by what is no id, and it may not stand in a key."""
+def _is_id(value: str) -> bool:
     try:
         check_id(value, "value")
     except Invalid:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import msgspec
 
@@ -24,18 +24,29 @@ from engines.core.place import Place, Places
 from engines.errors import EnginesError, Invalid, NotFound, TooLarge, Unavailable
 from engines.scope import RequestContext
 from engines.stores.event_index import EventIndex
-from engines.stores.event_pages import EVERYTHING, EventFilter, list_events
+from engines.stores.event_pages import (
+    EVERYTHING,
+    EventFilter,
+    EventPage,
+    Show,
+    Where,
+    checked_filter,
+    list_events,
+)
 from engines.stores.event_records import (
     Event,
     EventView,
     NewEvent,
     PayloadCheck,
+    StoredBody,
     SystemEvent,
     client_entry,
     is_uuid,
     system_entry,
 )
 from engines.stores.open_logs import OpenLogs
+
+T = TypeVar("T")
 
 # How soon a follower notices that its log's route leads elsewhere or is gone.
 ROUTE_CHECK_S: Final = 1.0
@@ -54,6 +65,13 @@ class AppendedEvents(msgspec.Struct, frozen=True):
 
     events: tuple[AppendedEvent, ...]
     replayed: bool = False
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Events that are appended together or not at all, beside others of one call."""
+
+    entries: Sequence[Entry]
+    request: Request | None = None
 
 
 class LogVerification(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -104,12 +122,29 @@ class EventLogs:
         async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
             appended = await log.append(entries, expected_position=expected_position, request=request)
         self._appended(context, appended)
+        return _answer(appended, self._cursors(context, stream))
+
+    async def append_parts(
+        self, context: RequestContext, stream: str, parts: Sequence[Part]
+    ) -> Sequence[AppendedEvents | EnginesError]:
+        """Append each part on its own, in this order where all succeed; what became of each."""
+        async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
+            outcomes = await asyncio.gather(
+                *(log.append(part.entries, request=part.request) for part in parts), return_exceptions=True
+            )
+            if any(isinstance(outcome, Sealed) for outcome in outcomes):
+                self._logs.drop(place, stream)
         cursors = self._cursors(context, stream)
-        placed = zip(appended.event_ids, appended.positions, strict=True)
-        return AppendedEvents(
-            tuple(AppendedEvent(name, position, cursors.of_position(position)) for name, position in placed),
-            appended.replayed,
-        )
+        answers: list[AppendedEvents | EnginesError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Appended):
+                self._appended(context, outcome)
+                answers.append(_answer(outcome, cursors))
+            elif isinstance(outcome, EnginesError):
+                answers.append(outcome)
+            else:
+                raise outcome
+        return answers
 
     async def append_system(
         self,
@@ -168,20 +203,48 @@ class EventLogs:
     async def list(
         self, context: RequestContext, stream: str, where: EventFilter, window: Window
     ) -> Listed[Event]:
-        cursors = self._cursors(context, stream)
-        place = await self._places.place(self._kind, context)
-        async with self._using(place, stream) as log:
-            page = await list_events(
-                log,
-                self._view(context, cursors),
-                where,
-                cursors=cursors,
-                window=window,
-                open_view=None if self._index is None else partial(self._index.view, place, log),
-            )
+        show = self._view(context, self._cursors(context, stream)).show
+        page = await self._page(context, stream, checked_filter(where), show, self._index, window)
         if self._index is not None and where != EVERYTHING:
             self._index.missed(context, page.looked_at_in_log)
         return page.listed
+
+    async def search(
+        self,
+        context: RequestContext,
+        stream: str,
+        where: Where,
+        show: Callable[[Event, StoredBody | None], T],
+        index: EventIndex,
+        window: Window,
+    ) -> Listed[T]:
+        """A list by an index of a store's own, which `show` makes of events and their decoded texts."""
+        view = self._view(context, self._cursors(context, stream))
+        page = await self._page(
+            context, stream, where, lambda stored, body: show(view.show(stored, body), body), index, window
+        )
+        index.missed(context, page.looked_at_in_log)
+        return page.listed
+
+    async def _page(
+        self,
+        context: RequestContext,
+        stream: str,
+        where: Where,
+        show: Show[T],
+        index: EventIndex | None,
+        window: Window,
+    ) -> EventPage[T]:
+        place = await self._places.place(self._kind, context)
+        async with self._using(place, stream) as log:
+            return await list_events(
+                log,
+                show,
+                where,
+                cursors=self._cursors(context, stream),
+                window=window,
+                open_view=None if index is None else partial(index.view, context, place, log),
+            )
 
     async def follow(
         self, context: RequestContext, stream: str, after: str | None
@@ -279,6 +342,14 @@ class EventLogs:
 
     def _view(self, context: RequestContext, cursors: Cursors) -> EventView:
         return EventView(tenant_id=context.tenant_id, env=context.env, route=self._kind, cursors=cursors)
+
+
+def _answer(appended: Appended, cursors: Cursors) -> AppendedEvents:
+    placed = zip(appended.event_ids, appended.positions, strict=True)
+    return AppendedEvents(
+        tuple(AppendedEvent(name, position, cursors.of_position(position)) for name, position in placed),
+        appended.replayed,
+    )
 
 
 def _check_count(events: Sequence[msgspec.Struct]) -> None:

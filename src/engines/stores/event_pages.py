@@ -2,14 +2,15 @@
 
 Owns where a page of events stops and what its cursor says; time is found by the log's binary search, a run,
 a user or a type by a view as far as that goes, the rest by looking at no more than `LOOKED_AT_MAX` events.
-Leaves cursors to `core/cursor.py`, views to `stores/event_index.py`.
+Leaves cursors to `core/cursor.py`, views to `stores/event_index.py`, and filters by what the spine does not
+know of its events to the stores that do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -20,7 +21,7 @@ from engines.errors import Gone, Invalid
 from engines.ports.documents import PAGE_BYTES
 from engines.scope import check_id
 from engines.stores.event_index import Part, View
-from engines.stores.event_records import Event, EventView, StoredBody, instant_ms, stored_body
+from engines.stores.event_records import StoredBody, instant_ms, stored_body
 
 # A read of the log gives at most about 1 MiB, so this many bound what one page makes the backend read.
 READS_MAX: Final = 24
@@ -41,19 +42,42 @@ class EventFilter(msgspec.Struct, frozen=True):
 
 
 EVERYTHING: Final = EventFilter()
-OpenView = Callable[[dict[str, str | None]], Awaitable[View | None]]
+OpenView = Callable[[Mapping[str, str | None]], Awaitable[View | None]]
+T = TypeVar("T")
+Show = Callable[[StoredEvent, StoredBody | None], T]
+"""Makes what a page holds of an event and its decoded text, which is None once it was redacted."""
 
 
-class EventPage(msgspec.Struct, frozen=True):
+class EventPage(msgspec.Struct, Generic[T], frozen=True):
     """A page, and how many events of the log were looked at one by one for it."""
 
-    listed: Listed[Event]
+    listed: Listed[T]
     looked_at_in_log: int
 
 
-class _Where(msgspec.Struct, frozen=True):
+class Where(Protocol):
     """A filter that was checked, its instants in epoch milliseconds."""
 
+    @property
+    def since_ms(self) -> int | None: ...
+    @property
+    def until_ms(self) -> int | None: ...
+    @property
+    def values(self) -> Mapping[str, str | None]:
+        """The values by which a view may be found, by the view's name."""
+        ...
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether it asks anything of an event's text."""
+        ...
+
+    def admits(self, body: StoredBody | None) -> bool:
+        """Whether an event with this text is of interest, whenever it was."""
+        ...
+
+
+class _Where(msgspec.Struct, frozen=True):
     event_type: str | None
     run_id: str | None
     user_id: str | None
@@ -62,8 +86,7 @@ class _Where(msgspec.Struct, frozen=True):
     until_ms: int | None
 
     @property
-    def values(self) -> dict[str, str | None]:
-        """What it asks of an event's text, by field."""
+    def values(self) -> Mapping[str, str | None]:
         return {
             "event_type": self.event_type,
             "run_id": self.run_id,
@@ -98,7 +121,7 @@ class _Read(msgspec.Struct, frozen=True):
 class _Upwards:
     """From old to new: `since` is where it begins, `until` where it ends."""
 
-    def __init__(self, log: Log, where: _Where, view: View | None) -> None:
+    def __init__(self, log: Log, where: Where, view: View | None) -> None:
         self._log = log
         self._where = where
         self._view = view
@@ -134,7 +157,7 @@ class _Upwards:
 class _Downwards:
     """From new to old: `until` is where it begins, `since` where it ends."""
 
-    def __init__(self, log: Log, where: _Where, view: View | None) -> None:
+    def __init__(self, log: Log, where: Where, view: View | None) -> None:
         self._log = log
         self._where = where
         self._view = view
@@ -168,21 +191,20 @@ class _Downwards:
 
 async def list_events(
     log: Log,
-    shown: EventView,
-    where: EventFilter,
+    show: Show[T],
+    where: Where,
     *,
     cursors: Cursors,
     window: Window,
     open_view: OpenView | None = None,
-) -> EventPage:
-    """One page. Raises Invalid (a limit, a filter, a cursor or one past the end), Gone (it is trimmed)."""
+) -> EventPage[T]:
+    """One page. Raises Invalid (a limit, a cursor of another list or past the end), Gone (it is trimmed)."""
     window.checked()
-    checked = _checked(where)
     after = None if window.after is None else cursors.position(window.after)
-    view = None if open_view is None else await open_view(checked.values)
-    way = _Downwards(log, checked, view) if window.descending else _Upwards(log, checked, view)
+    view = None if open_view is None else await open_view(where.values)
+    way = _Downwards(log, where, view) if window.descending else _Upwards(log, where, view)
     position = await way.start() if after is None else after
-    page = _PageBuilder(shown, checked, window.limit)
+    page = _PageBuilder(show, where, window.limit)
     for _ in range(READS_MAX):
         read = await way.read(position, page.read_limit, page.wanted)
         page.looked_at_in_log += read.looked_at
@@ -212,12 +234,12 @@ def _of_view(part: Part, *, end: bool) -> _Read:
     return _Read(part.events, part.reached, end)
 
 
-class _PageBuilder:
-    def __init__(self, shown: EventView, where: _Where, limit: int) -> None:
-        self._shown = shown
+class _PageBuilder(Generic[T]):
+    def __init__(self, show: Show[T], where: Where, limit: int) -> None:
+        self._show = show
         self._where = where
         self._limit = limit
-        self._items: list[Event] = []
+        self._items: list[T] = []
         self._bytes = 0
         self._looked_at = 0
         self.looked_at_in_log = 0
@@ -248,21 +270,19 @@ class _PageBuilder:
         if self._where.admits(body):
             if self._full:
                 return False
-            self._items.append(
-                self._shown.redacted(stored) if body is None else self._shown.of_body(stored, body)
-            )
+            self._items.append(self._show(stored, body))
             self._bytes += len(stored.body or "")
         self._looked_at += 1
         return True
 
-    def stopped_after(self, cursor: str) -> EventPage:
+    def stopped_after(self, cursor: str) -> EventPage[T]:
         return EventPage(Listed(tuple(self._items), cursor), self.looked_at_in_log)
 
-    def ended(self) -> EventPage:
+    def ended(self) -> EventPage[T]:
         return EventPage(Listed(tuple(self._items), None), self.looked_at_in_log)
 
 
-def _checked(where: EventFilter) -> _Where:
+def checked_filter(where: EventFilter) -> Where:
     """Raises Invalid for a value that no event can have."""
     if where.event_type is not None and not _EVENT_TYPE.fullmatch(where.event_type):
         raise Invalid("an event type matches ^[a-z][a-z0-9_]{0,63}$", field="event_type")

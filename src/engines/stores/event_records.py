@@ -147,6 +147,9 @@ class StoredBody(
 
 
 _CODEC: Final = Codec(StoredBody)
+_NO_PAYLOAD: Final = msgspec.Raw(b"null")
+_WITHOUT_PAYLOAD: Final = "null}"
+assert StoredBody.__struct_fields__[-1] == "payload"
 
 
 class EventView:
@@ -162,11 +165,12 @@ class EventView:
 
     def shown(self, stored: StoredEvent) -> Event:
         """Raises Corrupt."""
-        body = stored_body(stored)
-        return self.redacted(stored) if body is None else self.of_body(stored, body)
+        return self.show(stored, stored_body(stored))
 
-    def of_body(self, stored: StoredEvent, body: StoredBody) -> Event:
+    def show(self, stored: StoredEvent, body: StoredBody | None) -> Event:
         """The same for a caller who decoded the text already."""
+        if body is None:
+            return self._redacted(stored)
         return Event(
             event_id=stored.event_id,
             tenant_id=body.tenant_id,
@@ -191,8 +195,8 @@ class EventView:
             cursor=self._cursors.of_position(stored.position),
         )
 
-    def redacted(self, stored: StoredEvent) -> Event:
-        """The same for an event whose text was removed for ever."""
+    def _redacted(self, stored: StoredEvent) -> Event:
+        """An event whose text was removed for ever."""
         return Event(
             event_id=stored.event_id,
             tenant_id=self._tenant_id,
@@ -231,34 +235,107 @@ def client_entry(
     check_json_value(event.payload, "payload")
     if event.occurred_at is not None:
         instant_ms(event.occurred_at, "occurred_at")
-    event_id = _uuid(event.event_id, "event_id")
-    if event_id is not None and event_id[_UUID_VERSION_INDEX] == _MINTED_VERSION:
-        raise Invalid("a UUID of version 8 is the server's to mint", field="event_id")
-    cause = Causality(context.trace_id, context.span_id)
+    event_id = own_event_id(event.event_id)
+    cause = None
     if event.causality is not None:
         cause = validated(event.causality, "causality")
-    body = StoredBody(
-        event_id=event_id,
-        tenant_id=context.tenant_id,
-        mode=context.mode,
-        env=context.env,
-        user_id=context.user_id,
-        surface_id=context.surface_id,
-        app_id=context.app_id,
-        project_id=context.project_id,
-        run_id=_named(event.run_id, "run_id") or context.run_id,
-        step_id=_named(event.step_id, "step_id") or context.step_id,
+    said = Said(
+        run_id=event.run_id,
+        step_id=event.step_id,
         parent_event_id=_uuid(event.parent_event_id, "parent_event_id"),
-        thread_id=_named(event.thread_id, "thread_id") or context.thread_id,
+        thread_id=event.thread_id,
+        source=event.source,
         occurred_at=event.occurred_at,
-        event_type=event.event_type,
-        source=event.source or (AGENT_ROLE if AGENT_ROLE in context.roles else "ui"),
-        trace_id=cause.trace_id,
-        span_id=cause.span_id,
-        payload=msgspec.Raw(encode_json(event.payload).encode()),
+        cause=cause,
     )
-    digest = None if event_id is None else _client_digest(context, event)
-    return Entry(_CODEC.encode(body), event_id, digest)
+    return SaidEntries(context, event.event_type).entry(
+        encode_json(event.payload).encode(),
+        said,
+        event_id=event_id,
+        digest=None if event_id is None else said_digest(context, _said(event)),
+    )
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client said of an event beside its payload; checked already, but for the names that are ids."""
+
+    run_id: str | None = None
+    step_id: str | None = None
+    parent_event_id: str | None = None
+    thread_id: str | None = None
+    source: ClientSource | None = None
+    occurred_at: str | None = None
+    cause: Causality | None = None
+
+
+NOTHING_SAID: Final = Said()
+
+
+class SaidEntries:
+    """The entries of one type in one request. All that the context says of them is made into text once.
+
+    Making it anew for each event would cost half of what an entry costs.
+    """
+
+    __slots__ = ("_before_payload", "_context", "_event_type")
+
+    def __init__(self, context: RequestContext, event_type: str) -> None:
+        self._context = context
+        self._event_type = event_type
+        self._before_payload: str | None = None
+
+    def entry(
+        self,
+        payload: bytes,
+        said: Said = NOTHING_SAID,
+        *,
+        event_id: str | None = None,
+        digest: str | None = None,
+    ) -> Entry:
+        """`payload`: JSON. `digest`: by which a repeat under `event_id` is recognised.
+
+        Raises Invalid for a run, step or thread that is no id.
+        """
+        if event_id is not None or said is not NOTHING_SAID:
+            return Entry(self._text_before(said, event_id) + payload.decode() + "}", event_id, digest)
+        if self._before_payload is None:
+            self._before_payload = self._text_before(said, None)
+        return Entry(f"{self._before_payload}{payload.decode()}}}")
+
+    def _text_before(self, said: Said, event_id: str | None) -> str:
+        """Of the stored text what stands before the payload, which is the last of it."""
+        context, cause = self._context, said.cause
+        body = StoredBody(
+            event_id=event_id,
+            tenant_id=context.tenant_id,
+            mode=context.mode,
+            env=context.env,
+            user_id=context.user_id,
+            surface_id=context.surface_id,
+            app_id=context.app_id,
+            project_id=context.project_id,
+            run_id=_named(said.run_id, "run_id") or context.run_id,
+            step_id=_named(said.step_id, "step_id") or context.step_id,
+            parent_event_id=said.parent_event_id,
+            thread_id=_named(said.thread_id, "thread_id") or context.thread_id,
+            occurred_at=said.occurred_at,
+            event_type=self._event_type,
+            source=said.source or (AGENT_ROLE if AGENT_ROLE in context.roles else "ui"),
+            trace_id=context.trace_id if cause is None else cause.trace_id,
+            span_id=context.span_id if cause is None else cause.span_id,
+            payload=_NO_PAYLOAD,
+        )
+        text = _CODEC.encode(body)
+        assert text.endswith(_WITHOUT_PAYLOAD)
+        return text.removesuffix(_WITHOUT_PAYLOAD)
+
+
+def own_event_id(text: str | None) -> str | None:
+    """A client's own id in its canonical form. Raises Invalid."""
+    event_id = _uuid(text, "event_id")
+    if event_id is not None and event_id[_UUID_VERSION_INDEX] == _MINTED_VERSION:
+        raise Invalid("a UUID of version 8 is the server's to mint", field="event_id")
+    return event_id
 
 
 def system_entry(
@@ -324,11 +401,14 @@ def _named(text: str | None, field: str) -> str | None:
     return None if text is None else check_id(text, field)
 
 
-def _client_digest(context: RequestContext, event: NewEvent) -> str:
+def said_digest(context: RequestContext, said: Mapping[str, Any]) -> str:
     """Of what the client itself said, so that a repeat in another request is the same event."""
-    values = ((name, getattr(event, name)) for name in _SAID)
-    said = {name: value for name, value in values if value is not None}
     return _digest(context.user_id, said)
+
+
+def _said(event: NewEvent) -> Mapping[str, Any]:
+    values = ((name, getattr(event, name)) for name in _SAID)
+    return {name: value for name, value in values if value is not None}
 
 
 def _digest(*said: Any) -> str:

@@ -8,8 +8,8 @@ log of everything that happened, a stream is a log that its users name. Leaves w
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,14 +21,15 @@ from engines.core.listing import START, Listed, Window
 from engines.core.log import SEGMENT_SIZE_DEFAULT, Head
 from engines.core.place import Places
 from engines.core.slots import Slots
-from engines.errors import Invalid
+from engines.errors import EnginesError, Invalid
 from engines.ids import Ids
 from engines.scope import RequestContext, check_id
-from engines.stores.event_index import EventIndex, IndexStatus
-from engines.stores.event_logs import AppendedEvent, AppendedEvents, EventLogs, LogVerification
-from engines.stores.event_pages import EVERYTHING, EventFilter
+from engines.stores.event_index import OF_EVERY_EVENT, EventIndex, IndexStatus, Views
+from engines.stores.event_logs import AppendedEvent, AppendedEvents, EventLogs, LogVerification, Part
+from engines.stores.event_pages import EVERYTHING, EventFilter, Where
 from engines.stores.event_payloads import check_payload
-from engines.stores.event_records import Causality, Event, NewEvent, SystemEvent
+from engines.stores.event_records import Causality, Event, NewEvent, StoredBody, SystemEvent
+from engines.stores.index_homes import BesideLog, IndexHome, InStore
 from engines.stores.open_logs import OpenLogs
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "NewEvents",
     "NewStreamEvent",
     "NewStreamEvents",
+    "Part",
     "SystemEvent",
 ]
 
@@ -54,6 +56,8 @@ VERIFYING_TENANT_MAX: Final = 1
 VERIFYING_MAX: Final = 4
 VERIFYING_RETRY_S: Final = 5.0
 LAYOUT_DEFAULT: Final = Layout()
+
+T = TypeVar("T")
 
 
 class NewEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +102,14 @@ class EventSpine:
             kind, SPINE_STREAM, places, logs, ids, clock, layout_default=index_layout_default
         )
         self._logs = EventLogs(kind, places, logs, index=self._index, check_payload=check_payload)
+        self._places = places
+        self._ids = ids
+        self._clock = clock
+        self._open = OpenLogs(ids, clock, segment_size_default=segment_size_default)
+        self._layout_default = index_layout_default
+        home = BesideLog(SPINE_STREAM, layout_default=index_layout_default)
+        self._index = self._index_at(home, OF_EVERY_EVENT)
+        self._logs = EventLogs(catalogue.EVENT_SPINE, places, self._open, index=self._index)
         self.projector = self._index.projector
         self._verifying = Slots(
             "verifications",
@@ -200,9 +212,50 @@ class EventSpine:
         context.require_data("events.verify")
         return await self._index.restart(context)
 
+    # --- for stores whose records are events of the spine ---
+
+    def index_in(self, kind: str, views: Views) -> EventIndex:
+        """Another index of the spines, which lies in the store `kind`. Its projector is to be run as well."""
+        home = InStore(kind, SPINE_STREAM, self._places, layout_default=self._layout_default)
+        return self._index_at(home, views)
+
+    async def append_parts(
+        self, context: RequestContext, parts: Sequence[Part]
+    ) -> Sequence[AppendedEvents | EnginesError]:
+        """Append each part on its own, in this order where all succeed; what became of each.
+
+        The permission is the store's to ask for. Raises what concerns all of them, as MissingRoute does.
+        """
+        return await self._logs.append_parts(context, SPINE_STREAM, parts)
+
+    async def search(
+        self,
+        context: RequestContext,
+        where: Where,
+        show: Callable[[Event, StoredBody | None], T],
+        *,
+        index: EventIndex,
+        window: Window,
+    ) -> Listed[T]:
+        """A page of what `where` admits, found by way of `index`. The permission is the store's to ask."""
+        return await self._logs.search(context, SPINE_STREAM, where, show, index, window)
+
     async def close(self) -> None:
         """Finish the appends that wait, end the followers."""
         await self._logs.close()
+
+    def _index_at(self, home: IndexHome, views: Views) -> EventIndex:
+        return EventIndex(
+            catalogue.EVENT_SPINE,
+            SPINE_STREAM,
+            self._places,
+            self._open,
+            self._ids,
+            self._clock,
+            home=home,
+            views=views,
+            block_default=self._layout_default.block,
+        )
 
 
 class EventStreams:

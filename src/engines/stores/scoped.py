@@ -99,7 +99,7 @@ def check_body(context: RequestContext, body: B) -> B:
     """
     checked = validated(body)
     if isinstance(checked, IdentityFields):
-        _check_identity(context, checked)
+        check_identity(context, checked)
     return checked
 
 
@@ -134,7 +134,8 @@ _CHECKS: Final = {
 }
 
 
-def _check_identity(context: RequestContext, body: IdentityFields) -> None:
+def check_identity(context: RequestContext, body: IdentityFields) -> None:
+    """Raises ContextMismatch with the `field` that names somebody else, Invalid for what can name nobody."""
     if _names_nobody(body):
         return
     for name in IdentityFields.__struct_fields__:
