@@ -96,12 +96,6 @@ class EventSpine:
         index_layout_default: Layout = LAYOUT_DEFAULT,
     ) -> None:
         """`projector` is to be run beside requests; without it lists by run, user or type are only slower."""
-        kind = catalogue.EVENT_SPINE
-        logs = OpenLogs(ids, clock, segment_size_default=segment_size_default)
-        self._index = EventIndex(
-            kind, SPINE_STREAM, places, logs, ids, clock, layout_default=index_layout_default
-        )
-        self._logs = EventLogs(kind, places, logs, index=self._index, check_payload=check_payload)
         self._places = places
         self._ids = ids
         self._clock = clock
@@ -109,7 +103,9 @@ class EventSpine:
         self._layout_default = index_layout_default
         home = BesideLog(SPINE_STREAM, layout_default=index_layout_default)
         self._index = self._index_at(home, OF_EVERY_EVENT)
-        self._logs = EventLogs(catalogue.EVENT_SPINE, places, self._open, index=self._index)
+        self._logs = EventLogs(
+            catalogue.EVENT_SPINE, places, self._open, index=self._index, check_payload=check_payload
+        )
         self.projector = self._index.projector
         self._verifying = Slots(
             "verifications",
