@@ -49,6 +49,7 @@ from engines.routing.routes import BackendRecords, Routes
 from engines.scope import SYSTEM_TENANT
 from engines.stores.announcements import Announcements
 from engines.stores.blackboard import Blackboard
+from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
@@ -98,6 +99,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     memory: SessionMemory
     blackboard: Blackboard
     notes: Notes
+    budget: Budget
     announcements: Announcements
     definitions: Definitions
 
@@ -186,6 +188,7 @@ async def open_engines(
         finally:
             await engines.contexts.close()
             await engines.refusals.close()
+            await engines.budget.close()
             await engines.announcements.close()
             await engines.spine.close()
             await engines.streams.close()
@@ -234,6 +237,7 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
+        budget=Budget(router, announcements, ids, clock),
         announcements=announcements,
         definitions=Definitions(router, announcements, ids, clock),
     )

@@ -15,6 +15,8 @@ NAMES = """
     NoteSource NoteTimestamps Os Page
     Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
     UserIdentity Verification
+    BudgetLimit BudgetPolicy BudgetSummary BudgetTotals BudgetVerification LimitStanding Measures
+    NewBudgetPolicy NewUsage Price Reservation UsageEntry
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -24,6 +26,7 @@ METHODS = {
     "tables": "delete each get page put",
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
+    "budget": "each page policy put_policy record release reserve settle summary",
     "notes": "create delete each get page replace",
     "flows": DEFINITIONS,
     "graphs": DEFINITIONS,

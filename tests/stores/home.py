@@ -24,8 +24,18 @@ from engines.testing.faults import FaultyDriver
 
 EVERYTHING = frozenset(
     f"{area}.{verb}"
-    for area in ("events", "streams", "tables", "memory", "blackboard", "notes", "definitions", "firearms")
-    for verb in ("read", "write", "verify")
+    for area in (
+        "events",
+        "streams",
+        "tables",
+        "memory",
+        "blackboard",
+        "notes",
+        "budget",
+        "definitions",
+        "firearms",
+    )
+    for verb in ("read", "write", "verify", "policy")
 )
 
 A_CONTEXT = RequestContext(

@@ -13,6 +13,7 @@ from engines.api import (
     access,
     backends,
     blackboard,
+    budget,
     definitions,
     diagnostics,
     events,
@@ -47,6 +48,7 @@ ROUTERS: Final[Sequence[Router]] = (
     memory.router,
     blackboard.router,
     notes.router,
+    budget.router,
     *definitions.ROUTERS,
     reserved.router,
 )

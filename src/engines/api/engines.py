@@ -22,6 +22,7 @@ from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.stores.blackboard import Blackboard
+from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.memory import SessionMemory
@@ -84,5 +85,7 @@ class Engines(Protocol):
     def blackboard(self) -> Blackboard: ...
     @property
     def notes(self) -> Notes: ...
+    @property
+    def budget(self) -> Budget: ...
     @property
     def definitions(self) -> Definitions: ...

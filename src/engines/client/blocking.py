@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import control, definitions, logs, routing, stores
+from engines.client import budget, control, definitions, logs, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -196,6 +196,20 @@ class Notes(Group[stores.Notes]):
     each = iterating(stores.Notes.each)
 
 
+class Budget(Group[budget.Budget]):
+    """`AsyncEngines.budget`, blocking."""
+
+    record = blocking(budget.Budget.record)
+    page = blocking(budget.Budget.page)
+    each = iterating(budget.Budget.each)
+    policy = blocking(budget.Budget.policy)
+    put_policy = blocking(budget.Budget.put_policy)
+    summary = blocking(budget.Budget.summary)
+    reserve = blocking(budget.Budget.reserve)
+    settle = blocking(budget.Budget.settle)
+    release = blocking(budget.Budget.release)
+
+
 class Definitions(Group[definitions.Definitions]):
     """`AsyncEngines.flows` and the like, blocking."""
 
@@ -335,6 +349,7 @@ class Engines:
         self.memory = Memory(client.memory, loop)
         self.blackboard = Blackboard(client.blackboard, loop)
         self.notes = Notes(client.notes, loop)
+        self.budget = Budget(client.budget, loop)
         self.flows = Definitions(client.flows, loop)
         self.graphs = Definitions(client.graphs, loop)
         self.overlays = Definitions(client.overlays, loop)

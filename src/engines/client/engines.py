@@ -13,6 +13,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Final
 
+from engines.client.budget import Budget
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
@@ -101,6 +102,7 @@ class AsyncEngines:
         self.memory = Memory(calls)
         self.blackboard = Blackboard(calls)
         self.notes = Notes(calls)
+        self.budget = Budget(calls)
         self.flows = Definitions(calls, "flows")
         self.graphs = Definitions(calls, "graphs")
         self.overlays = Definitions(calls, "overlays")

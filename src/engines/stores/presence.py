@@ -37,5 +37,6 @@ def _look(kind: str, context: RequestContext) -> tuple[str | None, tuple[str, ..
         catalogue.SESSION_MEMORY: ("memory.read", ("s", context.user_id)),
         catalogue.BLACKBOARD: ("blackboard.read", ("b",)),
         catalogue.NOTES: ("notes.read", ("n", context.user_id)),
+        catalogue.BUDGET: ("budget.read", ("u",)),
     }
     return looks.get(kind, (None, None))
