@@ -75,8 +75,8 @@ class Spender:
     async def release(self, reservation: Reservation) -> Change[Reservation]:
         return await self.budget.release(ADA, reservation.reservation_id)
 
-    async def left(self, limit_id: str = "all") -> tuple[Decimal, Decimal]:
-        """What the limit says was spent and is held."""
+    async def left(self, limit_id: str = "all") -> tuple[object, object]:
+        """What the limit says was spent and is held: numbers, equal to others whatever zeros they end in."""
         summary = await self.budget.summary(ADA)
         found = next(limit for limit in summary.limits if limit.limit_id == limit_id)
         return Decimal(found.spent), Decimal(found.held)
@@ -97,13 +97,17 @@ class Spender:
             await asyncio.sleep(0.01)
         return found
 
-    async def advance(self, seconds: float) -> None:
-        """Time passes, once nothing is under way that a jump of the clock would cut off."""
+    async def quiet(self) -> None:
+        """Returns once everything was told, and nothing is under way."""
         place = await self.home.place("budget_store", ADA)
         partition = await place.partition(ANCHOR)
         scan = partial(self.home.documents.scan, partition, above="o!", below='o"')
         while (await scan()).docs:  # noqa: ASYNC110 (another task removes them)
             await asyncio.sleep(0.01)
+
+    async def advance(self, seconds: float) -> None:
+        """Time passes, once nothing is under way that a jump of the clock would cut off."""
+        await self.quiet()
         self.home.clock.advance(seconds)
 
     async def events(self, kind: str = "usage") -> list[dict[str, Any]]:

@@ -166,12 +166,14 @@ class TestRaces:
 
     async def test_what_waits_shares_commits(self, home: Home, one: Spender) -> None:
         await one.limit(hard("100"))
+        await one.quiet()
         home.driver.calls.clear()
         await asyncio.gather(*(tried(one) for _ in range(SPENDERS)))
         assert home.driver.calls.count("write") <= 4
 
     async def test_who_stops_waiting_stops_nobody_else(self, home: Home, one: Spender) -> None:
         await one.limit(hard("100"))
+        await one.quiet()
         held = home.faults.hold_next_write()
         tasks = [asyncio.create_task(one.reserve()) for _ in range(10)]
         await held.arrived()
@@ -226,6 +228,7 @@ class TestLostReplies:
 
     async def test_what_nobody_can_tell_is_found_by_asking_again(self, home: Home, one: Spender) -> None:
         await one.limit(hard("10"))
+        await one.quiet()
         said = ReservationInput(amount="4")
         time = asyncio.create_task(ticking(home.clock, TIMEOUT_S / 20))
         for applied in (True, False):
@@ -243,6 +246,7 @@ class TestLostReplies:
             found = await one.budget.reserve(ADA, said, request=request)
             assert found.replayed is applied
             await one.release(found.record)
+            await one.quiet()
         time.cancel()
         assert await one.left() == (0, 0)
 
