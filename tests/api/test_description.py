@@ -74,6 +74,12 @@ GET /blackboard/{run_id}
 GET /blackboard/{run_id}/{key}/versions
 POST,GET /notes
 GET,PUT,DELETE /notes/{note_id}
+POST,GET /budget/usage
+GET,PUT /budget/policy
+GET /budget/summary
+POST /budget/reservations
+POST /budget/reservations/{reservation_id}/settle
+POST /budget/reservations/{reservation_id}/release
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """
@@ -177,7 +183,7 @@ CHECKS_LEFT_OUT = (
     "positive_data_acceptance",
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
-DATA = r"^/(notes|memory|tables|blackboard|events|streams|me|health|bootstrap)"
+DATA = r"^/(notes|budget|memory|tables|blackboard|events|streams|me|health|bootstrap)"
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
@@ -210,6 +216,10 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "TableRowInput",
         "MemoryInput",
         "BlackboardInput",
+        "UsageInput",
+        "PolicyInput",
+        "ReservationInput",
+        "SettlementInput",
         "NewEvent",
         "NewStreamEvent",
     ):

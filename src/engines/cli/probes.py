@@ -185,6 +185,22 @@ class NotesProbe:
             await client.notes.delete(note.note_id)
 
 
+class BudgetProbe:
+    """The summary. A ledger keeps what is recorded, and its first entry fixes the currency."""
+
+    leaves = False
+    reads_only = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        await client.budget.summary(by="day")
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
 PROBES: Final[Mapping[str, Probe]] = {
     catalogue.CONTROL_PLANE: ControlPlaneProbe(),
     catalogue.ROUTING_REGISTRY: RegistryProbe(),
@@ -194,4 +210,5 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.SESSION_MEMORY: MemoryProbe(),
     catalogue.BLACKBOARD: BlackboardProbe(),
     catalogue.NOTES: NotesProbe(),
+    catalogue.BUDGET: BudgetProbe(),
 }
