@@ -78,7 +78,7 @@ async def list_usage(call: Call) -> Sendable:
     return page_reply(listed)
 
 
-@router.get("/budget/policy", reply=Policy, has_etag=True)
+@router.get("/budget/policy", reply=Policy, statuses=(200, 404), has_etag=True)
 async def get_budget_policy(call: Call) -> Sendable:
     """The currency, the limits and the prices."""
     policy = await call.engines.budget.policy(await call.context())
