@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import engines
+from engines.core.listing import Window
 from engines.drivers.registry import DOCUMENT_DRIVERS
 from engines.errors import Conflict, OutcomeUnknown, Throttled, Unavailable
 from engines.stores.budget_policy import Limit, PolicyInput
@@ -51,12 +53,23 @@ async def reconciled(process: engines.Engines) -> Summary:
 async def told(process: engines.Engines, count: int) -> list[str]:
     """The entries that the spine was told of, once there are so many."""
     while True:
-        listed = await process.spine.list(OWNER, EventFilter(event_type="budget"))
-        events = [event.payload or {} for event in listed.items]
-        found = [event["usage_id"] for event in events if event["kind"] == "usage"]
+        found = [usage_id async for usage_id in told_so_far(process)]
         if len(found) >= count:
             return found
         await asyncio.sleep(0.05)
+
+
+async def told_so_far(process: engines.Engines) -> AsyncIterator[str]:
+    window = Window(limit=1_000)
+    while True:
+        listed = await process.spine.list(OWNER, EventFilter(event_type="budget"), window=window)
+        for event in listed.items:
+            assert event.payload is not None
+            if event.payload["kind"] == "usage":
+                yield event.payload["usage_id"]
+        if listed.after is None:
+            return
+        window = Window(limit=1_000, after=listed.after)
 
 
 @pytest.mark.parametrize("driver", DOCUMENT_DRIVERS)
