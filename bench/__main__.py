@@ -18,6 +18,7 @@ from rich.console import Console
 from bench import costs, report, sharing
 from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
+from bench.budgets import budget_postgres
 from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
 from bench.measure import Result
 from bench.memory import memory_growth, memory_idle
@@ -39,6 +40,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "recorder": append_recorder,
     "http-postgres": http_postgres,
     "http-sqlite": http_sqlite,
+    "budget-postgres": budget_postgres,
     "resolve": resolving,
     "list-after-postgres": list_after_postgres,
     "list-after-sqlite": list_after_sqlite,

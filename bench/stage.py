@@ -37,6 +37,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     lone_appends: int
     recorder_appends_each: int  # of each of the other recorder's appenders, in a round
     route_resolutions: int
+    reservations_each: int  # of each of 200 spenders, in a round
     list_events_few: int
     list_events_many: int
     list_reads: int
@@ -63,6 +64,7 @@ FULL: Final = Sizes(
     lone_appends=1_500,
     recorder_appends_each=50,
     route_resolutions=20_000,
+    reservations_each=20,
     list_events_few=10_000,
     list_events_many=1_000_000,
     list_reads=300,
@@ -88,6 +90,7 @@ QUICK: Final = Sizes(
     lone_appends=400,
     recorder_appends_each=15,
     route_resolutions=5_000,
+    reservations_each=5,
     list_events_few=10_000,
     list_events_many=100_000,
     list_reads=100,
@@ -113,6 +116,7 @@ TINY: Final = Sizes(
     lone_appends=5,
     recorder_appends_each=1,
     route_resolutions=50,
+    reservations_each=1,
     list_events_few=200,
     list_events_many=1_000,
     list_reads=5,
