@@ -35,7 +35,7 @@ from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.servers.postgres import PostgresServer
 from tests.stores.budget_home import ADA, Spender, hard, soft
 from tests.stores.budget_process import home_at
-from tests.stores.home import Home
+from tests.stores.home import Home, context
 from tests.stores.subjects import keyed
 from tests.stores.ticking import ticking
 
@@ -192,6 +192,16 @@ class TestRaces:
         refused = [outcome for outcome in outcomes if isinstance(outcome, Throttled)]
         assert len(refused) == 15
         assert all(refusal.retry_after_s for refusal in refused)
+
+    async def test_budgets_that_nobody_changes_make_room_for_others(
+        self, one: Spender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(budget_book, "BOOKS_MAX", 2)
+        tenants = [context(tenant_id=f"t_{number}") for number in range(4)]
+        for mine in tenants:
+            await one.reserve("1", mine)
+        outcomes = await asyncio.gather(*(one.reserve("1", mine) for mine in tenants), return_exceptions=True)
+        assert sum(isinstance(outcome, Throttled) for outcome in outcomes) == 2
 
     async def test_a_refusal_has_no_part_in_its_neighbours(self, one: Spender) -> None:
         await one.limit(hard("10"))

@@ -294,7 +294,10 @@ class Budget:
         ttl_seconds: int | None = None,
         idempotency_key: str | None = None,
     ) -> Reservation:
-        """Hold an amount. Raises Throttled where it may fit later, Conflict where waiting does not help."""
+        """Hold an amount. Where it may fit within the retry policy's deadline, it is waited for.
+
+        Raises Throttled where it may fit later, Conflict where waiting does not help.
+        """
         said = {
             "amount": format(amount, "f"),
             "currency": currency,

@@ -130,7 +130,7 @@ class Accounts:
         """What `hold` took, as far as it has not lapsed and its limit is still there."""
         for key in keys:
             account = self._head.accounts.get(key)
-            if account is None or lapses_s not in account.held or lapses_s <= self._now_s:
+            if account is None or lapses_s not in account.held:
                 continue
             left = difference(account.held[lapses_s], amount)
             assert left >= 0, "more was given back than was held"

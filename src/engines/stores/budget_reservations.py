@@ -46,8 +46,8 @@ from engines.stores.scoped import stamp
 
 # How long a reservation is kept after it lapsed or ended: so long can it be settled late, or asked again.
 KEPT_S: Final = 7 * 24 * 3600
-# Seconds that hold anything, of all accounts together; each takes less than 45 bytes of the head.
-HOLDS_MAX: Final = 5_000
+# Seconds that hold anything, of all accounts together; each takes less than 80 bytes of the head.
+HOLDS_MAX: Final = 4_000
 HOLDS_RETRY_S: Final = 1.0
 
 
