@@ -143,6 +143,16 @@ class TestUsage:
                 await refused
             assert refusal.value.field == "currency"
 
+    async def test_a_reservation_fixes_the_currency_and_a_policy_alone_does_not(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(currency="EUR")
+        await spender.limit(currency="USD")
+        await spender.reserve()
+        with pytest.raises(Invalid) as refusal:
+            await spender.limit(currency="EUR")
+        assert refusal.value.field == "currency"
+
     async def test_the_ledger_is_listed_by_position_and_any_entry_can_be_gone_on_from(
         self, spender: Spender
     ) -> None:

@@ -134,7 +134,7 @@ class PutPolicy(BudgetChange[Policy]):
     def apply(self, sheet: Sheet) -> Outcome:
         said, head = self._input, sheet.head
         self._condition.check(sheet.docs.get(POLICY_KEY))
-        if head.position and head.currency != said.currency:
+        if head.is_used and head.currency != said.currency:
             raise Invalid(f"this budget is kept in {head.currency}", field="currency")
         now, former = timestamp(sheet.now_s), sheet.policy
         policy = Policy(

@@ -188,6 +188,7 @@ class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
     """What every change replaces, under the version that was read; so changes are one after another.
 
     `policy`: the version of the policy's document. `ledger_id` makes the ids of entries this ledger's own.
+    `currency` is the policy's or the first use's, and once something was used or reserved it stays.
     """
 
     ledger_id: str
@@ -195,6 +196,7 @@ class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
     position: int = 0
     at_ms: int = 0
     currency: str | None = None
+    is_used: bool = False
     policy: str | None = None
     accounts: dict[str, Account] = {}
     turn: Turn | None = None

@@ -88,7 +88,7 @@ class Reserve(BudgetChange[Reservation]):
             raise Throttled("too many reservations of this budget are open", retry_after_s=HOLDS_RETRY_S)
         lapses_s = lapse_s(sheet.now_s, said.ttl_seconds)
         accounts = sheet.accounts.hold(use, self._amount, lapses_s)
-        sheet.head.currency = currency
+        sheet.head.currency, sheet.head.is_used = currency, True
         statuses = sheet.accounts.statuses(use)
         now = timestamp(sheet.now_s)
         record = Reservation(

@@ -185,7 +185,7 @@ def post(
 ) -> UsageEntry:
     """Put an entry into the ledger, count it everywhere, tell the spine. It refuses nothing."""
     head = sheet.head
-    head.currency = currency
+    head.currency, head.is_used = currency, True
     head.position += 1
     passed = sheet.accounts.spend(use, adds.cost)
     statuses = sheet.accounts.statuses(use)
