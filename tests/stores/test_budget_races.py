@@ -149,6 +149,23 @@ class TestRaces:
         summary = await two[0].reconciled()
         assert [(Decimal(limit.spent)) for limit in summary.limits] == [120]
 
+    async def test_a_policy_that_another_process_is_faster_than_counts_what_that_spent(
+        self, home: Home, two: tuple[Spender, Spender]
+    ) -> None:
+        for spender in two:
+            await spender.use("1")
+            await spender.quiet()
+        held = home.faults.hold_next_write()
+        limits = hard("9", period="hour"), hard("9", limit_id="project", project_id="p1")
+        putting = asyncio.create_task(two[0].limit(*limits))
+        await held.arrived()
+        await two[1].use("2", context(project_id="p1"))
+        held.release()
+        await putting
+        assert await two[0].left() == (4, 0)
+        assert await two[0].left("project") == (2, 0)
+        await two[1].reconciled()
+
     async def test_a_summary_of_a_budget_in_use_is_of_one_moment(self, two: tuple[Spender, Spender]) -> None:
         await two[0].limit(hard("1000"))
         spending = asyncio.gather(
