@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
@@ -443,6 +444,11 @@ class TestSpine:
         event = (await spender.spine.list(ADA)).items[0]
         assert (event.event_type, event.source, event.user_id) == ("budget", "system", "bob")
         assert (event.project_id, event.run_id, event.step_id) == ("p1", "run-7", "2")
+
+    async def test_entries_are_told_in_their_order(self, spender: Spender) -> None:
+        await asyncio.gather(*(spender.use(str(number)) for number in range(60)))
+        told = await spender.told(60)
+        assert [event["position"] for event in told] == list(range(1, 61))
 
 
 class TestChecks:

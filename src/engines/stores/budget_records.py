@@ -189,11 +189,13 @@ class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
 
     `policy`: the version of the policy's document. `ledger_id` makes the ids of entries this ledger's own.
     `currency` is the policy's or the first use's, and once something was used or reserved it stays.
+    `messages`: how many the spine was told, or will be.
     """
 
     ledger_id: str
     commits: int = 0
     position: int = 0
+    messages: int = 0
     at_ms: int = 0
     currency: str | None = None
     is_used: bool = False

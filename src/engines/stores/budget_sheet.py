@@ -113,9 +113,11 @@ class Sheet:
         self._puts[request.key] = marker_put(request, now=self.now_s, created=created, answer=answer)
 
     def tell(self, context: RequestContext, payload: dict[str, Any]) -> None:
-        """Have the spine told, once this is written."""
+        """Have the spine told, once this is written, behind what it was told before."""
         self.told += 1
-        put = self._announcements.message(context, self.write_id, self.told, EVENT_TYPE, payload)
+        self.head.messages += 1
+        head = self.head
+        put = self._announcements.message(context, head.ledger_id, head.messages, EVENT_TYPE, payload)
         self._puts[put.key] = put
 
     def cell(self, use: Dimensions) -> str:
