@@ -188,6 +188,15 @@ class TestRaces:
         await asyncio.gather(*(tried(one) for _ in range(SPENDERS)))
         assert home.driver.calls.count("write") <= 4
 
+    async def test_two_at_once_under_one_key_are_one(self, one: Spender) -> None:
+        await one.limit(hard("10"))
+        said, request = ReservationInput(amount="4"), keyed("one")
+        first, second = await asyncio.gather(
+            *(one.budget.reserve(ADA, said, request=request) for _ in range(2))
+        )
+        assert (first.record, first.replayed, second.replayed) == (second.record, False, True)
+        assert await one.left() == (0, 4)
+
     async def test_who_stops_waiting_stops_nobody_else(self, home: Home, one: Spender) -> None:
         await one.limit(hard("100"))
         await one.quiet()
