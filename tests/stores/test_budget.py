@@ -109,13 +109,14 @@ class TestUsage:
             ({"occurred_at": "yesterday"}, "occurred_at"),
             ({"occurred_at": "2026-02-30T00:00:00Z"}, "occurred_at"),
             ({"provider": ""}, "provider"),
+            ({"provider": "\ud800"}, None),
             ({"model": "m" * 129}, "model"),
             ({"note": "n" * 501}, "note"),
             ({"corrects": "17"}, "corrects"),
         ],
     )
     async def test_bad_fields_are_named_and_nothing_is_read_or_written(
-        self, home: Home, spender: Spender, said: dict[str, Any], field: str
+        self, home: Home, spender: Spender, said: dict[str, Any], field: str | None
     ) -> None:
         with pytest.raises(Invalid) as refusal:
             await spender.use(**said)

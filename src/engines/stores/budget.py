@@ -25,6 +25,7 @@ import msgspec
 
 from engines import catalogue
 from engines.clock import Clock
+from engines.codec import encode_json
 from engines.core.cursor import list_scope
 from engines.core.idempotency import Request
 from engines.core.listing import START, Listed, Window, list_records
@@ -56,7 +57,7 @@ from engines.stores.budget_sheet import Announcements
 from engines.stores.budget_summary import Summary, SummaryQuery, check_query, summarise
 from engines.stores.budget_totals import read_standing
 from engines.stores.budget_usage import RecordUsage
-from engines.stores.scoped import Change, check_body, with_etag
+from engines.stores.scoped import B, Change, check_body, with_etag
 
 # A verification reads the whole ledger.
 VERIFYING_TENANT_MAX: Final = 1
@@ -124,7 +125,7 @@ class Budget:
         Raises Invalid (an amount, a currency, a time, no price in force), NotFound (`corrects`).
         """
         context.require_data("budget.write")
-        return await self._change(RecordUsage(context, check_body(context, usage), request))
+        return await self._change(RecordUsage(context, _checked(context, usage), request))
 
     async def usage(
         self, context: RequestContext, where: UsageFilter = NO_FILTER, *, window: Window = START
@@ -164,7 +165,7 @@ class Budget:
         Conflict where waiting does not help.
         """
         context.require_data("budget.write")
-        reservation = check_body(context, reservation)
+        reservation = _checked(context, reservation)
         reservation_id = self._ids.record_id()
         return await self._change(Reserve(context, reservation, request, reservation_id=reservation_id))
 
@@ -181,7 +182,7 @@ class Budget:
         Raises Invalid, NotFound, Conflict (settled for something else, or released).
         """
         context.require_data("budget.write")
-        settlement = check_body(context, settlement)
+        settlement = _checked(context, settlement)
         return await self._change(Settle(context, reservation_id, settlement, request))
 
     async def release(
@@ -213,7 +214,7 @@ class Budget:
         Raises Invalid, PreconditionFailed, TooLarge.
         """
         context.require_data("budget.policy")
-        policy = check_policy(check_body(context, policy))
+        policy = check_policy(_checked(context, policy))
         return await self._change(PutPolicy(context, policy, condition, request))
 
     async def summary(self, context: RequestContext, query: SummaryQuery = EVERYTHING) -> Summary:
@@ -272,6 +273,13 @@ class Budget:
         place = await self._places.place(catalogue.BUDGET, context)
         partition = await place.partition(ANCHOR)
         return await summarise(place.documents, partition, context, query, now_s=self._clock.now())
+
+
+def _checked(context: RequestContext, body: B) -> B:
+    """As `check_body`, and it can be written: nothing that cannot gets as far as those who share a commit."""
+    body = check_body(context, body)
+    encode_json(body)
+    return body
 
 
 def _checked_filter(context: RequestContext, where: UsageFilter) -> UsageFilter:
