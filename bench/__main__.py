@@ -18,6 +18,7 @@ from rich.console import Console
 from bench import costs, gating, report, sharing
 from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
+from bench.budgets import budget_postgres
 from bench.calling import sdk_cosmos, sdk_dynamodb, sdk_firestore
 from bench.flags import flags_in_process, flags_ofrep
 from bench.ingesting import ingest_postgres, ingest_sqlite
@@ -46,6 +47,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "http-sqlite": http_sqlite,
     "limits-postgres": limits_postgres,
     "limits-sqlite": limits_sqlite,
+    "budget-postgres": budget_postgres,
     "resolve": resolving,
     "flags-in-process": flags_in_process,
     "flags-ofrep": flags_ofrep,

@@ -38,6 +38,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     recorder_appends_each: int  # of each of the other recorder's appenders, in a round
     route_resolutions: int
     flag_evaluations: int
+    reservations_each: int  # of each of 200 spenders, in a round
     list_events_few: int
     list_events_many: int
     list_reads: int
@@ -65,6 +66,7 @@ FULL: Final = Sizes(
     recorder_appends_each=50,
     route_resolutions=20_000,
     flag_evaluations=50_000,
+    reservations_each=20,
     list_events_few=10_000,
     list_events_many=1_000_000,
     list_reads=300,
@@ -91,6 +93,7 @@ QUICK: Final = Sizes(
     recorder_appends_each=15,
     route_resolutions=5_000,
     flag_evaluations=20_000,
+    reservations_each=5,
     list_events_few=10_000,
     list_events_many=100_000,
     list_reads=100,
@@ -117,6 +120,7 @@ TINY: Final = Sizes(
     recorder_appends_each=1,
     route_resolutions=50,
     flag_evaluations=50,
+    reservations_each=1,
     list_events_few=200,
     list_events_many=1_000,
     list_reads=5,

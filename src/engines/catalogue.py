@@ -48,6 +48,7 @@ SESSION_MEMORY: Final = "memory_store"
 BLACKBOARD: Final = "blackboard_store"
 NOTES: Final = "notes_store"
 ANALYTICS: Final = "analytics_store"
+BUDGET: Final = "budget_store"
 FLOWS: Final = "flow_store"
 GRAPHS: Final = "graph_store"
 OVERLAYS: Final = "overlay_store"
@@ -127,7 +128,14 @@ KINDS: Final = (
     _definitions(KPIS, "definitions, corridors, measurements", "surface", "kpi"),
     _definitions(TEMPERATURES, "floors, ceilings, weights", "surface"),
     _definitions(FIREARMS, "dangerous capabilities and licences", "project?, surface?", "firearms"),
-    Kind("budget_store", "log", "usage ledger and limits", "project?, surface?, app?, provider", ("budget",)),
+    Kind(
+        BUDGET,
+        "log",
+        "usage ledger and limits",
+        "project?, surface?, app?, provider",
+        ("budget",),
+        served=True,
+    ),
     Kind(
         ANALYTICS,
         "log",

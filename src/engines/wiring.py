@@ -54,6 +54,7 @@ from engines.stores.analytics import Analytics
 from engines.stores.announcements import Announcements
 from engines.stores.attribution_contracts import ContractDefinitions
 from engines.stores.blackboard import Blackboard
+from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.flags import Flags
@@ -105,6 +106,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     memory: SessionMemory
     blackboard: Blackboard
     notes: Notes
+    budget: Budget
     announcements: Announcements
     definitions: Definitions
     flags: Flags
@@ -202,6 +204,7 @@ async def open_engines(
             await engines.contexts.close()
             await engines.refusals.close()
             await engines.flags.close()
+            await engines.budget.close()
             await engines.announcements.close()
             await engines.rate_limits.close()
             await engines.gates.close()
@@ -254,6 +257,7 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
+        budget=Budget(router, announcements, ids, clock),
         announcements=announcements,
         definitions=definitions,
         flags=Flags(definitions, clock),

@@ -86,6 +86,12 @@ POST,OPTIONS /analytics/beacon
 GET /analytics/index
 POST /analytics/index/rebuild
 POST /attribution/tag-link
+POST,GET /budget/usage
+GET,PUT /budget/policy
+GET /budget/summary
+POST /budget/reservations
+POST /budget/reservations/{reservation_id}/settle
+POST /budget/reservations/{reservation_id}/release
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
 GET /openapi.json
 """
@@ -195,9 +201,31 @@ CHECKS_LEFT_OUT = (
     "positive_data_acceptance",
 )
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
-DATA = r"^/(notes|memory|tables|blackboard|events|streams|ofrep|me|health|bootstrap)"
-DATA = r"^/(notes|memory|tables|blackboard|events|streams|gates|me|health|bootstrap)"
-DATA = r"^/(notes|memory|tables|blackboard|events|streams|analytics|attribution|me|health|bootstrap)"
+DATA = (
+    r"^/(notes|memory|tables|blackboard|events|streams|ofrep|gates|analytics|attribution|budget|me|health"
+    r"|bootstrap)"
+)
+    "^/("
+    + "|".join(
+        [
+            "notes",
+            "memory",
+            "tables",
+            "blackboard",
+            "events",
+            "streams",
+            "ofrep",
+            "me",
+            "health",
+            "bootstrap",
+            "gates",
+            "analytics",
+            "attribution",
+            "budget",
+        ]
+    )
+    + ")"
+)
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
@@ -230,6 +258,10 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "TableRowInput",
         "MemoryInput",
         "BlackboardInput",
+        "UsageInput",
+        "PolicyInput",
+        "ReservationInput",
+        "SettlementInput",
         "NewEvent",
         "NewStreamEvent",
         "Evaluation",

@@ -8,13 +8,14 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    AnalyticsEvent ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality ContractRef Cost
-    Decision Definition DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event
-    GateConfig GateRule Head IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch
-    KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NO_RETRY
-    NewAnalyticsEvent NewEvent NewNote Note NoteSource NoteTimestamps Os Page Probe Project RateLimit
-    RateLimitPolicy Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults Switch TableRow
-    TaggedLink Tenant User UserIdentity Verification
+    AnalyticsEvent ApiKey App Appended AsyncEngines Backend BlackboardEntry BudgetLimit BudgetPolicy
+    BudgetSummary BudgetTotals BudgetVerification Causality ContractRef Cost Decision Definition
+    DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event GateConfig GateRule
+    Head IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch KindState
+    LimitStanding Looked Me Measures Membership MemoryEntry Mode Move MovePlan MoveProgress NO_RETRY
+    NewAnalyticsEvent NewBudgetPolicy NewEvent NewNote NewUsage Note NoteSource NoteTimestamps Os Page
+    Price Probe Project RateLimit RateLimitPolicy Reservation Resolution RetryPolicy Route RouteScope
+    Surface SurfaceDefaults Switch TableRow TaggedLink Tenant UsageEntry User UserIdentity Verification
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -24,6 +25,7 @@ METHODS = {
     "tables": "delete each get page put",
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
+    "budget": "each page policy put_policy record release reserve settle summary",
     "notes": "create delete each get page replace",
     "ofrep": "evaluate evaluate_all",
     "analytics": "each index ingest page rebuild_index tag_link",

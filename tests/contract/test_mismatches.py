@@ -116,6 +116,8 @@ BODY_CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "/blackboard/body/{}", {"value": 1}),
     ("POST", "/notes", {"content": "x"}),
     ("POST", "/analytics/events", {}),
+    ("POST", "/budget/usage", {"cost": "1", "currency": "USD"}),
+    ("POST", "/budget/reservations", {"amount": "1", "currency": "USD"}),
 ]
 
 
@@ -246,6 +248,14 @@ DATA_CALLS: list[tuple[str, str, Any]] = [
     ("PUT", "/memory/s/k", {"value": 1}),
     ("GET", "/blackboard/r", None),
     ("PUT", "/blackboard/r/k", {"value": 1}),
+    ("GET", "/budget/usage", None),
+    ("POST", "/budget/usage", {"cost": "1", "currency": "USD"}),
+    ("GET", "/budget/policy", None),
+    ("PUT", "/budget/policy", {"currency": "USD"}),
+    ("GET", "/budget/summary", None),
+    ("POST", "/budget/reservations", {"amount": "1", "currency": "USD"}),
+    ("POST", "/budget/reservations/r/settle", {"cost": "1"}),
+    ("POST", "/budget/reservations/r/release", None),
     ("GET", "/notes", None),
     ("POST", "/notes", {"content": "x"}),
 ]

@@ -95,6 +95,11 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.put("/memory/s/k", {"value": 1}),
         member.put("/blackboard/r/k", {"value": 1}, **NEW),
         member.put("/flows/f", {"json_blob": {}}, **NEW),
+        member.post("/budget/usage", {"cost": "1", "currency": "USD"}),
+        member.post("/budget/reservations", {"amount": "1", "currency": "USD"}),
+        member.post("/budget/reservations/r/settle", {"cost": "1"}),
+        member.post("/budget/reservations/r/release"),
+        admin.put("/budget/policy", {"currency": "USD"}),
         member.post("/notes", {"content": "x"}),
         member.post("/analytics/events", {}),
         member.put(f"/notes/{note}", {"content": "y"}),
@@ -168,6 +173,7 @@ def test_diagnostics_say_of_each_kind_whether_it_is_ready(tenant: Tenant) -> Non
             "memory_store",
             "blackboard_store",
             "notes_store",
+            "budget_store",
         ):
             assert states[kind] == "ready"
 
@@ -280,6 +286,12 @@ GET /blackboard/{}
 GET /blackboard/{}/{}/versions
 POST,GET /notes
 GET,PUT,DELETE /notes/{}
+POST,GET /budget/usage
+GET,PUT /budget/policy
+GET /budget/summary
+POST /budget/reservations
+POST /budget/reservations/{}/settle
+POST /budget/reservations/{}/release
 POST,GET /flows
 GET,PUT,DELETE /flows/{}
 GET /flows/{}/versions

@@ -62,6 +62,7 @@ PATHS_WITH_IDS = [
     ("POST", "/streams/{}/events"),
     ("GET", "/streams/{}/events"),
     ("GET", "/streams/{}/stream"),
+    ("POST", "/budget/reservations/{}/release"),
     ("GET", "/notes/{}"),
     ("PUT", "/notes/{}"),
     ("GET", "/projects/{}"),

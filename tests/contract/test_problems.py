@@ -156,6 +156,8 @@ UNKNOWN_FIELDS = [
     ("PUT", "/memory/s/unknown", {"value": 1}),
     ("PUT", "/blackboard/r/unknown", {"value": 1}),
     ("POST", "/notes", {"content": "x"}),
+    ("POST", "/budget/usage", {"cost": "1", "currency": "USD"}),
+    ("POST", "/budget/reservations", {"amount": "1", "currency": "USD"}),
     ("POST", "/projects", {"project_id": "p_unknown", "name": "P"}),
     ("POST", "/keys", {"user_id": "u_nobody", "role": "member"}),
     ("PUT", "/routes/notes_store", {"backend_id": "lab"}),

@@ -16,6 +16,7 @@ from engines.ports.secrets import Secret
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.notes import Notes
 from tests.servers.postgres import PostgresServer
+from tests.stores.budget_home import Spender
 from tests.stores.home import Home, context
 from tests.stores.samples import COUNT, numbered
 
@@ -90,3 +91,10 @@ async def filled(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[Ev
 @pytest.fixture
 def notes(home: Home) -> Notes:
     return Notes(home, home.ids, home.clock)
+
+
+@pytest.fixture
+async def spender(home: Home) -> AsyncIterator[Spender]:
+    spender = Spender(home)
+    yield spender
+    await spender.close()

@@ -11,6 +11,7 @@ import engines
 from engines.errors import Conflict
 from engines.scope import RequestContext
 from engines.stores.blackboard import BlackboardInput
+from engines.stores.budget_records import UsageInput
 from engines.stores.definition_records import DefinitionFilter, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.event_records import NewEvent
@@ -37,6 +38,7 @@ async def write_each_kind(process: engines.Engines, mine: RequestContext) -> str
     page = DefinitionInput(json_blob={"slug": "home", "content": value}, id="home")
     await process.definitions.create(mine, PAGES, page)
     await told_of_page(process, mine)
+    await process.budget.record(mine, UsageInput(cost="0.1", currency="USD", tool=mine.tenant_id))
     return (await process.notes.create(mine, NoteInput(content=mine.tenant_id))).record.note_id
 
 
@@ -61,6 +63,7 @@ async def check_each_kind(process: engines.Engines, mine: RequestContext, note_i
     assert (await process.notes.get(mine, note_id)).content == mine.tenant_id
     found = await process.definitions.list(mine, PAGES, DefinitionFilter(slug="home"))
     assert [page.json_blob["content"] for page in found.items] == [value]
+    assert [entry.tool for entry in (await process.budget.usage(mine)).items] == [mine.tenant_id]
     with pytest.raises(Conflict):
         await process.definitions.create(mine, PAGES, DefinitionInput(json_blob={"slug": "home"}))
 

@@ -26,6 +26,7 @@ from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
 from engines.stores.analytics import Analytics
 from engines.stores.blackboard import Blackboard
+from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.flags import Flags
@@ -94,6 +95,8 @@ class Engines(Protocol):
     def flags(self) -> Flags: ...
     @property
     def analytics(self) -> Analytics: ...
+    @property
+    def budget(self) -> Budget: ...
     @property
     def definitions(self) -> Definitions: ...
     @property

@@ -204,6 +204,22 @@ class RateLimitsProbe:
         """Nothing was written."""
 
 
+class BudgetProbe:
+    """The summary. A ledger keeps what is recorded, and its first entry fixes the currency."""
+
+    leaves = False
+    reads_only = True
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing is written."""
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
+        await client.budget.summary(by="day")
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        """Nothing was written."""
+
+
 class DefinitionsProbe:
     """The first definition of a kind, if there is one. None is written: its history would keep it."""
 
@@ -245,4 +261,5 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.TEMPERATURES: DefinitionsProbe("temperature"),
     catalogue.FIREARMS: DefinitionsProbe("firearms"),
     catalogue.RATE_LIMITS: RateLimitsProbe(),
+    catalogue.BUDGET: BudgetProbe(),
 }

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import analytics, control, definitions, gates, logs, ofrep, routing, stores
+from engines.client import analytics, budget, control, definitions, gates, logs, ofrep, routing, stores
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -222,6 +222,20 @@ class Analytics(Group[analytics.Analytics]):
     tag_link = blocking(analytics.Analytics.tag_link)
 
 
+class Budget(Group[budget.Budget]):
+    """`AsyncEngines.budget`, blocking."""
+
+    record = blocking(budget.Budget.record)
+    page = blocking(budget.Budget.page)
+    each = iterating(budget.Budget.each)
+    policy = blocking(budget.Budget.policy)
+    put_policy = blocking(budget.Budget.put_policy)
+    summary = blocking(budget.Budget.summary)
+    reserve = blocking(budget.Budget.reserve)
+    settle = blocking(budget.Budget.settle)
+    release = blocking(budget.Budget.release)
+
+
 class Definitions(Group[definitions.Definitions]):
     """`AsyncEngines.flows` and the like, blocking."""
 
@@ -380,6 +394,7 @@ class Engines:
         self.notes = Notes(client.notes, loop)
         self.ofrep = Ofrep(client.ofrep, loop)
         self.analytics = Analytics(client.analytics, loop)
+        self.budget = Budget(client.budget, loop)
         self.flows = Definitions(client.flows, loop)
         self.graphs = Definitions(client.graphs, loop)
         self.overlays = Definitions(client.overlays, loop)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final
 
 from engines.client.analytics import Analytics
+from engines.client.budget import Budget
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, RateLimits, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
@@ -106,6 +107,7 @@ class AsyncEngines:
         self.notes = Notes(calls)
         self.ofrep = Ofrep(calls)
         self.analytics = Analytics(calls)
+        self.budget = Budget(calls)
         self.flows = Definitions(calls, "flows")
         self.graphs = Definitions(calls, "graphs")
         self.overlays = Definitions(calls, "overlays")

@@ -12,6 +12,11 @@ permission, finds its place, and stamps the context's identity on what it writes
     tables.Tables
         put(context, table, pk, sk, TableRowInput)        get, delete(context, table, pk, sk)
         list(context, table, pk)
+    budget.Budget
+        record(context, UsageInput)           usage(context, UsageFilter)   summary(context, SummaryQuery)
+        reserve(context, ReservationInput)    settle(context, reservation_id, SettlementInput)
+        release(context, reservation_id)      policy(context)               put_policy(context, PolicyInput)
+        check(context, amount, provider=)     close()
     blackboard.Blackboard
         put(context, run_id, key, BlackboardInput)        get(context, run_id, key, version=)
         list(context, run_id)                             versions(context, run_id, key)

@@ -10,6 +10,7 @@ from engines import catalogue
 from engines.core.keys import within
 from engines.core.place import Places
 from engines.scope import RequestContext
+from engines.stores.definition_schemas import SCHEMAS
 
 
 async def holds_anything(places: Places, kind: str, context: RequestContext) -> bool:
@@ -38,5 +39,7 @@ def _look(kind: str, context: RequestContext) -> tuple[str | None, tuple[str, ..
         catalogue.BLACKBOARD: ("blackboard.read", ("b",)),
         catalogue.NOTES: ("notes.read", ("n", context.user_id)),
         catalogue.RATE_LIMITS: ("rate_limits.read", ("q",)),
+        catalogue.BUDGET: ("budget.read", ("u",)),
+        **{schema.kind: ("definitions.read", ("d",)) for schema in SCHEMAS},
     }
     return looks.get(kind, (None, None))

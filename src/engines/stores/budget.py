@@ -1,0 +1,300 @@
+"""Budgets: what was used and what may be, of a tenant and env.
+
+Owns who may do what, and finding the place. The rules stand where they are kept: amounts in
+`stores/budget_amounts.py`, limits and prices in `budget_policy.py`, counting against limits in
+`budget_accounts.py`, entries in `budget_usage.py`, reservations in `budget_reservations.py`, totals in
+`budget_totals.py`, group commit in `budget_book.py`.
+
+Why the ledger is documents beside its totals, and no `core/log.py`: an entry, the totals that it changes, the
+account of each limit, the end of its reservation, the marker of its request and what the spine is to be told
+are one atomic write, which only one partition can hold; so they agree whenever anybody looks, and a process
+that is killed, or a reply that is lost, leaves all of them or none. A commit of a log stands in a partition
+of its own. All of a tenant and env is one budget, because one reservation may touch limits of any scope; a
+route for a project, app or surface leads to a budget of its own there, with a policy of its own.
+
+What that costs: the budget of a tenant and env is changed by one atomic write after another. Group commit
+packs some tens of changes into each; how many a second one partition takes is the backend's to say.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from engines import catalogue
+from engines.clock import Clock
+from engines.codec import encode_json
+from engines.core.cursor import list_scope
+from engines.core.idempotency import Request
+from engines.core.listing import START, Listed, Window, list_records
+from engines.core.place import Places
+from engines.core.records import ANYTHING, Condition
+from engines.core.slots import Slots
+from engines.errors import ContextMismatch, NotFound
+from engines.ids import Ids
+from engines.ports.documents import Doc
+from engines.scope import RequestContext, check_id, normalise_surface
+from engines.stores.budget_accounts import HARD_LIMIT, Accounts
+from engines.stores.budget_amounts import checked
+from engines.stores.budget_book import Books
+from engines.stores.budget_changes import BudgetChange, PutPolicy, R
+from engines.stores.budget_policy import Dimensions, Policy, PolicyInput, check_policy
+from engines.stores.budget_records import (
+    ANCHOR,
+    POLICY,
+    POLICY_KEY,
+    USAGE,
+    Reservation,
+    ReservationInput,
+    SettlementInput,
+    UsageEntry,
+    UsageInput,
+)
+from engines.stores.budget_reservations import Release, Reserve, Settle
+from engines.stores.budget_sheet import Announcements
+from engines.stores.budget_summary import Summary, SummaryQuery, check_query, summarise
+from engines.stores.budget_totals import read_standing
+from engines.stores.budget_usage import RecordUsage
+from engines.stores.scoped import B, Change, check_body, with_etag
+
+# A verification reads the whole ledger.
+VERIFYING_TENANT_MAX: Final = 1
+VERIFYING_MAX: Final = 4
+VERIFYING_RETRY_S: Final = 5.0
+
+
+class UsageFilter(msgspec.Struct, frozen=True):
+    """Which entries to list; None leaves a field open. A bound project is a filter as well."""
+
+    provider: str | None = None
+    model: str | None = None
+    tool: str | None = None
+    surface_id: str | None = None
+    app_id: str | None = None
+    project_id: str | None = None
+    run_id: str | None = None
+    reservation_id: str | None = None
+
+
+class BudgetCheck(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether an amount would fit now. Where it would not: which limit refuses, and what that limit leaves.
+
+    `has_policy` False: nobody has limited anything, so everything fits. `soft_limits`: passed already.
+    """
+
+    passes: bool
+    has_policy: bool
+    limit_id: str | None = None
+    period: str | None = None
+    left: Decimal | None = None
+    reason_code: str | None = None
+    soft_limits: tuple[str, ...] = ()
+
+
+NO_FILTER: Final = UsageFilter()
+EVERYTHING: Final = SummaryQuery()
+
+
+class Budget:
+    """The budget of whoever asks. Any number of concurrent calls on one event loop.
+
+    Every method raises Forbidden (the role does not grant it), ContextMismatch, MissingRoute (without a route
+    nothing is allowed), ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt; changes also
+    OutcomeUnknown and IdempotencyKeyReused.
+    """
+
+    def __init__(self, places: Places, announcements: Announcements, ids: Ids, clock: Clock) -> None:
+        self._places = places
+        self._ids = ids
+        self._clock = clock
+        self._books = Books(announcements, ids, clock)
+        self._verifying = Slots(
+            "verifications",
+            tenant_max=VERIFYING_TENANT_MAX,
+            process_max=VERIFYING_MAX,
+            retry_after_s=VERIFYING_RETRY_S,
+        )
+
+    async def record(
+        self, context: RequestContext, usage: UsageInput, *, request: Request | None = None
+    ) -> Change[UsageEntry]:
+        """Append an entry to the ledger: a use, or with `corrects` what an entry should have said.
+
+        Raises Invalid (an amount, a currency, a time, no price in force), NotFound (`corrects`).
+        """
+        context.require_data("budget.write")
+        return await self._change(RecordUsage(context, _checked(context, usage), request))
+
+    async def usage(
+        self, context: RequestContext, where: UsageFilter = NO_FILTER, *, window: Window = START
+    ) -> Listed[UsageEntry]:
+        """The ledger by position. A filtered page may be short or empty and have more behind it.
+
+        Raises Invalid (a limit, a cursor or a filter), ContextMismatch (another project than the bound one).
+        """
+        context.require_data("budget.read")
+        where = _checked_filter(context, where)
+        place = await self._places.place(catalogue.BUDGET, context)
+        cursors = list_scope(catalogue.BUDGET, context.tenant_id, context.env, "usage")
+
+        def shown(doc: Doc) -> UsageEntry | None:
+            entry = with_etag(USAGE.decode(doc.body).record, doc.version)
+            if not _matches(entry, where):
+                return None
+            msgspec.structs.force_setattr(entry, "cursor", cursors.of_key("u!", doc.key))
+            return entry
+
+        return await list_records(
+            place.documents,
+            await place.partition(ANCHOR),
+            ("u",),
+            shown,
+            cursors=cursors,
+            window=window,
+            selective=where != NO_FILTER,
+        )
+
+    async def reserve(
+        self, context: RequestContext, reservation: ReservationInput, *, request: Request | None = None
+    ) -> Change[Reservation]:
+        """Hold an amount in every hard limit in force that counts it, or in none.
+
+        Raises Invalid; and with `reason_code: hard_limit` Throttled where it may fit after `retry_after_s`,
+        Conflict where waiting does not help.
+        """
+        context.require_data("budget.write")
+        reservation = _checked(context, reservation)
+        reservation_id = self._ids.record_id()
+        return await self._change(Reserve(context, reservation, request, reservation_id=reservation_id))
+
+    async def settle(
+        self,
+        context: RequestContext,
+        reservation_id: str,
+        settlement: SettlementInput,
+        *,
+        request: Request | None = None,
+    ) -> Change[Reservation]:
+        """Record what was used and give back what was held. The same again is answered as the first.
+
+        Raises Invalid, NotFound, Conflict (settled for something else, or released).
+        """
+        context.require_data("budget.write")
+        settlement = _checked(context, settlement)
+        return await self._change(Settle(context, reservation_id, settlement, request))
+
+    async def release(
+        self, context: RequestContext, reservation_id: str, *, request: Request | None = None
+    ) -> Change[Reservation]:
+        """Give back what was held; nothing was used. Raises Invalid, NotFound, Conflict (it was settled)."""
+        context.require_data("budget.write")
+        return await self._change(Release(context, reservation_id, request))
+
+    async def policy(self, context: RequestContext) -> Policy:
+        """One read. Raises NotFound."""
+        context.require_data("budget.read")
+        place = await self._places.place(catalogue.BUDGET, context)
+        doc = await place.documents.get(await place.partition(ANCHOR), POLICY_KEY)
+        if doc is None:
+            raise NotFound("this budget has no policy: nothing is limited, and nothing has a price")
+        return with_etag(POLICY.decode(doc.body).record, doc.version)
+
+    async def put_policy(
+        self,
+        context: RequestContext,
+        policy: PolicyInput,
+        *,
+        condition: Condition = ANYTHING,
+        request: Request | None = None,
+    ) -> Change[Policy]:
+        """Replace the policy. It holds from the next reservation on, in every process.
+
+        Raises Invalid, PreconditionFailed, TooLarge.
+        """
+        context.require_data("budget.policy")
+        policy = check_policy(_checked(context, policy))
+        return await self._change(PutPolicy(context, policy, condition, request))
+
+    async def summary(self, context: RequestContext, query: SummaryQuery = EVERYTHING) -> Summary:
+        """Totals by dimension and day, and how the limits stand.
+
+        With `verify` the ledger is added up anew and compared. Raises Invalid, TooLarge.
+        """
+        context.require_data("budget.read")
+        query = check_query(query)
+        if not query.verify:
+            return await self._summary(context, query)
+        context.require_data("budget.verify")
+        with self._verifying.hold(context.tenant_id):
+            return await self._summary(context, query)
+
+    async def check(
+        self, context: RequestContext, amount: Decimal, *, provider: str | None = None
+    ) -> BudgetCheck:
+        """Whether `amount` would fit into every hard limit now, for gates: one read, nothing is held.
+
+        No permission is asked for: it is the server's own question. Raises Invalid.
+        """
+        checked(amount, "amount")
+        place = await self._places.place(catalogue.BUDGET, context)
+        standing = await read_standing(place.documents, await place.partition(ANCHOR))
+        if standing.head is None or standing.policy is None:
+            return BudgetCheck(passes=True, has_policy=False)
+        at_ms = max(int(self._clock.now() * 1000), standing.head.at_ms)
+        accounts = Accounts(standing.head, standing.policy, at_ms)
+        use = Dimensions(provider, None, None, context.project_id, context.surface_id, context.app_id)
+        soft = tuple(status.limit_id for status in accounts.statuses(use) if status.soft_passed)
+        refused = accounts.refusal(use, amount)
+        if refused is None:
+            return BudgetCheck(passes=True, has_policy=True, soft_limits=soft)
+        status, _ = refused
+        return BudgetCheck(
+            passes=False,
+            has_policy=True,
+            limit_id=status.limit_id,
+            period=status.period,
+            left=status.left,
+            reason_code=HARD_LIMIT,
+            soft_limits=soft,
+        )
+
+    async def close(self) -> None:
+        """Take nothing more and finish what waits."""
+        await self._books.close()
+
+    async def _change(self, change: BudgetChange[R]) -> Change[R]:
+        async with self._places.changing(catalogue.BUDGET, change.context) as place:
+            outcome = await self._books.submit(change, place)
+        return change.shown(outcome)
+
+    async def _summary(self, context: RequestContext, query: SummaryQuery) -> Summary:
+        place = await self._places.place(catalogue.BUDGET, context)
+        partition = await place.partition(ANCHOR)
+        return await summarise(place.documents, partition, context, query, now_s=self._clock.now())
+
+
+def _checked(context: RequestContext, body: B) -> B:
+    """As `check_body`, and it can be written: nothing that cannot gets as far as those who share a commit."""
+    body = check_body(context, body)
+    encode_json(body)
+    return body
+
+
+def _checked_filter(context: RequestContext, where: UsageFilter) -> UsageFilter:
+    for name in ("app_id", "project_id", "run_id", "reservation_id"):
+        if (value := getattr(where, name)) is not None:
+            check_id(value, name)
+    project_id = where.project_id or context.project_id
+    if context.project_id not in (None, project_id):
+        raise ContextMismatch("another project is bound to this request", field="project_id")
+    surface_id = None if where.surface_id is None else normalise_surface(where.surface_id)
+    return msgspec.structs.replace(where, project_id=project_id, surface_id=surface_id)
+
+
+def _matches(entry: UsageEntry, where: UsageFilter) -> bool:
+    return all(
+        wanted is None or wanted == getattr(entry, name)
+        for name, wanted in msgspec.structs.asdict(where).items()
+    )

@@ -1,0 +1,250 @@
+"""Budgets: what is held, what is refused, when a period begins and what a soft limit says."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from engines.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    Invalid,
+    NotFound,
+    Throttled,
+)
+from engines.stores.budget_policy import Price
+from engines.stores.budget_records import ReservationInput, SettlementInput
+from tests.stores.budget_home import ADA, Spender, hard, soft
+from tests.stores.home import Home, context
+from tests.stores.subjects import keyed
+
+BOUND = context(project_id="p1")
+OTHERS = context(tenant_id="t_two", user_id="eve")
+
+
+class TestReservations:
+    async def test_what_is_held_is_not_there_for_others_and_comes_back(self, spender: Spender) -> None:
+        await spender.limit(hard("10", period="day"))
+        first, second = await spender.reserve("6"), await spender.reserve("4")
+        assert first.limits == ("all",)
+        with pytest.raises(Throttled):
+            await spender.reserve("0.0000000001")
+        await spender.release(first)
+        assert await spender.left() == (0, 4)
+        settled = (await spender.settle(second, "1.5", tokens_in=9)).record
+        assert (settled.state, settled.settled_cost) == ("settled", "1.5")
+        assert await spender.left() == (Decimal("1.5"), 0)
+        entry = (await spender.budget.usage(ADA)).items[0]
+        assert (entry.usage_id, entry.reservation_id) == (settled.usage_id, second.reservation_id)
+        assert (entry.provider, entry.tokens_in, entry.cost) == ("openai", 9, "1.5")
+        await spender.reserve("8.5")
+        await spender.reconciled()
+
+    async def test_every_limit_that_counts_it_must_have_room(self, spender: Spender) -> None:
+        await spender.limit(
+            hard("10", limit_id="tenant"),
+            hard("5", limit_id="project", project_id="p1"),
+            hard("3", limit_id="provider", provider="openai"),
+            hard("2", limit_id="surface", surface_id="canvas"),
+            hard("1", limit_id="app", app_id="a1"),
+        )
+        for mine, said, limit_id in (
+            (context(app_id="a1"), {}, "app"),
+            (context(surface_id="canvas"), {}, "surface"),
+            (context(), {}, "provider"),
+            (BOUND, {"provider": "other"}, "project"),
+            (context(), {"provider": None}, "tenant"),
+        ):
+            room = {"app": "1", "surface": "2", "provider": "3", "project": "5", "tenant": "10"}[limit_id]
+            with pytest.raises(Conflict) as refusal:
+                await spender.reserve(f"{room}.01", mine, **said)
+            assert refusal.value.scope == {"limit_id": limit_id, "period": "total"}
+            assert refusal.value.reason_code == "hard_limit"
+            await spender.release(await spender.reserve(room, mine, **said))
+        assert {limit.held for limit in (await spender.budget.summary(ADA)).limits} == {"0"}
+
+    async def test_an_abandoned_reservation_gives_its_amount_back_by_itself(self, spender: Spender) -> None:
+        await spender.limit(hard("10"))
+        first = await spender.reserve("10", ttl_seconds=30)
+        assert first.expires_at == "2027-01-15T08:00:30.000Z"
+        with pytest.raises(Throttled) as refusal:
+            await spender.reserve("10")
+        assert refusal.value.retry_after_s == 30
+        await spender.advance(29.9)
+        with pytest.raises(Throttled):
+            await spender.reserve("10")
+        await spender.advance(0.1)
+        assert await spender.left() == (0, 0)
+        second = await spender.reserve("10")
+        await spender.release(first)
+        assert await spender.left() == (0, 10), "what lapsed is not given back twice"
+        await spender.release(second)
+
+    async def test_a_use_is_recorded_though_its_reservation_lapsed_or_was_smaller(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        late, small = await spender.reserve("6", ttl_seconds=1), await spender.reserve("4")
+        await spender.advance(2)
+        taken = await spender.reserve("6")
+        assert (await spender.settle(late, "6")).record.over_limits == ("all",)
+        assert (await spender.settle(small, "4.5")).record.over_limits == ("all",)
+        await spender.release(taken)
+        assert await spender.left() == (Decimal("10.5"), 0)
+        assert (await spender.reconciled()).limits[0].left == "-0.5"
+
+    async def test_a_settlement_without_a_cost_is_priced(self, spender: Spender) -> None:
+        await spender.limit(hard("10"), prices=(Price(provider="openai", output_per_million="3"),))
+        reservation = await spender.reserve("10")
+        assert (await spender.settle(reservation, None, tokens_out=2_000_000)).record.settled_cost == "6"
+
+    async def test_an_end_that_is_repeated_changes_nothing_and_another_is_refused(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        settled, released = await spender.reserve("2"), await spender.reserve("3")
+        first = await spender.settle(settled, "1.50", tokens_in=1)
+        assert (await spender.settle(settled, "1.5", tokens_in=1)).record == first.record
+        for cost, tokens in (("1.6", 1), ("1.5", 2), (None, 1)):
+            with pytest.raises(Conflict):
+                await spender.settle(settled, cost, tokens_in=tokens)
+        with pytest.raises(Conflict):
+            await spender.release(settled)
+        once = await spender.release(released)
+        assert (await spender.release(released)).record == once.record
+        with pytest.raises(Conflict):
+            await spender.settle(released, "1")
+        assert await spender.left() == (Decimal("1.5"), 0)
+        assert (await spender.reconciled()).total.entries == 1
+
+    async def test_reservations_of_others_are_not_there(self, spender: Spender) -> None:
+        await spender.limit(hard("10"))
+        mine = await spender.reserve("2", BOUND)
+        for other in (OTHERS, context(env="dev"), context(project_id="p2")):
+            for ended in (
+                spender.budget.release(other, mine.reservation_id),
+                spender.budget.settle(other, mine.reservation_id, SettlementInput(cost="1", currency="USD")),
+            ):
+                with pytest.raises(NotFound):
+                    await ended
+        assert await spender.left() == (0, 2)
+
+    @pytest.mark.parametrize(
+        ("said", "field"),
+        [
+            ({"amount": "-1"}, "amount"),
+            ({"amount": "nan"}, "amount"),
+            ({"currency": "???"}, "currency"),
+            ({"ttl_seconds": 0}, "ttl_seconds"),
+            ({"ttl_seconds": 86_401}, "ttl_seconds"),
+        ],
+    )
+    async def test_bad_reservations_are_refused_by_their_field(
+        self, home: Home, spender: Spender, said: dict[str, Any], field: str
+    ) -> None:
+        with pytest.raises(Invalid) as refusal:
+            await spender.reserve(**said)
+        assert refusal.value.field == field
+        assert home.driver.calls == []
+
+    async def test_a_repeat_under_a_key_gets_the_first_answer_and_takes_nothing(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        said = ReservationInput(amount="4", currency="USD")
+        first = await spender.budget.reserve(ADA, said, request=keyed("r"))
+        again = await spender.budget.reserve(ADA, said, request=keyed("r"))
+        assert (again.record, again.created, again.replayed) == (first.record, True, True)
+        with pytest.raises(IdempotencyKeyReused):
+            await spender.budget.reserve(ADA, said, request=keyed("r", b"other"))
+        settlement = SettlementInput(cost="1")
+        ended = await spender.budget.settle(ADA, first.record.reservation_id, settlement, request=keyed("s"))
+        repeat = await spender.budget.settle(ADA, first.record.reservation_id, settlement, request=keyed("s"))
+        assert (repeat.record, repeat.replayed) == (ended.record, True)
+        assert await spender.left() == (1, 0)
+
+
+class TestPeriods:
+    async def test_a_period_begins_anew_at_its_boundary_and_holds_go_with_it(self, spender: Spender) -> None:
+        await spender.limit(hard("10", period="day"))
+        await spender.advance(16 * 3_600 - 60)  # 23:59:00
+        await spender.use("7")
+        held = await spender.reserve("3", ttl_seconds=300)
+        with pytest.raises(Throttled) as refusal:
+            await spender.reserve("4")
+        assert refusal.value.retry_after_s == 60
+        await spender.advance(60)  # 00:00:00
+        assert await spender.left() == (0, 3)
+        with pytest.raises(Throttled):
+            await spender.reserve("7.01")
+        await spender.reserve("7")
+        await spender.settle(held, "3")
+        summary = await spender.reconciled()
+        assert [(line.value, line.cost) for line in summary.by["day"]] == [
+            ("2027-01-15", "7"),
+            ("2027-01-16", "3"),
+        ]
+        assert (summary.limits[0].starts_at, summary.limits[0].ends_at) == (
+            "2027-01-16T00:00:00.000Z",
+            "2027-01-17T00:00:00.000Z",
+        )
+
+    async def test_months_end_when_they_do(self, spender: Spender) -> None:
+        await spender.limit(hard("1", period="month"))
+        await spender.use("1")
+        with pytest.raises(Throttled) as refusal:
+            await spender.reserve("1")
+        assert refusal.value.retry_after_s == (16 * 24 + 16) * 3_600
+        await spender.advance(refusal.value.retry_after_s)
+        await spender.reserve("1")
+
+    async def test_who_need_not_wait_is_told_so(self, spender: Spender) -> None:
+        await spender.limit(hard("10", period="day"))
+        with pytest.raises(Conflict):
+            await spender.reserve("10.01")
+        await spender.limit(hard("10"))
+        await spender.use("10")
+        with pytest.raises(Conflict):
+            await spender.reserve("1")
+
+    async def test_a_limit_refuses_in_its_own_time_alone(self, spender: Spender) -> None:
+        window = {"valid_from": "2027-01-15T09:00:00Z", "valid_until": "2027-01-15T10:00:00Z"}
+        await spender.limit(hard("5", period="day", **window))
+        await spender.release(await spender.reserve("6"))
+        await spender.use("4")
+        await spender.advance(3_600)
+        with pytest.raises(Throttled):
+            await spender.reserve("1.01")
+        await spender.advance(3_600)
+        await spender.reserve("6")
+
+    async def test_a_clock_that_goes_back_opens_no_period_again(self, spender: Spender) -> None:
+        await spender.limit(hard("10", period="hour"))
+        await spender.use("1")
+        spender.home.clock.jump(-7_200)
+        await spender.use("2")
+        entries = (await spender.budget.usage(ADA)).items
+        assert entries[1].recorded_at == entries[0].recorded_at
+        assert (await spender.left())[0] == 3
+
+
+class TestSoftLimits:
+    async def test_passing_one_is_told_once_a_period_and_shown(self, spender: Spender) -> None:
+        await spender.limit(soft("2", period="hour"), hard("100", limit_id="hard", soft="50"))
+        assert (await spender.use("2")).soft_limits == ()
+        assert (await spender.use("0.01")).soft_limits == ("all",)
+        assert (await spender.use("1")).soft_limits == ("all",)
+        reservation = await spender.reserve("90")
+        assert reservation.soft_limits == ("all",)
+        assert (await spender.settle(reservation, "60")).record.soft_limits == ("all", "hard")
+        await spender.advance(3_600)
+        assert (await spender.use("3")).soft_limits == ("all", "hard")
+        told = await spender.told(3, "soft_limit_passed")
+        assert [(event["limit_id"], event["starts_at"], event["spent"]) for event in told] == [
+            ("all", "2027-01-15T08:00:00.000Z", "2.01"),
+            ("hard", "1970-01-01T00:00:00.000Z", "63.01"),
+            ("all", "2027-01-15T09:00:00.000Z", "3"),
+        ]
+        assert [limit.soft_passed for limit in (await spender.budget.summary(ADA)).limits] == [True, True]
