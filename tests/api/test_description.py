@@ -205,27 +205,6 @@ DATA = (
     r"^/(notes|memory|tables|blackboard|events|streams|ofrep|gates|analytics|attribution|budget|me|health"
     r"|bootstrap)"
 )
-    "^/("
-    + "|".join(
-        [
-            "notes",
-            "memory",
-            "tables",
-            "blackboard",
-            "events",
-            "streams",
-            "ofrep",
-            "me",
-            "health",
-            "bootstrap",
-            "gates",
-            "analytics",
-            "attribution",
-            "budget",
-        ]
-    )
-    + ")"
-)
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
 SELF_DESTRUCTIVE = r"^(PUT|PATCH|DELETE) /(tenants|modes|routes|issuers)"
