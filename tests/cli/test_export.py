@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,17 @@ from engines.client import Event, NewEvent
 from engines.client.agent_runs import read_agent_runs
 from engines.client.export_formats import COLUMNS
 from engines.codec import encode_json
-from tests.cli.conftest import Engines
+from tests.cli.conftest import SAMPLE, Engines
 from tests.cli.lab import LabProcess
 
 REWARDS = "rl"
 PART_EVENTS = 40
+RUN = "task-0-0"
 
 
-@pytest.fixture(scope="module")
-def filled(lab: LabProcess, recorded_runs: Path) -> LabProcess:
-    """A spine with the rewards of the recorded runs, and events of other types, users and projects."""
-    rewards = [
+def rewards_of(runs: Path) -> list[NewEvent]:
+    """What each recorded run was rewarded with."""
+    return [
         NewEvent(
             event_type=REWARDS,
             run_id=f"task-{run.task_id}-{run.trial}",
@@ -44,16 +44,27 @@ def filled(lab: LabProcess, recorded_runs: Path) -> LabProcess:
                 "details": {"task_id": run.task_id, "trial": run.trial, "info": run.info},
             },
         )
-        for run in read_agent_runs(recorded_runs)
+        for run in read_agent_runs(runs)
     ]
+
+
+def append(client: Client, events: Sequence[NewEvent]) -> None:
+    for start in range(0, len(events), 50):
+        client.events.append(events[start : start + 50])
+
+
+@pytest.fixture(scope="module")
+def filled(lab: LabProcess) -> LabProcess:
+    """A spine with rewards, many times over, and events of other types, users and projects."""
+    sample = rewards_of(SAMPLE)
+    rewards = sample * (200 // len(sample))
     with Client(lab.file.url, lab.file.user("owner").token) as owner:
         owner.projects.create({"project_id": "p1", "name": "P"})
         owner.events.append([NewEvent(event_type="message", payload={"text": "💡\n", "n": 2**64 - 1})])
         for event in rewards[::40]:
             owner.bound(project_id="p1").events.append([event])
     with Client(lab.file.url, lab.file.user("member").token) as member:
-        for start in range(0, len(rewards), 50):
-            member.events.append(rewards[start : start + 50])
+        append(member, rewards)
         member.events.append([NewEvent(event_type="message", payload={})])
     return lab
 
@@ -127,7 +138,7 @@ def test_the_manifest_says_what_each_part_holds(
     ("options", "filters"),
     [
         (["--type", REWARDS], {"event_type": REWARDS}),
-        (["--run", "task-0-0"], {"run_id": "task-0-0"}),
+        (["--run", RUN], {"run_id": RUN}),
         (["--user", "u_member"], {"user_id": "u_member"}),
         (["--project", "p1"], {"project_id": "p1"}),
         (["--type", REWARDS, "--user", "u_owner"], {"event_type": REWARDS, "user_id": "u_owner"}),
@@ -166,11 +177,14 @@ def test_since_and_until_cut_at_times_of_the_server(
     assert [line["position"] for line in (*before, *after)] == [event.position for event in events]
 
 
-def test_the_rewards_of_the_recorded_runs_are_all_there(
-    engines: Engines, filled: LabProcess, recorded_runs: Path, tmp_path: Path
+def test_the_rewards_of_two_hundred_real_runs_are_all_there(
+    engines: Engines, own_lab: LabProcess, recorded_runs: Path, tmp_path: Path
 ) -> None:
-    options = ("--type", REWARDS, "--user", "u_member", "--format", "parquet")
-    engines("events", "export", tmp_path / "x", *options, "--lab", filled.directory)
+    own_lab.start()
+    with Client(own_lab.file.url, own_lab.file.user("member").token) as member:
+        append(member, rewards_of(recorded_runs))
+    options = ("--type", REWARDS, "--format", "parquet")
+    engines("events", "export", tmp_path / "x", *options, "--lab", own_lab.directory)
     table = pq.read_table(parts_of(tmp_path / "x")[0])
     payloads = [json.loads(text) for text in table["payload"].to_pylist()]
     runs = json.loads(recorded_runs.read_text())

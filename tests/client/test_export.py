@@ -104,6 +104,13 @@ async def test_a_filter_may_leave_something_out(
     assert done.manifest.is_complete
 
 
+async def test_a_filter_repeats_nothing_and_leads_upwards(
+    client: AsyncEngines, server: Loopback, tmp_path: Path
+) -> None:
+    with pytest.raises(Corrupt):
+        await run(client, server, Spine([[1, 4, 4], [5]]), tmp_path, event_type="message")
+
+
 async def test_a_spine_that_does_not_verify_is_not_exported(
     client: AsyncEngines, server: Loopback, tmp_path: Path
 ) -> None:
