@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +27,7 @@ from engines.stores.json_values import Run, text
 WEIGHTS_SUM_MAX: Final = 2**31 - 1
 HASH_BITS: Final = 32
 VERSION_CHARS_MAX: Final = 256
+VERSIONS_KEPT_MAX: Final = 1_024
 
 FLAGD: Final = "$flagd"
 FLAG_KEY: Final = "flagKey"
@@ -161,8 +163,14 @@ def _version(value: Any) -> _Version | None:
     """`1.2.3-rc.1`, `v1.2` or the number 1; what is left out is 0, and build metadata counts for nothing."""
     if type(value) not in (str, int, float):
         return None
-    written = text(value, Run(None))
-    match = _VERSION.fullmatch(written) if len(written) <= VERSION_CHARS_MAX else None
+    written = value if type(value) is str else text(value, Run(None))
+    return _parsed(written) if len(written) <= VERSION_CHARS_MAX else None
+
+
+@lru_cache(maxsize=VERSIONS_KEPT_MAX)
+def _parsed(written: str) -> _Version | None:
+    """Programs come in few versions, and most of an evaluation went into reading the same ones again."""
+    match = _VERSION.fullmatch(written)
     if match is None:
         return None
     major, minor, patch, before = match.groups()

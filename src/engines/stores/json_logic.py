@@ -83,7 +83,8 @@ class Compiler:
     def _part(self, source: Any, field: str) -> Rule:
         if type(source) is list:
             items = self.rules(source, field)
-            return lambda data, run: [item(data, run) for item in items]
+            if not is_literal(source):
+                return lambda data, run: [item(data, run) for item in items]
         if type(source) is not dict:
             return lambda _data, _run: source
         if len(source) != 1:
@@ -110,6 +111,11 @@ class Compiler:
         return compiled
 
 
+def is_literal(source: Any) -> bool:
+    """Whether it is the same in every evaluation. No operator changes what it is given."""
+    return type(source) is not dict and (type(source) is not list or all(map(is_literal, source)))
+
+
 def check_count(arguments: Sequence[Any], least: int, most: int | None, field: str) -> None:
     """Raises Invalid for an operator with too few or too many arguments."""
     if len(arguments) < least or (most is not None and len(arguments) > most):
@@ -130,6 +136,9 @@ def eager(function: Callable[..., Any], least: int, most: int | None) -> Build:
             return lambda data, run: function(run, only(data, run))
         if len(rules) == 2:
             first, second = rules
+            if is_literal(arguments[1]):
+                literal = arguments[1]
+                return lambda data, run: function(run, first(data, run), literal)
             return lambda data, run: function(run, first(data, run), second(data, run))
         return lambda data, run: function(run, *[rule(data, run) for rule in rules])
 
@@ -142,7 +151,7 @@ def eager(function: Callable[..., Any], least: int, most: int | None) -> Build:
 def find(data: Any, path: Sequence[str]) -> Any:
     """What stands at `path` in the data; the sentinel of `found` where nothing does."""
     for name in path:
-        if isinstance(data, Mapping):
+        if type(data) is dict or isinstance(data, Mapping):
             data = data.get(name, _ABSENT)
         elif type(data) is list and name.isascii() and name.isdigit() and int(name[:9]) < len(data):
             data = data[int(name[:9])]

@@ -156,6 +156,8 @@ def contains(needle: Any, haystack: Any, run: Run) -> bool:
         return needle is not None and text(needle, run) in haystack
     if type(haystack) is list:
         run.spend(len(haystack))
+        if type(needle) is str:
+            return needle in haystack
         return any(strictly_equal(needle, item) for item in haystack)
     return False
 
