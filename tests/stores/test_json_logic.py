@@ -9,12 +9,11 @@ import pytest
 
 from engines.errors import Invalid, TooLarge
 from engines.stores.json_logic import (
-    MERGED_ITEMS_MAX,
-    OPERATORS,
     RULE_DEPTH_MAX,
     RULE_PARTS_MAX,
     Compiler,
 )
+from engines.stores.json_operators import MERGED_ITEMS_MAX, OPERATORS
 from engines.stores.json_values import STEPS_MAX, TEXT_CHARS_MAX, Run
 
 DATA = {
@@ -30,7 +29,7 @@ DATA = {
 
 
 def compiled(rule: Any, named: dict[str, Any] | None = None) -> Any:
-    return Compiler({}, named or {}, lambda _name, _field: None).rule(rule, "rule")
+    return Compiler(OPERATORS, named or {}, lambda _name, _field: None).rule(rule, "rule")
 
 
 def answer(rule: Any, data: Any = DATA, named: dict[str, Any] | None = None) -> Any:

@@ -1,7 +1,7 @@
 """The operators that flagd adds to JSON Logic: `fractional`, `sem_ver`, `starts_with`, `ends_with`.
 
-Owns their arguments, what they answer and the arithmetic of percentage rollouts. Leaves everything else of a
-rule to `stores/json_logic.py`. The source is flagd's own documentation (docs/reference/custom-operations) and
+Owns their arguments, what they answer and the arithmetic of percentage rollouts. Leaves the other
+operators of a rule to `stores/json_operators.py`. The source is flagd's own documentation (docs/reference/custom-operations) and
 its evaluator of July 2026: an operator whose arguments do not fit answers null, so that a rule falls
 through to its default instead of matching by accident. What can be seen to be wrong in the rule itself is
 refused when the rule is stored.
@@ -20,6 +20,7 @@ import mmh3
 
 from engines.errors import Invalid
 from engines.stores.json_logic import Build, Compiler, Rule, check_count, eager
+from engines.stores.json_operators import OPERATORS
 from engines.stores.json_values import Run, text
 
 # The product of a 32-bit hash and the weights' sum must fit a signed 64-bit integer in every language that
@@ -254,6 +255,7 @@ def _ends_with(_run: Run, value: Any, suffix: Any) -> bool | None:
 
 
 FLAG_OPERATORS: Final[Mapping[str, Build]] = {
+    **OPERATORS,
     "fractional": _fractional,
     "sem_ver": _sem_ver,
     "starts_with": _compares_texts(eager(_starts_with, 2, 2)),
