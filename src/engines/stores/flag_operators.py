@@ -1,10 +1,10 @@
 """The operators that flagd adds to JSON Logic: `fractional`, `sem_ver`, `starts_with`, `ends_with`.
 
-Owns their arguments, what they answer and the arithmetic of percentage rollouts. Leaves the other
-operators of a rule to `stores/json_operators.py`. The source is flagd's own documentation (docs/reference/custom-operations) and
-its evaluator of July 2026: an operator whose arguments do not fit answers null, so that a rule falls
-through to its default instead of matching by accident. What can be seen to be wrong in the rule itself is
-refused when the rule is stored.
+Owns their arguments, what they answer and the arithmetic of percentage rollouts. Leaves the other operators
+to `stores/json_operators.py`. The source is flagd's own documentation (docs/reference/custom-operations) and
+its evaluator of July 2026: an operator whose arguments do not fit answers null, so that a rule falls through
+to its default instead of matching by accident. What can be seen to be wrong in the rule itself is refused
+when the rule is stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Values as JSON Logic compares and converts them: the rules of JavaScript, on decoded JSON.
 
-Owns truth, numbers, text, equality and order. Leaves operators to `stores/json_operators.py`. The source of every
-rule is the reference implementation that jsonlogic.com documents, which is JavaScript and leaves conversions
-to its language. Numbers that come of arithmetic are floats, so no rule can make one grow without end.
+Owns truth, numbers, text, equality and order. Leaves operators to `stores/json_operators.py`. The source of
+every rule is the reference implementation that jsonlogic.com documents, which is JavaScript and leaves
+conversions to its language. Numbers that come of arithmetic are floats, so no rule can make one grow without
+end.
 """
 
 from __future__ import annotations
