@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[list[Result]]:
+def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[Sequence[Result]]:
     """The results of each comparison named, in order. What cannot run here is said, and left out."""
     with Stage(sizes) as stage:
         for name in names:
@@ -104,7 +104,7 @@ def run(names: Sequence[str], sizes: Sizes, console: Console) -> Iterator[list[R
             except NotRun as error:
                 console.print(f"not run: {name}: {error}")
             else:
-                yield list(found)
+                yield found
 
 
 def _parser() -> argparse.ArgumentParser:

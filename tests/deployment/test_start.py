@@ -6,9 +6,9 @@ import pytest
 
 import engines
 from engines.control.bootstrap import bootstrap
-from engines.control.records import Mode
+from engines.control.records import Mode, Role
 from engines.control.store import Actor, ControlStore
-from engines.control.tables import MODES, ROUTES, TENANTS, route_ids
+from engines.control.tables import MODES, ROLES, ROUTES, TENANTS, route_ids
 from engines.core.records import Condition
 from engines.errors import Forbidden, ForbiddenBackendClass, Invalid, MissingRoute, NotFound
 from engines.scope import RouteScope
@@ -51,6 +51,25 @@ async def test_outside_a_lab_a_required_kind_without_a_default_refuses_the_start
         await bootstrap(control.store, control.record, host_local=False)
         with pytest.raises(MissingRoute):
             await starts(postgres_database)
+
+
+async def test_an_older_deployment_gains_what_roles_may_do_since_and_keeps_what_it_has(
+    postgres_database: str,
+) -> None:
+    async with open_control_plane(postgres_database) as control:
+        await bootstrap(control.store, control.record, host_local=False)
+
+        async def older(_: Role | None) -> Role:
+            return Role(role="viewer", permissions=("events.read", "of_its_own"))
+
+        await control.store.put(ROLES, ["viewer"], older, actor=ACTOR)
+        await bootstrap(control.store, control.record, host_local=False)
+        permissions = (await control.store.get(ROLES, "viewer")).record.permissions
+        assert permissions[:2] == ("events.read", "of_its_own")
+        assert {"definitions.read", "notes.read"} <= set(permissions)
+        version = (await control.store.get(ROLES, "viewer")).version
+        await bootstrap(control.store, control.record, host_local=False)
+        assert (await control.store.get(ROLES, "viewer")).version == version
 
 
 async def test_a_kind_that_every_mode_marks_optional_or_per_tenant_is_not_required(

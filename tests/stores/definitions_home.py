@@ -21,9 +21,9 @@ PLEDGES = "pledges"
 class Told:
     """One process on a home: its spine, its announcements and its definitions."""
 
-    def __init__(self, home: Home, name: str = "one") -> None:
+    def __init__(self, home: Home, name: str = "one", *, segment_size: int = 50_000) -> None:
         self.home = home
-        self.spine = EventSpine(home, home.ids, home.clock)
+        self.spine = EventSpine(home, home.ids, home.clock, segment_size_default=segment_size)
         self.announcements = Announcements(home, self.spine, home.clock)
         self.pledges = self.announcements.promises = Pledges(
             home.documents,

@@ -15,6 +15,7 @@ from engines.errors import OutcomeUnknown, PreconditionFailed, Throttled, Unavai
 from engines.stores import announcements
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.stores.events import NewEvent
 from engines.testing.clock import ManualClock
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.stores.definitions_home import Told
@@ -98,6 +99,25 @@ async def test_what_was_told_and_not_removed_is_not_told_again(told: Told) -> No
     assert await other.pledges.finish_abandoned() == 1
     assert (await waiting(told.home), len(await other.events())) == (0, 2)
     await other.close()
+
+
+async def test_what_was_told_long_ago_and_not_removed_is_not_told_again(home: Home) -> None:
+    """The spine recognises an event id for a segment; what others left may be older."""
+    dead, heir = Told(home, "dead", segment_size=3), Told(home, "heir", segment_size=3)
+    await dead.announcements.close()
+    await dead.definitions.create(ADA, FLOWS, FLOW)
+    await heir.pledges.finish_abandoned()
+    home.clock.advance(ABANDONED_S)
+    # The layout and the meta document of the spine come before its first append; then the removal is lost.
+    home.faults.script(*[Fault.NONE] * 3, Fault.LOST_UNAPPLIED)
+    assert await heir.pledges.finish_abandoned() == 0
+    assert (await waiting(home), len(await heir.events())) == (1, 1)
+    for number in range(9):
+        await heir.spine.append(ADA, [NewEvent(event_type="rl", payload={"number": number})])
+    assert await heir.pledges.finish_abandoned() == 1
+    assert (await waiting(home), len(await heir.events())) == (0, 1)
+    await heir.close()
+    await dead.spine.close()
 
 
 async def test_a_change_is_made_while_the_spine_cannot_be_reached_and_told_once_it_can(

@@ -39,6 +39,7 @@ DATA_KINDS: Final = (
     "memory_store",
     "blackboard_store",
     "notes_store",
+    "page_content_store",
 )
 # Each kind of this tenant lies on a backend of its own, as far as there are so many.
 MIXED: Final = {

@@ -8,15 +8,20 @@ from contextlib import AsyncExitStack
 import pytest
 
 import engines
+from engines.errors import Conflict
 from engines.scope import RequestContext
 from engines.stores.blackboard import BlackboardInput
+from engines.stores.definition_records import DefinitionFilter, DefinitionInput
+from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.event_records import NewEvent
+from engines.stores.events import EventFilter
 from engines.stores.memory import MemoryInput
 from engines.stores.notes import NoteInput
 from engines.stores.tables import TableRowInput
 from tests.contexts import context
 from tests.together.conftest import DATA_KINDS, DRIVERS, MIXED, NEW, NewUrl, deploy, tenant_of
 
+PAGES = SCHEMA_NAMED["pages"]
 TENANTS = (*map(tenant_of, DRIVERS), "t_mixed")
 
 
@@ -29,7 +34,19 @@ async def write_each_kind(process: engines.Engines, mine: RequestContext) -> str
     await process.tables.put(mine, "t", "pk", "sk", TableRowInput(value=value))
     await process.memory.set(mine, "s", "k", MemoryInput(value=value))
     await process.blackboard.put(mine, "r", "k", BlackboardInput(value=value), condition=NEW)
+    page = DefinitionInput(json_blob={"slug": "home", "content": value}, id="home")
+    await process.definitions.create(mine, PAGES, page)
+    await told_of_page(process, mine)
     return (await process.notes.create(mine, NoteInput(content=mine.tenant_id))).record.note_id
+
+
+async def told_of_page(process: engines.Engines, mine: RequestContext) -> None:
+    """Returns once the tenant's own spine knows of the page, wherever each of them lies."""
+    while True:
+        told = await process.spine.list(mine, EventFilter(event_type="audit"))
+        if any((event.payload or {}).get("definition") == "pages" for event in told.items):
+            return
+        await asyncio.sleep(0.05)
 
 
 async def check_each_kind(process: engines.Engines, mine: RequestContext, note_id: str) -> None:
@@ -42,6 +59,10 @@ async def check_each_kind(process: engines.Engines, mine: RequestContext, note_i
     assert (await process.memory.get(mine, "s", "k")).value == value
     assert (await process.blackboard.get(mine, "r", "k")).value == value
     assert (await process.notes.get(mine, note_id)).content == mine.tenant_id
+    found = await process.definitions.list(mine, PAGES, DefinitionFilter(slug="home"))
+    assert [page.json_blob["content"] for page in found.items] == [value]
+    with pytest.raises(Conflict):
+        await process.definitions.create(mine, PAGES, DefinitionInput(json_blob={"slug": "home"}))
 
 
 @pytest.mark.slow

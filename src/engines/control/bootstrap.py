@@ -1,7 +1,9 @@
 """The first records of a control plane, from seed files.
 
 Owns applying a seed so that it can be applied again: a record that ever existed is left as it is, whether it
-was changed since or deleted. Leaves what is seeded to the files under `control/seeds/`.
+was changed since or deleted. Roles alone gain what a newer release lets them do: no call changes a role, and
+without it the members of an older deployment could not use what came since. Leaves what is seeded to the
+files under `control/seeds/`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from engines.catalogue import CONTROL_PLANE, ROUTING_REGISTRY, SERVED
-from engines.control.records import Backend, Route
+from engines.control.records import Backend, Role, Route
 from engines.control.store import Actor, ControlStore, Table
 from engines.control.tables import (
     APPS,
@@ -70,6 +72,8 @@ async def bootstrap(
     if host_local:
         seed["tenants"] = [{**tenant, "mode": "lab"} for tenant in seed["tenants"]]
     await apply_seed(store, seed)
+    for row in seed["roles"]:
+        await _extend(store, msgspec.convert(row, Role))
     await store.seed(BACKENDS, [control.backend_id], control, actor=_ACTOR)
     if data is not None:
         await store.seed(BACKENDS, [data.backend_id], data, actor=_ACTOR)
@@ -78,6 +82,20 @@ async def bootstrap(
         backend = control if kind.name in control_kinds or data is None else data
         route = Route(tenant_id=SYSTEM_TENANT, resource_kind=kind.name, backend_id=backend.backend_id)
         await store.seed(ROUTES, route_ids(SYSTEM_TENANT, kind.name, RouteScope()), route, actor=_ACTOR)
+
+
+async def _extend(store: ControlStore, seeded: Role) -> None:
+    """Give a role the permissions that its seed has and it lacks."""
+    stored = await store.read(ROLES, seeded.role)
+    if stored is None or set(seeded.permissions) <= set(stored.record.permissions):
+        return
+
+    async def build(existing: Role | None) -> Role:
+        known = () if existing is None else existing.permissions
+        gained = tuple(permission for permission in seeded.permissions if permission not in known)
+        return Role(role=seeded.role, permissions=known + gained)
+
+    await store.put(ROLES, [seeded.role], build, actor=_ACTOR)
 
 
 async def apply_seed(store: ControlStore, seed: Seed) -> None:

@@ -23,7 +23,7 @@ from engines.clock import Clock
 from engines.codec import Codec, decode_json, encode_json
 from engines.core.documents import Documents
 from engines.core.keys import within
-from engines.core.outbox import BATCH_MAX, DELIVERY_TIMEOUT_S, WAITING_MAX, event_id_of, outbox_put
+from engines.core.outbox import DELIVERY_TIMEOUT_S, WAITING_MAX, event_id_of, outbox_put
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, Throttled, Unavailable
 from engines.ports.documents import ALWAYS, Delete, Put
@@ -33,6 +33,8 @@ from engines.stores.event_records import SystemEvent
 PAUSE_S: Final = 0.5
 PAUSE_MAX_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 2.0
+# Messages that are removed in one write, which has room for what a move adds to it.
+DELIVERED_MAX: Final = 64
 # Places whose messages are delivered at once by one process.
 DELIVERIES_AT_ONCE: Final = 16
 _GROUP: Final = "spine"
@@ -226,7 +228,7 @@ class Announcements:
         resume: str | None = above
         while resume is not None:
             place = await self._places.place(where.kind, context)
-            page = await place.documents.scan(partition, above=resume, below=below, limit=BATCH_MAX)
+            page = await place.documents.scan(partition, above=resume, below=below, limit=DELIVERED_MAX)
             resume = page.resume
             if not page.docs:
                 return
