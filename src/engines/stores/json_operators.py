@@ -28,6 +28,7 @@ from engines.stores.json_values import (
 )
 
 MERGED_ITEMS_MAX: Final = 1_000
+PATH_CHARS_MAX: Final = 512
 _ABSENT: Final = object()
 
 
@@ -51,6 +52,8 @@ def find(data: Any, path: Sequence[str]) -> Any:
 def _path(name: Any, run: Run) -> Sequence[str]:
     """The names that lead to a variable; none for all the data."""
     named = text(name, run)
+    if len(named) > PATH_CHARS_MAX:
+        return (named,)  # Nothing is called so; a long name is not worth being taken apart.
     return named.split(".") if named else ()
 
 
@@ -203,6 +206,7 @@ def _cat(run: Run, *values: Any) -> str:
 def _substr(run: Run, value: Any, start: Any, length: Any = _ABSENT) -> str:
     """From `start`, or so far before the end where it is negative; a negative length leaves so much off."""
     source = text(value, run)
+    run.spend_text(source)
     begin = _index(start, run)
     rest = source[begin:] if begin >= 0 else source[max(0, len(source) + begin) :]
     if length is _ABSENT:

@@ -20,6 +20,8 @@ from engines.errors import TooLarge
 STEPS_MAX: Final = 10_000
 TEXT_CHARS_MAX: Final = 8_192
 NUMBER_CHARS_MAX: Final = 400
+# So many characters are searched or copied in about the time of a step.
+_CHARS_A_STEP: Final = 256
 
 _NUMBER: Final = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
 _WHOLE_TEXT_BELOW: Final = 1e21
@@ -35,11 +37,15 @@ class Run:
         self.root = root
         self.steps_left = STEPS_MAX
 
+    def spend_text(self, source: str) -> None:
+        """The same for work that grows with a text."""
+        self.spend(len(source) // _CHARS_A_STEP)
+
     def spend(self, steps: int) -> None:
         """Raises TooLarge for more work than one evaluation may do."""
         self.steps_left -= steps
         if self.steps_left < 0:
-            raise TooLarge(f"one evaluation takes at most {STEPS_MAX:,} steps over lists")
+            raise TooLarge(f"one evaluation takes at most {STEPS_MAX:,} steps over lists and long texts")
 
 
 def is_true(value: Any) -> bool:
@@ -154,6 +160,7 @@ def is_at_most(one: Any, other: Any, run: Run) -> bool:
 def contains(needle: Any, haystack: Any, run: Run) -> bool:
     """`in`: text within text, or a member of a list. Null is in no text."""
     if type(haystack) is str:
+        run.spend_text(haystack)
         return needle is not None and text(needle, run) in haystack
     if type(haystack) is list:
         run.spend(len(haystack))
