@@ -116,7 +116,7 @@ def bounded_text(made: str) -> str:
     return made
 
 
-def loosely_equal(one: Any, other: Any, run: Run) -> bool:
+def loosely_equal(run: Run, one: Any, other: Any) -> bool:
     """`==`: equal after conversion. Null equals null alone, and a list or object no other but itself."""
     if one is None or other is None:
         return one is other
@@ -126,9 +126,9 @@ def loosely_equal(one: Any, other: Any, run: Run) -> bool:
     if one_is_container and other_is_container:
         return one is other
     if one_is_container:
-        return loosely_equal(text(one, run), other, run)
+        return loosely_equal(run, text(one, run), other)
     if other_is_container:
-        return loosely_equal(one, text(other, run), run)
+        return loosely_equal(run, one, text(other, run))
     return number(one, run) == number(other, run)
 
 
@@ -157,7 +157,7 @@ def is_at_most(one: Any, other: Any, run: Run) -> bool:
     return number(one, run) <= number(other, run)
 
 
-def contains(needle: Any, haystack: Any, run: Run) -> bool:
+def contains(run: Run, needle: Any, haystack: Any) -> bool:
     """`in`: text within text, or a member of a list. Null is in no text."""
     if type(haystack) is str:
         run.spend_text(haystack)
