@@ -218,6 +218,13 @@ class TestFractional:
         rule = {"fractional": [{"var": "targetingKey"}, ["one", {"-": [0, 50]}], ["two", 100]]}
         assert variant_of(rule, {"targetingKey": "any-user"}, "one", "two") == "two"
 
+        def split(weight: Any) -> list[str]:
+            rule = {"fractional": [["one", 100], ["two", weight], ["three", 100]]}
+            names = ("one", "two", "three")
+            return [variant_of(rule, {"targetingKey": f"user-{number}"}, *names) for number in range(50)]
+
+        assert split({"-": [0, 50]}) == split(0)
+
     @pytest.mark.parametrize(
         "weight", [{"/": [1, 2]}, {"cat": ["25"]}, {"==": [1, 1]}, {"/": [1, 0]}, {"+": ["x"]}]
     )

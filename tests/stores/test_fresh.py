@@ -107,8 +107,9 @@ async def test_a_read_that_never_ends_is_given_up(
     open_fresh: Callable[..., Fresh[str, str]], source: Source
 ) -> None:
     source.gate.clear()
-    with pytest.raises(Unavailable):
-        await open_fresh(age_max_s=0.05).get("a", source.read)
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable):
+            await open_fresh(age_max_s=0.05).get("a", source.read)
 
 
 async def test_however_many_ask_one_reads(fresh: Fresh[str, str], source: Source) -> None:

@@ -9,12 +9,11 @@ import pytest
 
 from engines.errors import Invalid, TooLarge
 from engines.stores.json_logic import (
-    MERGED_ITEMS_MAX,
-    OPERATORS,
     RULE_DEPTH_MAX,
     RULE_PARTS_MAX,
     Compiler,
 )
+from engines.stores.json_operators import MERGED_ITEMS_MAX, OPERATORS, PATH_CHARS_MAX
 from engines.stores.json_values import STEPS_MAX, TEXT_CHARS_MAX, Run
 
 DATA = {
@@ -30,7 +29,7 @@ DATA = {
 
 
 def compiled(rule: Any, named: dict[str, Any] | None = None) -> Any:
-    return Compiler({}, named or {}, lambda _name, _field: None).rule(rule, "rule")
+    return Compiler(OPERATORS, named or {}, lambda _name, _field: None).rule(rule, "rule")
 
 
 def answer(rule: Any, data: Any = DATA, named: dict[str, Any] | None = None) -> Any:
@@ -258,6 +257,23 @@ class TestBounds:
         ):
             with pytest.raises(TooLarge):
                 answer(rule, {"many": [0] * (STEPS_MAX + 1)})
+
+    def test_steps_over_long_texts(self) -> None:
+        """A rule may hold a long text, and do something with it for each item of a long list."""
+        long, items = "x" * 200_000, list(range(1_000))
+        for part in ({"in": ["y", long]}, {"substr": [long, 5]}):
+            assert answer({"map": [[1], part]})
+            with pytest.raises(TooLarge, match=f"{STEPS_MAX:,}"):
+                answer({"map": [{"var": "items"}, part]}, {"items": items})
+
+    def test_a_name_past_its_length_leads_nowhere(self) -> None:
+        data: dict[str, Any] = {"a": 1}
+        for _ in range(PATH_CHARS_MAX // 2):
+            data = {"a": data}
+        path = "a." * (PATH_CHARS_MAX // 2)
+        assert answer({"var": path[:-1]}, data) == {"a": 1}
+        assert answer({"var": f"{path}a"}, data) is None
+        assert answer({"var": {"cat": [path, "a"]}}, data) is None
 
     def test_text_that_grows(self) -> None:
         doubled = {"cat": [{"var": "accumulator"}, {"var": "accumulator"}]}

@@ -74,19 +74,24 @@ class Dispatch:
 
 def _walk(node: _Node, segments: Sequence[str], index: int, values: list[str]) -> _Node | None:
     """The node where a template ends that fits the segments from `index` on; `values` are its parameters'."""
-    if index == len(segments):
-        return node if node.runners else None
-    segment = segments[index]
-    literal = node.branches.get(segment)
-    if literal is not None:
-        found = _walk(literal, segments, index + 1, values)
-        if found is not None:
-            return found
-    parameter = node.branches.get(_PARAMETER)
-    if parameter is None:
-        return None
-    values.append(segment)
-    found = _walk(parameter, segments, index + 1, values)
-    if found is None:
-        values.pop()
-    return found
+    while index < len(segments):
+        segment = segments[index]
+        index += 1
+        literal, parameter = node.branches.get(segment), node.branches.get(_PARAMETER)
+        if literal is None:
+            if parameter is None:
+                return None
+            values.append(segment)
+            node = parameter
+            continue
+        if parameter is not None:
+            # Two ways: the literal one goes first, and where it leads nowhere the other is taken.
+            tried: list[str] = []
+            found = _walk(literal, segments, index, tried)
+            if found is not None:
+                values += tried
+                return found
+            values.append(segment)
+            literal = parameter
+        node = literal
+    return node if node.runners else None

@@ -67,8 +67,9 @@ async def evaluate_flag(call: Call) -> Sendable:
     """Evaluate one flag. Without `value` in the answer the program that asks uses its own default."""
     request = await call.body(EvaluationRequest)
     evaluation = await call.engines.flags.evaluate(await call.context(), call.id("key"), request.context)
-    status = {"FLAG_NOT_FOUND": 404}.get(str(evaluation.error_code), 400)
-    return json_reply(_shown(evaluation), status=200 if evaluation.reason != "ERROR" else status)
+    if evaluation.reason != "ERROR":
+        return json_reply(evaluation)
+    return json_reply(_failure(evaluation), status=404 if evaluation.error_code == "FLAG_NOT_FOUND" else 400)
 
 
 @router.post(
@@ -86,7 +87,8 @@ async def evaluate_flags(call: Call) -> Sendable:
     call.query(BulkQuery)
     request = await call.body(EvaluationRequest)
     evaluations = await call.engines.flags.evaluate_all(await call.context(), request.context)
-    body = msgspec.json.encode({"flags": [_shown(evaluation) for evaluation in evaluations]})
+    shown = [one if one.reason != "ERROR" else _failure(one) for one in evaluations]
+    body = msgspec.json.encode({"flags": shown})
     etag = f'"{hashlib.blake2b(body, digest_size=_ETAG_BYTES).hexdigest()}"'
     fields = ((b"etag", etag.encode()),)
     if _is_known(call.fields.get(b"if-none-match"), etag):
@@ -94,9 +96,7 @@ async def evaluate_flags(call: Call) -> Sendable:
     return Reply(200, body, (JSON, *fields))
 
 
-def _shown(evaluation: Evaluation) -> Evaluation | EvaluationFailure:
-    if evaluation.reason != "ERROR":
-        return evaluation
+def _failure(evaluation: Evaluation) -> EvaluationFailure:
     return EvaluationFailure(
         key=evaluation.key,
         error_code=str(evaluation.error_code),

@@ -12,14 +12,15 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 import uvicorn
 import uvloop
 
-from engines.api.app import create_app
+from engines.api.app import ROUTERS, create_app
+from engines.api.endpoint import Router
 from engines.api.logs import Lines
 from engines.api.protocol import BoundedProtocol
 from engines.clock import SystemClock
@@ -112,11 +113,16 @@ def url_of(listener: socket.socket) -> str:
 
 
 def run(
-    what: Served, listener: socket.socket, announce: Announce | None = None, *, parent: int | None = None
+    what: Served,
+    listener: socket.socket,
+    announce: Announce | None = None,
+    *,
+    parent: int | None = None,
+    routers: Sequence[Router] = ROUTERS,
 ) -> None:
     """Serve in this process until a signal ends it, or `parent` (a file descriptor) becomes readable."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(what, listener, announce or _say_where, parent))
+        runner.run(_serve(what, listener, announce or _say_where, parent, routers))
 
 
 def _spare_the_collector() -> None:
@@ -129,12 +135,18 @@ def _spare_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _serve(what: Served, listener: socket.socket, announce: Announce, parent: int | None) -> None:
+async def _serve(
+    what: Served,
+    listener: socket.socket,
+    announce: Announce,
+    parent: int | None,
+    routers: Sequence[Router],
+) -> None:
     lines = Lines(sys.stderr.buffer, SystemClock())
     lines.configure_structlog()
     async with open_engines(what.control_plane, secrets=what.secrets) as engines:
         config = uvicorn.Config(
-            create_app(engines, tell=lines.account),
+            create_app(engines, tell=lines.account, routers=routers),
             http=BoundedProtocol,
             ws="none",
             lifespan="off",

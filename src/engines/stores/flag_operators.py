@@ -1,10 +1,10 @@
 """The operators that flagd adds to JSON Logic: `fractional`, `sem_ver`, `starts_with`, `ends_with`.
 
-Owns their arguments, what they answer and the arithmetic of percentage rollouts. Leaves everything else of a
-rule to `stores/json_logic.py`. The source is flagd's own documentation (docs/reference/custom-operations) and
-its evaluator of July 2026: an operator whose arguments do not fit answers null, so that a rule falls
-through to its default instead of matching by accident. What can be seen to be wrong in the rule itself is
-refused when the rule is stored.
+Owns their arguments, what they answer and the arithmetic of percentage rollouts. Leaves the other operators
+to `stores/json_operators.py`. The source is flagd's own documentation (docs/reference/custom-operations) and
+its evaluator of July 2026: an operator whose arguments do not fit answers null, so that a rule falls through
+to its default instead of matching by accident. What can be seen to be wrong in the rule itself is refused
+when the rule is stored.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ import mmh3
 
 from engines.errors import Invalid
 from engines.stores.json_logic import Build, Compiler, Rule, check_count, eager
+from engines.stores.json_operators import OPERATORS
 from engines.stores.json_values import Run, text
 
 # The product of a 32-bit hash and the weights' sum must fit a signed 64-bit integer in every language that
@@ -26,6 +28,7 @@ from engines.stores.json_values import Run, text
 WEIGHTS_SUM_MAX: Final = 2**31 - 1
 HASH_BITS: Final = 32
 VERSION_CHARS_MAX: Final = 256
+VERSIONS_KEPT_MAX: Final = 1_024
 
 FLAGD: Final = "$flagd"
 FLAG_KEY: Final = "flagKey"
@@ -161,8 +164,14 @@ def _version(value: Any) -> _Version | None:
     """`1.2.3-rc.1`, `v1.2` or the number 1; what is left out is 0, and build metadata counts for nothing."""
     if type(value) not in (str, int, float):
         return None
-    written = text(value, Run(None))
-    match = _VERSION.fullmatch(written) if len(written) <= VERSION_CHARS_MAX else None
+    written = value if type(value) is str else text(value, Run(None))
+    return _parsed(written) if len(written) <= VERSION_CHARS_MAX else None
+
+
+@lru_cache(maxsize=VERSIONS_KEPT_MAX)
+def _parsed(written: str) -> _Version | None:
+    """Programs come in few versions, and most of an evaluation went into reading the same ones again."""
+    match = _VERSION.fullmatch(written)
     if match is None:
         return None
     major, minor, patch, before = match.groups()
@@ -246,6 +255,7 @@ def _ends_with(_run: Run, value: Any, suffix: Any) -> bool | None:
 
 
 FLAG_OPERATORS: Final[Mapping[str, Build]] = {
+    **OPERATORS,
     "fractional": _fractional,
     "sem_ver": _sem_ver,
     "starts_with": _compares_texts(eager(_starts_with, 2, 2)),

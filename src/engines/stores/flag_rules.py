@@ -176,7 +176,7 @@ def failure(key: str, code: ErrorCode, details: str) -> Evaluation:
 
 def check_context(context: Any, field: str = "context") -> None:
     """Raises Invalid for what is no evaluation context: an object, whose targeting key is a string."""
-    if not isinstance(context, Mapping):
+    if type(context) is not dict and not isinstance(context, Mapping):
         raise Invalid("an evaluation context is an object", field=field)
     if not isinstance(context.get(TARGETING_KEY, ""), str):
         raise Invalid("the targeting key is a string", field=f"{field}.{TARGETING_KEY}")

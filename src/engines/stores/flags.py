@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from engines.clock import Clock
 from engines.codec import encode_json
@@ -89,13 +91,11 @@ class Flags:
         A flag that is not there, or cannot be evaluated, is an Evaluation whose reason is ERROR.
         """
         context.require_data("definitions.read")
-        check_id(key, "key")
         check_context(evaluation_context)
-
-        async def read(before: _Known | None) -> _Known | None:
-            return await self._read_one(context, key, before)
-
-        known = await self._flags.get((_scope(context), key), read)
+        place = (_scope(context), key)
+        known = self._flags.kept(place, UNSET)
+        if known is UNSET:
+            known = await self._flags.get(place, partial(self._read_one, context, check_id(key, "key")))
         if known is None:
             return failure(key, "FLAG_NOT_FOUND", "there is no such flag")
         return _evaluated(known, evaluation_context, self._clock.now())
@@ -110,10 +110,7 @@ class Flags:
         context.require_data("definitions.read")
         check_context(evaluation_context)
 
-        async def read(before: Mapping[str, _Known] | None) -> Mapping[str, _Known]:
-            return await self._read_all(context, before or {})
-
-        known = await self._sets.get(_scope(context), read)
+        known = await self._sets.get(_scope(context), partial(self._read_all, context))
         now_s = self._clock.now()
         evaluations: list[Evaluation] = []
         for number, one in enumerate(known.values(), 1):
@@ -134,8 +131,11 @@ class Flags:
             return None
         return _known(record, before)
 
-    async def _read_all(self, context: RequestContext, before: Mapping[str, _Known]) -> Mapping[str, _Known]:
+    async def _read_all(
+        self, context: RequestContext, before: Mapping[str, _Known] | None
+    ) -> Mapping[str, _Known]:
         known: dict[str, _Known] = {}
+        before = before or {}
         window = Window(limit=LIMIT_MAX)
         while True:
             listed = await self._definitions.list(context, _SCHEMA, window=window)

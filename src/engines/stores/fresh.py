@@ -21,6 +21,7 @@ from engines.errors import EnginesError, Unavailable
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+D = TypeVar("D")
 
 
 class _Kept(msgspec.Struct, Generic[V]):
@@ -53,6 +54,14 @@ class Fresh(Generic[K, V]):
         self._weight = 0
         self._kept: OrderedDict[K, _Kept[V]] = OrderedDict()
         self._reads: dict[K, asyncio.Task[_Kept[V]]] = {}
+
+    def kept(self, key: K, default: D) -> V | D:
+        """The value, if it was read lately enough; else `default`."""
+        kept = self._kept.get(key)
+        if kept is None or not self._is_fresh(kept):
+            return default
+        self._kept.move_to_end(key)
+        return kept.value
 
     async def get(self, key: K, read: Callable[[V | None], Awaitable[V]]) -> V:
         """The value, read by `read` if need be, which is given what was read before, however old.

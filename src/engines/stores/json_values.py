@@ -1,8 +1,9 @@
 """Values as JSON Logic compares and converts them: the rules of JavaScript, on decoded JSON.
 
-Owns truth, numbers, text, equality and order. Leaves operators to `stores/json_logic.py`. The source of every
-rule is the reference implementation that jsonlogic.com documents, which is JavaScript and leaves conversions
-to its language. Numbers that come of arithmetic are floats, so no rule can make one grow without end.
+Owns truth, numbers, text, equality and order. Leaves operators to `stores/json_operators.py`. The source of
+every rule is the reference implementation that jsonlogic.com documents, which is JavaScript and leaves
+conversions to its language. Numbers that come of arithmetic are floats, so no rule can make one grow without
+end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from engines.errors import TooLarge
 STEPS_MAX: Final = 10_000
 TEXT_CHARS_MAX: Final = 8_192
 NUMBER_CHARS_MAX: Final = 400
+# So many characters are searched or copied in about the time of a step.
+_CHARS_A_STEP: Final = 256
 
 _NUMBER: Final = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
 _WHOLE_TEXT_BELOW: Final = 1e21
@@ -34,11 +37,15 @@ class Run:
         self.root = root
         self.steps_left = STEPS_MAX
 
+    def spend_text(self, source: str) -> None:
+        """The same for work that grows with a text."""
+        self.spend(len(source) // _CHARS_A_STEP)
+
     def spend(self, steps: int) -> None:
         """Raises TooLarge for more work than one evaluation may do."""
         self.steps_left -= steps
         if self.steps_left < 0:
-            raise TooLarge(f"one evaluation takes at most {STEPS_MAX:,} steps over lists")
+            raise TooLarge(f"one evaluation takes at most {STEPS_MAX:,} steps over lists and long texts")
 
 
 def is_true(value: Any) -> bool:
@@ -109,7 +116,7 @@ def bounded_text(made: str) -> str:
     return made
 
 
-def loosely_equal(one: Any, other: Any, run: Run) -> bool:
+def loosely_equal(run: Run, one: Any, other: Any) -> bool:
     """`==`: equal after conversion. Null equals null alone, and a list or object no other but itself."""
     if one is None or other is None:
         return one is other
@@ -119,9 +126,9 @@ def loosely_equal(one: Any, other: Any, run: Run) -> bool:
     if one_is_container and other_is_container:
         return one is other
     if one_is_container:
-        return loosely_equal(text(one, run), other, run)
+        return loosely_equal(run, text(one, run), other)
     if other_is_container:
-        return loosely_equal(one, text(other, run), run)
+        return loosely_equal(run, one, text(other, run))
     return number(one, run) == number(other, run)
 
 
@@ -150,12 +157,15 @@ def is_at_most(one: Any, other: Any, run: Run) -> bool:
     return number(one, run) <= number(other, run)
 
 
-def contains(needle: Any, haystack: Any, run: Run) -> bool:
+def contains(run: Run, needle: Any, haystack: Any) -> bool:
     """`in`: text within text, or a member of a list. Null is in no text."""
     if type(haystack) is str:
+        run.spend_text(haystack)
         return needle is not None and text(needle, run) in haystack
     if type(haystack) is list:
         run.spend(len(haystack))
+        if type(needle) is str:
+            return needle in haystack
         return any(strictly_equal(needle, item) for item in haystack)
     return False
 
