@@ -187,8 +187,11 @@ class NotesProbe:
 
 
 class RateLimitsProbe:
-    """The limits that the counters are for. Only calls that meet a limit write one, and none is there to read;
-    whether the kind's backend can be written is in its route's state."""
+    """The limits that the counters are for.
+
+    Only calls that meet a limit write a counter, and none is there to be read. Whether the kind's backend can
+    be written is told with its route.
+    """
 
     leaves = False
     reads_only = True
