@@ -51,8 +51,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the table. `ours` and `other` are medians in `unit`.
 
     `judged` is what the goal is about: the ratio ours/other, or `ours` itself where there is no other side.
-    `cpu` is the same ratio of processor time in this process, where that was taken. `goal` is None for what
-    is only told.
+    `cpu` is the same ratio of processor time, of this process or of the server, where that was taken. `goal`
+    is None for what is only told.
     """
 
     name: str

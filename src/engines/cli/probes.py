@@ -189,6 +189,11 @@ class NotesProbe:
 
 class RateLimitsProbe:
     """The limits that the counters are for. Only calls that meet a limit write a counter."""
+    """The limits that the counters are for.
+
+    Only calls that meet a limit write a counter, and none is there to be read. Whether the kind's backend can
+    be written is told with its route.
+    """
 
     leaves = False
     reads_only = True
