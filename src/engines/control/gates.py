@@ -42,7 +42,7 @@ class KillSwitches:
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Stored[KillSwitch]:
-        """Replace the whole switch. When this returns, this process blocks what it switches off.
+        """Replace the whole switch. This process adopts it before it answers, every other within a second.
 
         Raises Forbidden, MissingRoute (no spine could be told), Invalid (no such surface),
         PreconditionFailed.

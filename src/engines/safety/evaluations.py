@@ -110,7 +110,7 @@ class Gates:
         gates: Sequence[Gate] = (),
         timeout_s: float = GATES_TIMEOUT_S,
     ) -> None:
-        """`gates`: those whose stores are mounted, beside the kill switch. they have `timeout_s` together."""
+        """`gates`: those whose stores are mounted, beside the kill switch; together they have `timeout_s`."""
         self._directory = directory
         self._spine = spine
         self._ids = ids
