@@ -336,7 +336,7 @@ class TestBeacon:
             (b"{", TEXT, 400),
             (b'{"platform":"a b"}', TEXT, 400),
             (b'{"events":[]}', TEXT, 400),
-            (b'{"payload":{"text":"%s"}}' % (b"x" * 65_536), TEXT, 413),
+            (b'{"events":[%s{}]}' % (b'{"page_title":"%s"},' % (b"x" * 300) * 210), TEXT, 413),
             (b"{}", "text/html", 415),
             (b"{}", "multipart/form-data", 415),
         ],

@@ -245,6 +245,10 @@ class TestLinks:
             tag(url, **VALUES)
         assert refusal.value.field == "url"
 
+    def test_credentials_are_named_for_what_they_are(self) -> None:
+        with pytest.raises(Invalid, match="without credentials"):
+            tag("https://a:b@example.com/", **VALUES)
+
     def test_a_contract_without_hosts_tags_nothing(self) -> None:
         with pytest.raises(Invalid):
             tag("https://example.com/", terms=contract(allowed_hosts=()), **VALUES)
