@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -22,11 +22,11 @@ import structlog
 from engines.clock import Clock
 from engines.codec import Codec, decode_json, encode_json
 from engines.core.documents import Documents
-from engines.core.keys import within
+from engines.core.keys import SEPARATOR, within
 from engines.core.outbox import DELIVERY_TIMEOUT_S, WAITING_MAX, event_id_of, outbox_put
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, Throttled, Unavailable
-from engines.ports.documents import ALWAYS, Delete, Put
+from engines.ports.documents import ALWAYS, Delete, Doc, Put
 from engines.scope import RequestContext
 from engines.stores.event_records import SystemEvent
 
@@ -232,26 +232,41 @@ class Announcements:
             resume = page.resume
             if not page.docs:
                 return
-            for doc in page.docs:
-                message = _MESSAGES.decode(doc.body)
-                event = SystemEvent(
-                    event_type=message.event_type,
-                    payload=decode_json(bytes(message.payload)),
-                    # Not by the partition's name, which changes as the kind moves.
-                    event_id=event_id_of(f"{where.kind}.{where.tenant_id}.{where.env}", doc.key),
-                    parent_event_id=message.parent_event_id,
-                )
-                await self._append(_context_of(context, message), event, repeated=repeated)
+            # Records at once, so that their events share commits; those of one record in its order.
+            outcomes = await asyncio.gather(
+                *(self._append(where, docs, repeated=repeated) for docs in _by_record(page.docs)),
+                return_exceptions=True,
+            )
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
             async with self._places.changing(where.kind, context) as place:
                 await place.documents.write(partition, [Delete(doc.key, ALWAYS) for doc in page.docs])
 
-    async def _append(self, context: RequestContext, event: SystemEvent, *, repeated: bool) -> None:
+    async def _append(self, where: _Where, docs: Sequence[Doc], *, repeated: bool) -> None:
         """Raises Unavailable where it takes too long: what was cut off is recognised by its event id."""
-        try:
-            async with asyncio.timeout(DELIVERY_TIMEOUT_S):
-                await self._spine.append_system(context, [event], look_everywhere=repeated)
-        except TimeoutError as error:
-            raise Unavailable("the event spine did not answer in time") from error
+        for doc in docs:
+            message = _MESSAGES.decode(doc.body)
+            event = SystemEvent(
+                event_type=message.event_type,
+                payload=decode_json(bytes(message.payload)),
+                # Not by the partition's name, which changes as the kind moves.
+                event_id=event_id_of(f"{where.kind}.{where.tenant_id}.{where.env}", doc.key),
+                parent_event_id=message.parent_event_id,
+            )
+            context = _context_of(_context_at(where), message)
+            try:
+                async with asyncio.timeout(DELIVERY_TIMEOUT_S):
+                    await self._spine.append_system(context, [event], look_everywhere=repeated)
+            except TimeoutError as error:
+                raise Unavailable("the event spine did not answer in time") from error
+
+
+def _by_record(docs: Sequence[Doc]) -> Collection[Sequence[Doc]]:
+    records: dict[str, list[Doc]] = {}
+    for doc in docs:
+        records.setdefault(doc.key.rpartition(SEPARATOR)[0], []).append(doc)
+    return records.values()
 
 
 async def _admit(documents: Documents, partition: str) -> None:
