@@ -19,7 +19,7 @@ SAMPLES: list[tuple[str, dict[str, Any]]] = [
     ),
 ]
 MALFORMED: list[tuple[str, dict[str, Any], str]] = [
-    ("rl", {}, "payload.kind"),
+    ("rl", {"kind": "prize"}, "payload.kind"),
     ("rl", {"kind": "reward"}, "payload.value"),
     ("rl", {"kind": "reward", "value": "much"}, "payload.value"),
     ("rl", {"kind": "reward", "value": 1, "reward": 1}, "payload.reward"),

@@ -89,8 +89,6 @@ def without(payload: dict[str, Any], member: str) -> dict[str, Any]:
 LONG_NAME = "n" * (NAME_CHARS_MAX + 1)
 MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     # The kind.
-    ("rl", {}, "payload.kind"),
-    ("rl", {"value": 1}, "payload.kind"),
     ("rl", {**REWARD, "kind": "Reward"}, "payload.kind"),
     ("rl", {**REWARD, "kind": None}, "payload.kind"),
     ("rl", {**REWARD, "kind": ["reward"]}, "payload.kind"),

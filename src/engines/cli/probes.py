@@ -8,12 +8,11 @@ record behind, named after the doctor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
 from engines import catalogue
 from engines.client import AsyncEngines, NewEvent, NewNote
-from engines.client.definitions import Definitions
 from engines.errors import Corrupt, NotFound
 
 NAME: Final = "engines-doctor"
@@ -187,59 +186,21 @@ class NotesProbe:
             await client.notes.delete(note.note_id)
 
 
-class RateLimitsProbe:
-    """The limits that the counters are for. Only calls that meet a limit write a counter."""
-    """The limits that the counters are for.
-
-    Only calls that meet a limit write a counter, and none is there to be read. Whether the kind's backend can
-    be written is told with its route.
-    """
+class ReadingProbe:
+    """Reads what is there, if anything. None is written: of these kinds each write stays for good."""
 
     leaves = False
     reads_only = True
+
+    def __init__(self, read: Callable[[AsyncEngines], Awaitable[object]]) -> None:
+        self._read = read
 
     async def write(self, client: AsyncEngines, mark: str) -> None:
         """Nothing is written."""
 
     async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
-        with contextlib.suppress(NotFound):  # The tenant has no limits.
-            await client.rate_limits.get()
-
-    async def delete(self, client: AsyncEngines, mark: str) -> None:
-        """Nothing was written."""
-
-
-class BudgetProbe:
-    """The summary. A ledger keeps what is recorded, and its first entry fixes the currency."""
-
-    leaves = False
-    reads_only = True
-
-    async def write(self, client: AsyncEngines, mark: str) -> None:
-        """Nothing is written."""
-
-    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
-        await client.budget.summary(by="day")
-
-    async def delete(self, client: AsyncEngines, mark: str) -> None:
-        """Nothing was written."""
-
-
-class DefinitionsProbe:
-    """The first definition of a kind, if there is one. None is written: its history would keep it."""
-
-    leaves = False
-    reads_only = True
-
-    def __init__(self, group: str) -> None:
-        self._group = group
-
-    async def write(self, client: AsyncEngines, mark: str) -> None:
-        """Nothing is written."""
-
-    async def read(self, client: AsyncEngines, mark: str) -> None:  # noqa: ARG002  (there is none to find)
-        definitions: Definitions = getattr(client, self._group)
-        await definitions.page(limit=1)
+        with contextlib.suppress(NotFound):
+            await self._read(client)
 
     async def delete(self, client: AsyncEngines, mark: str) -> None:
         """Nothing was written."""
@@ -254,17 +215,18 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.SESSION_MEMORY: MemoryProbe(),
     catalogue.BLACKBOARD: BlackboardProbe(),
     catalogue.NOTES: NotesProbe(),
-    catalogue.FLOWS: DefinitionsProbe("flows"),
-    catalogue.GRAPHS: DefinitionsProbe("graphs"),
-    catalogue.OVERLAYS: DefinitionsProbe("overlays"),
-    catalogue.SEO: DefinitionsProbe("seo"),
-    catalogue.PAGES: DefinitionsProbe("pages"),
-    catalogue.ATTRIBUTION: DefinitionsProbe("attribution"),
-    catalogue.STRATEGY_LOCKS: DefinitionsProbe("strategy_locks"),
-    catalogue.FLAGS: DefinitionsProbe("flags"),
-    catalogue.KPIS: DefinitionsProbe("kpis"),
-    catalogue.TEMPERATURES: DefinitionsProbe("temperature"),
-    catalogue.FIREARMS: DefinitionsProbe("firearms"),
-    catalogue.RATE_LIMITS: RateLimitsProbe(),
-    catalogue.BUDGET: BudgetProbe(),
+    catalogue.FLOWS: ReadingProbe(lambda client: client.flows.page(limit=1)),
+    catalogue.GRAPHS: ReadingProbe(lambda client: client.graphs.page(limit=1)),
+    catalogue.OVERLAYS: ReadingProbe(lambda client: client.overlays.page(limit=1)),
+    catalogue.SEO: ReadingProbe(lambda client: client.seo.page(limit=1)),
+    catalogue.PAGES: ReadingProbe(lambda client: client.pages.page(limit=1)),
+    catalogue.ATTRIBUTION: ReadingProbe(lambda client: client.attribution.page(limit=1)),
+    catalogue.STRATEGY_LOCKS: ReadingProbe(lambda client: client.strategy_locks.page(limit=1)),
+    catalogue.FLAGS: ReadingProbe(lambda client: client.flags.page(limit=1)),
+    catalogue.KPIS: ReadingProbe(lambda client: client.kpis.page(limit=1)),
+    catalogue.TEMPERATURES: ReadingProbe(lambda client: client.temperature.page(limit=1)),
+    catalogue.FIREARMS: ReadingProbe(lambda client: client.firearms.page(limit=1)),
+    catalogue.RATE_LIMITS: ReadingProbe(lambda client: client.rate_limits.get()),
+    catalogue.BUDGET: ReadingProbe(lambda client: client.budget.summary(by="day")),
+    catalogue.ANALYTICS: ReadingProbe(lambda client: client.analytics.page(limit=1)),
 }

@@ -1,9 +1,10 @@
 """What the payload of an event says where its type is one that learning reads: rewards, judgements, trials.
 
 Owns the table of those types and kinds, and the rules of each. An event of the spine whose type stands in
-`PAYLOADS` has a payload of one of that type's kinds, which its member `kind` names, or it is refused; every
-other type's payload is free, and so is every payload on a stream. A rule holds for what is appended from now
-on: what stands on a spine already is read as it was written.
+`PAYLOADS` and whose payload has a member `kind` is of the kind that it names, or it is refused. Every other
+type's payload is free, as is one without that member (these types stood on spines before there were kinds),
+and so is every payload on a stream. A rule holds for what is appended from now on: what stands on a spine
+already is read as it was written.
 
 What a payload is about is said by its event: `run_id` and `step_id`, and by `parent_event_id` which event.
 That it exists is not looked up; a log is no place for foreign keys.
@@ -224,14 +225,14 @@ PAYLOADS: Final[Mapping[str, Mapping[str, type[TypedPayload]]]] = {
 
 
 def check_payload(event_type: str, payload: Mapping[str, Any]) -> None:
-    """Pass a payload that is one of its event type's kinds, or whose type has none.
+    """Pass a payload that is one of its event type's kinds, or that says no kind, or whose type has none.
 
     Raises Invalid; `field` is the member that breaks a rule, such as `payload.score`.
     """
     kinds = PAYLOADS.get(event_type)
-    if kinds is None:
+    if kinds is None or "kind" not in payload:
         return
-    kind = payload.get("kind")
+    kind = payload["kind"]
     expected = kinds.get(kind) if isinstance(kind, str) else None
     if expected is None:
         names = " or ".join(kinds)
