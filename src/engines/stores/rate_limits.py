@@ -96,7 +96,11 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """Whether a call may go on. `refused_by` is the limit that said no; then nothing was counted."""
+    """Whether a call may go on. `refused_by` is the limit that said no; then nothing was counted.
+
+    `at_s`: the instant (epoch seconds) that was judged, in whose windows the call was counted. `met` are the
+    limits that it met, with their counters, which go on counting; `standings` reads them.
+    """
 
     refused_by: RateLimit | None = None
     retry_after_s: float | None = None
