@@ -165,7 +165,18 @@ async def test_a_closed_client_says_so(client: AsyncEngines) -> None:
 def test_every_change_takes_a_key_and_no_read_does() -> None:
     client = AsyncEngines("http://localhost:1")
     reads = {"get", "page", "each", "follow", "versions", "last", "verify", "resolve", "history"}
-    reads |= {"live", "ready", "routes", "bootstrap", "probe", "plan", "index", "rebuild_index"}
+    reads |= {
+        "live",
+        "ready",
+        "routes",
+        "bootstrap",
+        "probe",
+        "plan",
+        "index",
+        "rebuild_index",
+        "tag_link",
+        "diff",
+    }
     seen = 0
     for group in vars(client).values():
         for name, method in inspect.getmembers(group, inspect.isroutine):
