@@ -220,7 +220,7 @@ def _problem_statuses(endpoint: Endpoint) -> Iterable[int]:
     yield from (status for status in endpoint.statuses if status >= 400)
     if endpoint.access != "public":
         yield from (401, 403)
-    if endpoint.parameters or endpoint.method in CHANGING_METHODS:
+    if endpoint.parameters or endpoint.method in CHANGING_METHODS or endpoint.has_etag:
         yield 404
     if endpoint.method in CHANGING_METHODS:
         yield from (408, 409, 413)
