@@ -11,8 +11,10 @@ import pytest
 from engines.control.records import GateConfig, GateRule, Switch
 from engines.core.committer import WAITING_MAX
 from engines.core.idempotency import Request
+from engines.core.log import Log
 from engines.errors import (
     BackendRefused,
+    Conflict,
     ContextMismatch,
     EnginesError,
     Forbidden,
@@ -24,7 +26,7 @@ from engines.errors import (
     Unavailable,
 )
 from engines.safety.asks import Ask, Cost, Decided, Evaluation, Verdict
-from engines.stores.events import Causality, SystemEvent
+from engines.stores.events import SPINE_STREAM, Causality, SystemEvent
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.safety.house import ACTION, House, Saying, Taking, asked, keyed, passes, refuses
 from tests.stores.home import EVERYTHING, context
@@ -373,6 +375,25 @@ class TestRepeats:
         again = await evaluated(reopened, keyed("k1"))
         assert (again.answer, again.replayed) == (first.answer, True)
         await reopened.close()
+
+    async def test_a_first_decision_that_was_redacted_is_not_decided_again(self, house: House) -> None:
+        await evaluated(house, keyed("k1"))
+        place = await house.home.place("event_spine", context())
+        log = Log(
+            place.documents,
+            kind=place.kind,
+            tenant_id=place.tenant_id,
+            env=place.env,
+            stream=SPINE_STREAM,
+            ids=house.home.ids,
+            clock=house.home.clock,
+            shard_partition=await place.partition(SPINE_STREAM),
+        )
+        await log.redact(1)
+        await log.close()
+        with pytest.raises(Conflict) as refused:
+            await evaluated(house, keyed("k1"))
+        assert refused.value.field == "Idempotency-Key"
 
     async def test_an_explanation_is_repeated_too(self, house: House) -> None:
         first = await house.gates.evaluate(context(), asked(), explain=True, request=keyed("k1"))

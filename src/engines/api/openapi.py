@@ -245,6 +245,7 @@ def _problem_statuses(endpoint: Endpoint) -> Iterable[int]:
     if endpoint.access != "public":
         yield from (401, 403)
     if endpoint.parameters or endpoint.changes:
+    if endpoint.parameters or endpoint.method in CHANGING_METHODS or endpoint.has_etag:
         yield 404
     if endpoint.method in CHANGING_METHODS:
         yield from (408, 413)

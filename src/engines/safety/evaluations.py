@@ -44,11 +44,11 @@ from engines.control.records import GateConfig, KillSwitch
 from engines.core.idempotency import Request
 from engines.errors import (
     BackendRefused,
+    Conflict,
     Corrupt,
     EnginesError,
     ForbiddenBackendClass,
     GateDenied,
-    Gone,
     MissingRoute,
     OutcomeUnknown,
     Throttled,
@@ -137,7 +137,8 @@ class Gates:
     ) -> Decided:
         """Decide whether an action may happen, and record it. One append and what the gates read.
 
-        Raises Forbidden, ContextMismatch, Invalid, TooLarge, IdempotencyKeyReused; then nothing is recorded.
+        Raises Forbidden, ContextMismatch, Invalid, TooLarge, IdempotencyKeyReused, Conflict (the first answer
+        was redacted); then nothing is recorded.
         """
         context.require_data(EVALUATE)
         if explain:
@@ -296,13 +297,13 @@ class Gates:
         return Decided(decision)
 
     async def _first_decision(self, context: RequestContext, request: Request) -> Decided | None:
-        """What the request was answered before. Raises IdempotencyKeyReused, Gone (it was redacted)."""
+        """What the request was answered before. Raises IdempotencyKeyReused, Conflict (it was redacted)."""
         events = await self._spine.answered(context, request)
         if events is None:
             return None
         (event,) = events
         if event.payload is None:
-            raise Gone("the first answer to this request was redacted")
+            raise Conflict("the first answer to this request was redacted", field="Idempotency-Key")
         return Decided(recorded_decision(event), replayed=True)
 
     # --- to the end ---
