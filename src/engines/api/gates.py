@@ -25,7 +25,7 @@ from engines.control.records import (
 from engines.errors import ContextMismatch
 from engines.safety.asks import Decision, Evaluation
 
-router = Router("gates")
+router = Router("gates", is_limited=False)
 
 KillSwitchView = shown(KillSwitch)
 GateConfigView = shown(GateConfig)
@@ -55,7 +55,7 @@ class GateConfigInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     tenant_id: TenantId | None = None
 
 
-@router.post("/gates/evaluate", body=Evaluation, query=EvaluateQuery, reply=Decision)
+@router.post("/gates/evaluate", body=Evaluation, query=EvaluateQuery, reply=Decision, is_limited=True)
 async def evaluate(call: Call) -> Sendable:
     """Decide whether an action may happen, and record it on the spine before answering.
 

@@ -244,8 +244,7 @@ def _problem_statuses(endpoint: Endpoint) -> Iterable[int]:
     yield from (status for status in endpoint.statuses if status >= 400)
     if endpoint.access != "public":
         yield from (401, 403)
-    if endpoint.parameters or endpoint.changes:
-    if endpoint.parameters or endpoint.method in CHANGING_METHODS or endpoint.has_etag:
+    if endpoint.parameters or endpoint.changes or endpoint.has_etag:
         yield 404
     if endpoint.method in CHANGING_METHODS:
         yield from (408, 413)
