@@ -8,12 +8,15 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    NO_RETRY ApiKey App Appended AsyncEngines Backend BlackboardEntry Causality Definition DefinitionDiff
+    NO_RETRY ApiKey App Appended Approval ApprovalAnswer AsyncEngines
+    Backend BlackboardEntry Causality Definition DefinitionDiff
     DefinitionOrigin Difference Engines Event Head IndexStatus
     Issuer
-    KindState Looked Me Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote Note
-    NoteSource NoteTimestamps Os Page
-    Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow Tenant User
+    KindState KpiHeat KpiReading LockReview Looked Me Measurement Missing
+    Membership MemoryEntry Mode Move MovePlan MoveProgress NewEvent NewNote
+    Note NoteSource NoteTimestamps Os Page
+    Probe Project Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults TableRow
+    TemperatureReading Tenant User
     UserIdentity Verification
 """
 
@@ -32,9 +35,11 @@ METHODS = {
     "pages": DEFINITIONS,
     "attribution": DEFINITIONS,
     "flags": DEFINITIONS,
-    "strategy_locks": DEFINITIONS,
-    "kpis": DEFINITIONS,
-    "temperature": DEFINITIONS,
+    "strategy_locks": "approve copy create delete diff each get page put reject restore versions",
+    "kpis": "copy create delete diff each each_measurement get measure measurements page put reading "
+    "restore versions",
+    "temperature": "copy create delete diff each get page put reading restore versions",
+    "approvals": "answer each get page request",
     "firearms": DEFINITIONS,
     "firearm_licences": DEFINITIONS,
     "firearm_grants": DEFINITIONS,

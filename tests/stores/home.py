@@ -24,9 +24,20 @@ from engines.testing.faults import FaultyDriver
 
 EVERYTHING = frozenset(
     f"{area}.{verb}"
-    for area in ("events", "streams", "tables", "memory", "blackboard", "notes", "definitions", "firearms")
+    for area in (
+        "events",
+        "streams",
+        "tables",
+        "memory",
+        "blackboard",
+        "notes",
+        "definitions",
+        "firearms",
+        "kpis",
+        "approvals",
+    )
     for verb in ("read", "write", "verify")
-)
+) | {"strategy_locks.decide", "approvals.answer"}
 
 A_CONTEXT = RequestContext(
     tenant_id="t_one",

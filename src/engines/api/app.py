@@ -11,11 +11,13 @@ from typing import Final
 
 from engines.api import (
     access,
+    approvals,
     backends,
     blackboard,
     definitions,
     diagnostics,
     events,
+    kpis,
     me,
     memory,
     moves,
@@ -24,7 +26,9 @@ from engines.api import (
     products,
     reserved,
     routes,
+    strategy_locks,
     tables,
+    temperature,
     tenants,
 )
 from engines.api.dispatch import Dispatch
@@ -48,6 +52,10 @@ ROUTERS: Final[Sequence[Router]] = (
     blackboard.router,
     notes.router,
     *definitions.ROUTERS,
+    strategy_locks.router,
+    approvals.router,
+    kpis.router,
+    temperature.router,
     reserved.router,
 )
 

@@ -21,12 +21,16 @@ from engines.routing.diagnostics import Diagnostics
 from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
+from engines.stores.approvals import Approvals
 from engines.stores.blackboard import Blackboard
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
+from engines.stores.kpis import Kpis
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
+from engines.stores.strategy_locks import StrategyLocks
 from engines.stores.tables import Tables
+from engines.stores.temperature import Temperatures
 
 
 class Engines(Protocol):
@@ -86,3 +90,11 @@ class Engines(Protocol):
     def notes(self) -> Notes: ...
     @property
     def definitions(self) -> Definitions: ...
+    @property
+    def strategy_locks(self) -> StrategyLocks: ...
+    @property
+    def approvals(self) -> Approvals: ...
+    @property
+    def kpis(self) -> Kpis: ...
+    @property
+    def temperatures(self) -> Temperatures: ...
