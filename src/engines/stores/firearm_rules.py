@@ -19,7 +19,7 @@ Who decides what, so that nobody widens what was narrowed:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -130,16 +130,16 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _needs(defined: Iterable[FirearmClass], licences: Iterable[FirearmLicence]) -> FirearmClass:
+def _needs(defined: Sequence[FirearmClass], licences: Sequence[FirearmLicence]) -> FirearmClass:
     """The strictest of them in each respect. Of two licences each may be the one that was meant."""
-    defined, licences = list(defined), list(licences)
     if not defined:
         return FirearmClass("critical", human_approval=True, strategy_lock=True)
+    said: Sequence[FirearmClass | FirearmLicence] = (*defined, *licences)
     return FirearmClass(
         max((one.risk_level for one in defined), key=_RISKS.index),
-        human_approval=any(one.human_approval for one in (*defined, *licences)),
-        cooldown_seconds=max(one.cooldown_seconds or 0 for one in (*defined, *licences)),
-        strategy_lock=any(one.strategy_lock for one in (*defined, *licences)),
+        human_approval=any(one.human_approval for one in said),
+        cooldown_seconds=max(one.cooldown_seconds or 0 for one in said),
+        strategy_lock=any(one.strategy_lock for one in said),
     )
 
 

@@ -135,7 +135,7 @@ class Firearms:
 
     async def _rules(self, context: RequestContext) -> Rules:
         system = await self._system_context()
-        found: list[Mapping[str, Any]] = await asyncio.gather(
+        found: Sequence[Mapping[str, Any]] = await asyncio.gather(
             self._classes.get(system),
             self._bindings.get(system),
             self._classes.get(context),
