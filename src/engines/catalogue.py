@@ -27,7 +27,10 @@ class Option(msgspec.Struct, frozen=True):
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """One resource kind. `scope` is what it adds to tenant, mode and env; `served`: its router is mounted."""
+    """One resource kind. `scope` is what it adds to tenant, mode and env; `served`: its router is mounted.
+
+    `has_streams`: beside documents it holds logs, as the family `log` does.
+    """
 
     name: str
     family: Family
@@ -36,6 +39,7 @@ class Kind(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     served: bool = False
     optional: bool = False
+    has_streams: bool = False
     options: tuple[Option, ...] = ()
 
 
@@ -68,9 +72,18 @@ RATE_LIMITS: Final = "rate_limit_store"
 _VALUE_BYTES_MAX: Final = 252 * 1024
 
 
-def _definitions(name: str, holds: str, scope: str, *aliases: str) -> Kind:
+def _definitions(name: str, holds: str, scope: str, *aliases: str, has_streams: bool = False) -> Kind:
     kept = Option("versions_kept", 1, 10_000, 1_000, "versions of a definition that stay readable")
-    return Kind(name, "definitions", holds, scope, aliases, served=True, options=(kept,))
+    return Kind(
+        name,
+        "definitions",
+        holds,
+        scope,
+        aliases,
+        served=True,
+        has_streams=has_streams,
+        options=(kept,),
+    )
 
 
 KINDS: Final = (
@@ -125,7 +138,7 @@ KINDS: Final = (
     _definitions(ATTRIBUTION, "utm templates and allowed fields", "project?, platform"),
     _definitions(STRATEGY_LOCKS, "lock snapshots with history", "project?, surface?", "strategy_lock"),
     _definitions(FLAGS, "flags, targeting, evaluation", "surface?, app?"),
-    _definitions(KPIS, "definitions, corridors, measurements", "surface", "kpi"),
+    _definitions(KPIS, "definitions, corridors, measurements", "surface", "kpi", has_streams=True),
     _definitions(TEMPERATURES, "floors, ceilings, weights", "surface"),
     _definitions(FIREARMS, "dangerous capabilities and licences", "project?, surface?", "firearms"),
     Kind(

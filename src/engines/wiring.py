@@ -35,7 +35,7 @@ from engines.core.outbox import Backlog, Relay
 from engines.core.pledges import Pledges
 from engines.core.secrets import Secrets
 from engines.drivers.registry import document_driver, driver_of_url, secret_sources, url_secrets
-from engines.errors import EnginesError, Invalid
+from engines.errors import EnginesError, Invalid, Unavailable
 from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit
 from engines.identity.tokens import TokenVerifier
@@ -49,19 +49,25 @@ from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
-from engines.scope import SYSTEM_TENANT
+from engines.scope import SYSTEM_TENANT, RequestContext
 from engines.stores.analytics import Analytics
 from engines.stores.announcements import Announcements
+from engines.stores.approvals import Approvals
 from engines.stores.attribution_contracts import ContractDefinitions
 from engines.stores.blackboard import Blackboard
 from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
+from engines.stores.firearm_uses import FirearmUses
+from engines.stores.firearms import Firearms, SystemContext
 from engines.stores.flags import Flags
+from engines.stores.kpis import Kpis
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.rate_limits import RateLimits
+from engines.stores.strategy_locks import StrategyLocks
 from engines.stores.tables import Tables
+from engines.stores.temperature import Temperatures
 
 START_TIMEOUT_S: Final = 30.0
 PLEDGES_PARTITION: Final = "pledges"
@@ -116,6 +122,11 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     gate_configs: GateConfigs
     gates: Gates
     analytics: Analytics
+    strategy_locks: StrategyLocks
+    firearms: Firearms
+    approvals: Approvals
+    kpis: Kpis
+    temperatures: Temperatures
 
 
 @contextlib.asynccontextmanager
@@ -205,6 +216,10 @@ async def open_engines(
             await engines.refusals.close()
             await engines.flags.close()
             await engines.budget.close()
+            await engines.temperatures.close()
+            await engines.kpis.close()
+            await engines.firearms.close()
+            await engines.strategy_locks.close()
             await engines.announcements.close()
             await engines.rate_limits.close()
             await engines.gates.close()
@@ -227,6 +242,10 @@ def _assemble(
     refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
     announcements = Announcements(router, spine, clock)
     definitions = Definitions(router, announcements, ids, clock)
+    locks = StrategyLocks(definitions, clock)
+    uses = FirearmUses(router, announcements, clock)
+    firearms = Firearms(definitions, uses, locks, _system_reader(directory), clock)
+    kpis = Kpis(router, definitions, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
     gates = Gates(directory, spine, ids, clock)
@@ -267,8 +286,42 @@ def _assemble(
         gate_configs=GateConfigs(service, gates.mounted),
         gates=gates,
         analytics=Analytics(router, spine, ContractDefinitions(definitions, clock), clock),
+        strategy_locks=locks,
+        firearms=firearms,
+        approvals=Approvals(router, announcements, firearms.class_of_action, ids, clock),
+        kpis=kpis,
+        temperatures=Temperatures(definitions, kpis, clock),
     )
     return backends, participation, engines
+
+
+def _system_reader(directory: Directory) -> SystemContext:
+    """The server itself in t_system, at the default env and surface, which may read definitions alone."""
+
+    async def context() -> RequestContext:
+        tenant = await directory.tenant(SYSTEM_TENANT)
+        if tenant is None:
+            raise Unavailable("t_system is not known yet")
+        surface = await directory.surface(tenant.default_surface_id)
+        return RequestContext(
+            tenant_id=SYSTEM_TENANT,
+            mode=tenant.mode,
+            env=tenant.default_env,
+            user_id="system",
+            roles=(),
+            permissions=frozenset({"definitions.read"}),
+            os_id="" if surface is None else surface.os_id,
+            surface_id=tenant.default_surface_id,
+            run_id="firearms",
+            step_id="0",
+            request_id="firearms",
+            trace_id="0" * 32,
+            span_id="0" * 16,
+            lab=tenant.mode == LAB_MODE,
+            sources={},
+        )
+
+    return context
 
 
 def _adopt_at_once(directory: Directory, relay: Relay) -> Callable[[], Awaitable[None]]:

@@ -73,6 +73,14 @@ GET /memory/{session_id}
 PUT,GET /blackboard/{run_id}/{key}
 GET /blackboard/{run_id}
 GET /blackboard/{run_id}/{key}/versions
+POST /strategy-locks/{id}/approve
+POST /strategy-locks/{id}/reject
+POST,GET /kpis/{id}/measurements
+GET /kpis/{id}/reading
+GET /temperature/{surface_id}/reading
+POST,GET /approvals
+GET /approvals/{id}
+POST /approvals/{id}/answer
 POST,GET /notes
 GET,PUT,DELETE /notes/{note_id}
 POST /ofrep/v1/evaluate/flags

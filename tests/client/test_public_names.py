@@ -8,14 +8,15 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    AnalyticsEvent ApiKey App Appended AsyncEngines Backend BlackboardEntry BudgetLimit BudgetPolicy
-    BudgetSummary BudgetTotals BudgetVerification Causality ContractRef Cost Decision Definition
-    DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event GateConfig GateRule
-    Head IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch KindState
-    LimitStanding Looked Me Measures Membership MemoryEntry Mode Move MovePlan MoveProgress NO_RETRY
-    NewAnalyticsEvent NewBudgetPolicy NewEvent NewNote NewUsage Note NoteSource NoteTimestamps Os Page
-    Price Probe Project RateLimit RateLimitPolicy Reservation Resolution RetryPolicy Route RouteScope
-    Surface SurfaceDefaults Switch TableRow TaggedLink Tenant UsageEntry User UserIdentity Verification
+    AnalyticsEvent ApiKey App Appended Approval ApprovalAnswer AsyncEngines Backend BlackboardEntry
+    BudgetLimit BudgetPolicy BudgetSummary BudgetTotals BudgetVerification Causality ContractRef Cost
+    Decision Definition DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event
+    GateConfig GateRule Head IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch
+    KindState KpiHeat KpiReading LimitStanding LockReview Looked Me Measurement Measures Membership
+    MemoryEntry Missing Mode Move MovePlan MoveProgress NO_RETRY NewAnalyticsEvent NewBudgetPolicy
+    NewEvent NewNote NewUsage Note NoteSource NoteTimestamps Os Page Price Probe Project RateLimit
+    RateLimitPolicy Reservation Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults Switch
+    TableRow TaggedLink TemperatureReading Tenant UsageEntry User UserIdentity Verification
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -36,9 +37,11 @@ METHODS = {
     "pages": DEFINITIONS,
     "attribution": DEFINITIONS,
     "flags": DEFINITIONS,
-    "strategy_locks": DEFINITIONS,
-    "kpis": DEFINITIONS,
-    "temperature": DEFINITIONS,
+    "strategy_locks": "approve copy create delete diff each get page put reject restore versions",
+    "kpis": "copy create delete diff each each_measurement get measure measurements page put reading "
+    "restore versions",
+    "temperature": "copy create delete diff each get page put reading restore versions",
+    "approvals": "answer each get page request",
     "firearms": DEFINITIONS,
     "firearm_licences": DEFINITIONS,
     "firearm_grants": DEFINITIONS,

@@ -84,6 +84,8 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
     member, admin, owner = house["member"], house["admin"], house["owner"]
     made(member.put("/tables/spine/p/s", {"value": 1}))
     note = made(member.post("/notes", {"content": "x"})).body["note_id"]
+    made(member.put("/kpis/spine", {"json_blob": {}}, **NEW))
+    made(member.put("/strategy-locks/spine", {"json_blob": {"allowed_actions": ["*"]}}, **NEW))
     user = cast.user()
     holed("event_spine")
     until(lambda: member.get("/events").status == 503)
@@ -100,6 +102,8 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.post("/budget/reservations/r/settle", {"cost": "1"}),
         member.post("/budget/reservations/r/release"),
         admin.put("/budget/policy", {"currency": "USD"}),
+        member.post("/kpis/spine/measurements", {"value": 1}),
+        owner.post("/strategy-locks/spine/approve", {}),
         member.post("/notes", {"content": "x"}),
         member.post("/analytics/events", {}),
         member.put(f"/notes/{note}", {"content": "y"}),

@@ -12,6 +12,7 @@ from typing import Final
 from engines.api import (
     access,
     analytics,
+    approvals,
     backends,
     blackboard,
     budget,
@@ -19,6 +20,7 @@ from engines.api import (
     diagnostics,
     events,
     gates,
+    kpis,
     me,
     memory,
     moves,
@@ -29,7 +31,9 @@ from engines.api import (
     rate_limits,
     reserved,
     routes,
+    strategy_locks,
     tables,
+    temperature,
     tenants,
 )
 from engines.api.dispatch import Dispatch
@@ -58,6 +62,10 @@ ROUTERS: Final[Sequence[Router]] = (
     ofrep.router,
     rate_limits.router,
     gates.router,
+    strategy_locks.router,
+    approvals.router,
+    kpis.router,
+    temperature.router,
     reserved.router,
 )
 

@@ -153,6 +153,10 @@ class Call:
         decoded: T = await self.any_body()
         return decoded
 
+    async def optional_body(self, type_: type[T]) -> T:
+        """The same where every member may be left out: no body is one without members."""
+        return await self.body(type_) if self._has_body else type_()
+
     async def any_body(self) -> Any:
         """The body, where the endpoint declares several types."""
         assert self.runner.type_of is not None

@@ -25,15 +25,19 @@ from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
 from engines.stores.analytics import Analytics
+from engines.stores.approvals import Approvals
 from engines.stores.blackboard import Blackboard
 from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.flags import Flags
+from engines.stores.kpis import Kpis
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.rate_limits import RateLimits
+from engines.stores.strategy_locks import StrategyLocks
 from engines.stores.tables import Tables
+from engines.stores.temperature import Temperatures
 
 
 class Engines(Protocol):
@@ -109,3 +113,11 @@ class Engines(Protocol):
     def gate_configs(self) -> GateConfigs: ...
     @property
     def gates(self) -> Gates: ...
+    @property
+    def strategy_locks(self) -> StrategyLocks: ...
+    @property
+    def approvals(self) -> Approvals: ...
+    @property
+    def kpis(self) -> Kpis: ...
+    @property
+    def temperatures(self) -> Temperatures: ...

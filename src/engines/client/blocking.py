@@ -15,7 +15,18 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from engines.client import analytics, budget, control, definitions, gates, logs, ofrep, routing, stores
+from engines.client import (
+    analytics,
+    budget,
+    control,
+    decisions,
+    definitions,
+    gates,
+    logs,
+    ofrep,
+    routing,
+    stores,
+)
 from engines.client.control_results import App, Me, Os, Project, Surface
 from engines.client.engines import AsyncEngines
 from engines.errors import EnginesError
@@ -261,6 +272,38 @@ class Gates(Group[gates.Gates]):
     put_config = blocking(gates.Gates.put_config)
 
 
+class StrategyLocks(Definitions):
+    """`AsyncEngines.strategy_locks`, blocking."""
+
+    approve = blocking(decisions.StrategyLocks.approve)
+    reject = blocking(decisions.StrategyLocks.reject)
+
+
+class Kpis(Definitions):
+    """`AsyncEngines.kpis`, blocking."""
+
+    measure = blocking(decisions.Kpis.measure)
+    measurements = blocking(decisions.Kpis.measurements)
+    each_measurement = iterating(decisions.Kpis.each_measurement)
+    reading = blocking(decisions.Kpis.reading)
+
+
+class Temperature(Definitions):
+    """`AsyncEngines.temperature`, blocking."""
+
+    reading = blocking(decisions.Temperature.reading)
+
+
+class Approvals(Group[decisions.Approvals]):
+    """`AsyncEngines.approvals`, blocking."""
+
+    request = blocking(decisions.Approvals.request)
+    get = blocking(decisions.Approvals.get)
+    page = blocking(decisions.Approvals.page)
+    each = iterating(decisions.Approvals.each)
+    answer = blocking(decisions.Approvals.answer)
+
+
 class Tenants(Group[control.Tenants]):
     """`AsyncEngines.tenants`, blocking."""
 
@@ -402,9 +445,10 @@ class Engines:
         self.pages = Definitions(client.pages, loop)
         self.attribution = Definitions(client.attribution, loop)
         self.flags = Definitions(client.flags, loop)
-        self.strategy_locks = Definitions(client.strategy_locks, loop)
-        self.kpis = Definitions(client.kpis, loop)
-        self.temperature = Definitions(client.temperature, loop)
+        self.strategy_locks = StrategyLocks(client.strategy_locks, loop)
+        self.kpis = Kpis(client.kpis, loop)
+        self.temperature = Temperature(client.temperature, loop)
+        self.approvals = Approvals(client.approvals, loop)
         self.firearms = Definitions(client.firearms, loop)
         self.firearm_licences = Definitions(client.firearm_licences, loop)
         self.firearm_grants = Definitions(client.firearm_grants, loop)

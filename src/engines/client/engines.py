@@ -18,6 +18,7 @@ from engines.client.budget import Budget
 from engines.client.calls import Calls
 from engines.client.control import Collection, Issuers, Keys, Members, Modes, RateLimits, Tenants, Users
 from engines.client.control_results import App, Me, Os, Project, Surface
+from engines.client.decisions import Approvals, Kpis, StrategyLocks, Temperature
 from engines.client.definitions import Definitions
 from engines.client.gates import Gates
 from engines.client.logs import Events, Streams
@@ -115,9 +116,10 @@ class AsyncEngines:
         self.pages = Definitions(calls, "pages")
         self.attribution = Definitions(calls, "attribution")
         self.flags = Definitions(calls, "flags")
-        self.strategy_locks = Definitions(calls, "strategy-locks")
-        self.kpis = Definitions(calls, "kpis")
-        self.temperature = Definitions(calls, "temperature")
+        self.strategy_locks = StrategyLocks(calls)
+        self.kpis = Kpis(calls)
+        self.temperature = Temperature(calls)
+        self.approvals = Approvals(calls)
         self.firearms = Definitions(calls, "firearms")
         self.firearm_licences = Definitions(calls, "firearms", "licences")
         self.firearm_grants = Definitions(calls, "firearms", "grants")

@@ -345,6 +345,106 @@ class DefinitionDiff(msgspec.Struct, frozen=True, rename={"from_version": "from"
     changes: tuple[Difference, ...]
 
 
+class LockReview(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The verdict of a review of a strategy lock, as whoever decides reports it."""
+
+    verdict: Literal["pass", "fail"]
+    reviewers: tuple[str, ...]
+    note: str = ""
+
+
+class ApprovalAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person answered to a request for approval."""
+
+    answer: Literal["yes", "no"]
+    answered_by: str = ""
+    answered_at: str = ""
+    note: str = ""
+
+
+class Approval(Stamped, frozen=True, kw_only=True):
+    """A request for approval of one use of something dangerous, and its answer."""
+
+    approval_id: str
+    action: str
+    class_id: str
+    subject: str
+    status: Literal["pending", "granted", "refused", "used", "expired"]
+    version: int
+    reason: str = ""
+    context: dict[str, Any] = {}
+    requested_by: str = ""
+    created_at: str = ""
+    updated_at: str = ""
+    expires_at: str = ""
+    answer: ApprovalAnswer | None = None
+    use_id: str | None = None
+
+
+class Measurement(Stamped, frozen=True, kw_only=True):
+    """A measurement of a KPI. `value` is None once its text was removed for ever."""
+
+    measurement_id: str
+    kpi_id: str
+    value: float | None
+    position: int
+    cursor: str
+    occurred_at: str | None = None
+    labels: dict[str, str] = {}
+    recorded_at: str = ""
+
+
+class KpiReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a KPI says of its window. `value` is None, and `status` `no_data`, where nothing was measured.
+
+    The measurements are those from `first_position` to `last_position`, `count` of them.
+    """
+
+    kpi_id: str
+    value: float | None
+    status: Literal["below", "within", "above", "no_data"]
+    surface_id: str = ""
+    version: int = 0
+    aggregation: Literal["last", "sum", "mean", "count"] = "last"
+    unit: str = ""
+    floor: float | None = None
+    ceiling: float | None = None
+    window_seconds: int = 0
+    since: str = ""
+    until: str = ""
+    count: int = 0
+    first_position: int | None = None
+    last_position: int | None = None
+
+
+class KpiHeat(msgspec.Struct, frozen=True, kw_only=True):
+    """One KPI's part of a temperature; `heat` is from 0 to 1, None where anything is missing."""
+
+    kpi_id: str
+    weight: float
+    floor: float | None = None
+    ceiling: float | None = None
+    reading: KpiReading | None = None
+    heat: float | None = None
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """What a temperature lacks: `floor`, `ceiling`, `range`, `reading`, `kpi`, `weight` or `weights`."""
+
+    what: str
+    kpi_id: str | None = None
+
+
+class TemperatureReading(msgspec.Struct, frozen=True, kw_only=True):
+    """A surface's temperature, from 0 to 1; None where `missing` is not empty."""
+
+    surface_id: str
+    temperature: float | None
+    at: str = ""
+    kpis: tuple[KpiHeat, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+
 class NoteSource(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who made a note."""
 

@@ -84,7 +84,8 @@ class Sides:
         self._tally = tally
         self._mover_id = mover_id
         self._shards: dict[str, int] = {}
-        self._is_log = kind_named(move.resource_kind).family == "log"
+        kind = kind_named(move.resource_kind)
+        self._has_streams = kind.family == "log" or kind.has_streams
         self._logs: dict[tuple[str, str], LogTransfer] = {}
 
     async def learn(self) -> None:
@@ -129,7 +130,7 @@ class Sides:
             names = await stream_names(side.documents, self._shard(side, env, shard))
             return [Stream(env, name, self._chain(side, env, name)) for name in names]
 
-        shards = self._shards.items() if self._is_log else ()
+        shards = self._shards.items() if self._has_streams else ()
         places = [(env, shard) for env, count in shards for shard in range(count)]
         return [stream for found in await each(places, find, AT_ONCE) for stream in found]
 

@@ -6,7 +6,7 @@ own. Leaves the shapes of blobs to `stores/definition_shapes.py`, storing to `st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +22,9 @@ from engines.stores.event_records import instant_ms
 from engines.stores.flag_rules import FlagDefinition
 from engines.stores.scoped import invalid_body
 
+# From who writes, what stood before and what the contents were taken from, to the state of the new version.
+NextState = Callable[[str, Definition | None, Definition | None], dict[str, Any]]
+
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of definition.
@@ -29,8 +32,8 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
     `name` stands in keys, and in paths unless `path` does; `kind` is the resource kind, `type` the shape of a
     blob, `check` what a shape cannot say, `scope` which of surface and project tell definitions apart. The
     member `slug_field` is unique in its scope beside the id; `status_field` tells drafts from what is
-    published. `state` is what the server keeps of its own of a new version, `state_now` what that is worth at
-    a time. `ids` are the only ones there are, where the kind has fixed ones.
+    published. `next_state` makes what the server keeps of its own of new contents, `state_now` says what
+    that is worth at a time. `ids` are the only ones there are, where the kind has fixed ones.
     """
 
     name: str
@@ -43,7 +46,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
     slug_field: str | None = None
     status_field: str | None = None
     published_status: str | None = None
-    state: Mapping[str, Any] | None = None
+    next_state: NextState | None = None
     state_now: Callable[[Definition, float], Definition] | None = None
     event_type: str = "audit"
     write_permission: str = "definitions.write"
@@ -67,8 +70,11 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
             return str(record.state["status"])
         return self.status(record.json_blob)
 
-    def first_state(self) -> dict[str, Any] | None:
-        return None if self.state is None else dict(self.state)
+    def state_of_contents(
+        self, user_id: str, former: Definition | None, source: Definition | None
+    ) -> dict[str, Any] | None:
+        """The state of contents that `user_id` writes over `former`, taken from `source` if from anywhere."""
+        return None if self.next_state is None else self.next_state(user_id, former, source)
 
     def shown(self, record: Definition, now: float) -> Definition:
         """The definition as it is worth something at `now`, in epoch seconds."""
@@ -89,6 +95,23 @@ def checked_blob(schema: Schema, blob: Any) -> Any:
     if schema.check is not None:
         schema.check(shaped)
     return blob
+
+
+def _drafted(user_id: str, former: Definition | None, source: Definition | None) -> dict[str, Any]:
+    """A draft, and everybody whose contents it may hold: none of them may decide about it.
+
+    Since the last decision all who wrote a draft, because each may have left the others' words standing; and
+    of a version that was restored or copied, those who proposed that.
+    """
+    proposers = {user_id}
+    for version in (former if former is not None and _is_draft(former) else None, source):
+        if version is not None and version.state is not None:
+            proposers |= set(version.state["proposed_by"])
+    return {"status": "draft", "proposed_by": sorted(proposers)}
+
+
+def _is_draft(record: Definition) -> bool:
+    return record.state is not None and record.state["status"] == "draft"
 
 
 def _lock_now(record: Definition, now: float) -> Definition:
@@ -155,7 +178,7 @@ SCHEMAS: Final = (
         kind=catalogue.STRATEGY_LOCKS,
         type=shapes.StrategyLock,
         check=shapes.check_lock,
-        state={"status": "draft"},
+        next_state=_drafted,
         state_now=_lock_now,
         event_type="strategy_lock",
         holds="strategy locks and their decisions",
@@ -181,6 +204,7 @@ SCHEMAS: Final = (
         name="firearms",
         kind=catalogue.FIREARMS,
         type=shapes.FirearmClass,
+        check=shapes.check_class,
         scope=(),
         write_permission="firearms.write",
         holds="classes of dangerous capability",

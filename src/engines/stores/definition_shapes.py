@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from engines.errors import EnginesError, Invalid
+from engines.scope import check_tenant_id
 from engines.stores import attribution
 from engines.stores.attribution import AttributionContract
 from engines.stores.event_records import instant_ms
@@ -26,6 +27,7 @@ from engines.stores.flag_rules import Flag, FlagDefinition
 BLOB: Final = "json_blob"
 ACTIONS_MAX: Final = 100
 NAMES_MAX: Final = 200
+TENANTS_MAX: Final = 1_000
 SLUG_CHARS_MAX: Final = 200
 URL_CHARS_MAX: Final = 2_048
 
@@ -144,7 +146,11 @@ def check_flag(definition: FlagDefinition) -> None:
 
 
 class Kpi(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A measure, how its measurements become one value, and the corridor in which that is well."""
+    """A measure, how its measurements become one value, and the corridor in which that is well.
+
+    The corridor holds for `actions`, or for all where there are none. `passes_unread`: whether they may
+    happen while nothing was measured.
+    """
 
     name: Text = ""
     unit: Text = ""
@@ -152,6 +158,8 @@ class Kpi(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_seconds: Annotated[int, Meta(ge=1, le=366 * 24 * 3600)] = 3_600
     floor: float | None = None
     ceiling: float | None = None
+    actions: Actions = ()
+    passes_unread: bool = False
     description: LongText = ""
 
 
@@ -194,17 +202,26 @@ RiskLevel = Literal["low", "medium", "high", "critical"]
 
 
 class FirearmClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A class of dangerous capability, and what using it takes."""
+    """A class of dangerous capability, and what using it takes.
+
+    `offered_to`: the tenants that may license themselves for a class of t_system's; `*` is all of them.
+    """
 
     risk_level: RiskLevel
     human_approval: bool = True
     cooldown_seconds: Seconds = 0
     strategy_lock: bool = False
+    offered_to: Annotated[tuple[Name, ...], Meta(max_length=TENANTS_MAX)] | Literal["*"] = ()
     description: LongText = ""
 
 
+def check_class(firearm: FirearmClass) -> None:
+    for index, tenant_id in enumerate(firearm.offered_to if firearm.offered_to != "*" else ()):
+        check_tenant_id(tenant_id, f"{BLOB}.offered_to[{index}]")
+
+
 class FirearmLicence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tenant may use a class; what it says beside that goes before the class's own."""
+    """A tenant may use a class; what it says beside that can only ask for more than the class does."""
 
     class_id: Name
     human_approval: bool | None = None

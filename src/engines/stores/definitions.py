@@ -172,7 +172,7 @@ class Definitions:
             raise Invalid("that version is a deletion", field="version")
 
         def restored(former: Definition | None) -> Definition:
-            record = self._next(context, schema, definition_id, former, earlier.json_blob)
+            record = self._next(context, schema, definition_id, former, earlier.json_blob, earlier)
             return msgspec.structs.replace(record, restored_from=version)
 
         return await self._change(
@@ -207,7 +207,7 @@ class Definitions:
         check_definition_id(schema, target_id)
 
         def copied(former: Definition | None) -> Definition:
-            record = self._next(target, schema, target_id, former, source.json_blob)
+            record = self._next(target, schema, target_id, former, source.json_blob, source)
             return msgspec.structs.replace(record, copied_from=origin)
 
         try:
@@ -307,6 +307,7 @@ class Definitions:
         definition_id: str,
         former: Definition | None,
         blob: Any,
+        source: Definition | None = None,
     ) -> Definition:
         now = timestamp(self._clock.now())
         return Definition(
@@ -317,7 +318,7 @@ class Definitions:
             created_at=now if former is None else former.created_at,
             created_by=context.user_id if former is None else former.created_by,
             updated_at=now,
-            state=schema.first_state(),
+            state=schema.state_of_contents(context.user_id, former, source),
         )
 
     async def _change(

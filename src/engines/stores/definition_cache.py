@@ -1,0 +1,137 @@
+"""Definitions in force: all of one kind in one scope, compiled, as they were read a moment ago.
+
+Owns how many definitions a decision may rest on and how old they may be. Leaves age, the one read under way
+and the bound on what is kept to `stores/fresh.py`, and what a definition means to whoever compiles it.
+
+They are read in the server's own name, because what a decision rests on does not depend on what its caller
+may read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from engines.clock import Clock
+from engines.codec import encode_json
+from engines.core.listing import LIMIT_MAX, Window
+from engines.errors import ContextMismatch, TooLarge
+from engines.scope import RequestContext
+from engines.stores.definition_records import Definition
+from engines.stores.definition_schemas import Schema
+from engines.stores.definitions import Definitions
+from engines.stores.fresh import Fresh
+
+T = TypeVar("T")
+
+AGE_MAX_S: Final = 1.0
+# Of one kind in one scope.
+DEFINITIONS_MAX: Final = 2_000
+SCOPES_KEPT_MAX: Final = 1_000
+# Of the definitions' JSON; compiled they take several times as much.
+KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+# What a definition weighs beside its JSON.
+_DEFINITION_BYTES: Final = 512
+
+Scope = tuple[str, str, str, str, str | None, str | None]
+
+
+class _Known(msgspec.Struct, Generic[T], frozen=True):
+    """The compiled definitions by id, and of each the version that it was compiled from and its weight."""
+
+    compiled: dict[str, T]
+    versions: dict[str, tuple[str, int]]
+
+
+class DefinitionCache(Generic[T]):
+    """The definitions of one kind, by the scope of whoever asks. On one event loop.
+
+    `compile_one` makes of a definition what decisions ask; it is given a definition once for each version.
+    """
+
+    def __init__(
+        self,
+        definitions: Definitions,
+        schema: Schema,
+        compile_one: Callable[[Definition], T],
+        clock: Clock,
+        *,
+        definitions_max: int = DEFINITIONS_MAX,
+    ) -> None:
+        self._definitions = definitions
+        self._schema = schema
+        self._compile = compile_one
+        self._definitions_max = definitions_max
+        self._sets: Fresh[Scope, _Known[T]] = Fresh(
+            clock,
+            age_max_s=AGE_MAX_S,
+            entries_max=SCOPES_KEPT_MAX,
+            weight_max=KEPT_BYTES_MAX,
+            weigh=lambda known: _DEFINITION_BYTES + sum(weight for _, weight in known.versions.values()),
+        )
+
+    async def get(self, context: RequestContext) -> Mapping[str, T]:
+        """By id, all that are not deleted, none older than a second. No read while they are fresh.
+
+        Raises TooLarge for a scope with more than `definitions_max`, and what reading them raises:
+        MissingRoute, ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt.
+        """
+        if context.acting_on is not None:
+            raise ContextMismatch("data is reached only from its own tenant", field="X-Tenant-Id")
+        own = as_server(context)
+
+        async def read(before: _Known[T] | None) -> _Known[T]:
+            return await self._read(own, before)
+
+        return (await self._sets.get(_scope(context), read)).compiled
+
+    async def close(self) -> None:
+        """End the reads under way."""
+        await self._sets.close()
+
+    async def _read(self, context: RequestContext, before: _Known[T] | None) -> _Known[T]:
+        known: _Known[T] = _Known({}, {})
+        window = Window(limit=LIMIT_MAX)
+        while True:
+            listed = await self._definitions.list(context, self._schema, window=window)
+            for record in listed.items:
+                self._add(known, record, before)
+            if len(known.compiled) > self._definitions_max:
+                raise TooLarge(
+                    f"at most {self._definitions_max:,} definitions of {self._schema.name} are in force in "
+                    "one scope; delete those that are not used"
+                )
+            if listed.after is None:
+                return known
+            window = Window(limit=LIMIT_MAX, after=listed.after)
+
+    def _add(self, known: _Known[T], record: Definition, before: _Known[T] | None) -> None:
+        """Compiled anew only if this is another version than the one before."""
+        former = None if before is None else before.versions.get(record.id)
+        if before is not None and former is not None and former[0] == record.etag:
+            known.compiled[record.id], known.versions[record.id] = before.compiled[record.id], former
+            return
+        known.compiled[record.id] = self._compile(record)
+        weight = _DEFINITION_BYTES + len(encode_json(record.json_blob))
+        known.versions[record.id] = (record.etag, weight)
+
+
+def as_server(context: RequestContext) -> RequestContext:
+    """The server itself where the caller is, reading definitions and nothing else."""
+    return msgspec.structs.replace(
+        context, user_id="system", roles=(), permissions=frozenset({"definitions.read"})
+    )
+
+
+def _scope(context: RequestContext) -> Scope:
+    """What definitions are found by, and what their route may depend on."""
+    return (
+        context.tenant_id,
+        context.mode,
+        context.env,
+        context.surface_id,
+        context.app_id,
+        context.project_id,
+    )

@@ -1,0 +1,184 @@
+"""Firearms: whether something dangerous may happen, and the record that it did.
+
+Owns putting together what is known of an action: the classes it is bound to, the tenant's licences, the
+caller's grants, cooldown, approval and strategy lock. Leaves what follows from definitions to
+`stores/firearm_rules.py`, what uses leave to `stores/firearm_uses.py`, the decision to the gates.
+
+Definitions are at most a second old. t_system's are read by the server in its own name, with the permission
+to read definitions and no other, in t_system's default env and surface; no caller's identity goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from engines.clock import Clock
+from engines.core import records
+from engines.errors import Conflict
+from engines.scope import RequestContext
+from engines.stores.definition_cache import DefinitionCache
+from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.stores.definitions import Definitions
+from engines.stores.firearm_rules import (
+    Bound,
+    FirearmFacts,
+    Rules,
+    binding_of,
+    class_of,
+    grant_of,
+    licence_of,
+)
+from engines.stores.firearm_uses import FirearmUses, Standing, Using
+from engines.stores.strategy_locks import StrategyLocks
+
+# The server's own context in t_system, for nothing but reading.
+SystemContext = Callable[[], Awaitable[RequestContext]]
+
+
+class Firearms:
+    """What is dangerous, and for whom it is allowed. On one event loop; no permission is asked for.
+
+    Every method raises ContextMismatch, MissingRoute, ForbiddenBackendClass, TooLarge (more definitions than
+    may be in force), Throttled, Unavailable, BackendRefused, Corrupt.
+    """
+
+    def __init__(
+        self,
+        definitions: Definitions,
+        uses: FirearmUses,
+        locks: StrategyLocks,
+        system_context: SystemContext,
+        clock: Clock,
+    ) -> None:
+        self._uses = uses
+        self._locks = locks
+        self._system_context = system_context
+        self._clock = clock
+
+        def cache(name: str, compile_one: Any) -> DefinitionCache[Any]:
+            return DefinitionCache(definitions, SCHEMA_NAMED[name], compile_one, clock)
+
+        self._classes = cache("firearms", class_of)
+        self._bindings = cache("firearms-bindings", binding_of)
+        self._licences = cache("firearms-licences", licence_of)
+        self._grants = cache("firearms-grants", grant_of)
+
+    async def facts_of(
+        self, context: RequestContext, action: str, subject: str, *, at_s: float
+    ) -> FirearmFacts | None:
+        """What is known of the action; None where no binding names it: then it is not dangerous."""
+        return (await self._look(context, action, subject, None, at_s))[0]
+
+    async def take(
+        self, context: RequestContext, action: str, subject: str, *, use_id: str, at_s: float
+    ) -> FirearmFacts | None:
+        """The same, and where nothing stands in the way one use is recorded, once for this `use_id`.
+
+        The class cools down from `at_s` on and the approval is spent, at once and in one write; of two uses
+        that meet, the second is told what stands after the first. Also raises OutcomeUnknown; asking again
+        under the same `use_id` settles it.
+        """
+        for _ in range(records.RACES_MAX):
+            facts, using, bound, standing = await self._look(context, action, subject, use_id, at_s)
+            if facts is None or using is None or standing is None or not facts.allow(at_s):
+                return facts
+            cooldowns_s = {
+                one.class_id: one.needs.cooldown_seconds
+                for one in bound
+                if one.needs.cooldown_seconds and not _is_own(standing, one.class_id, use_id)
+            }
+            asked = standing.asked
+            spends = facts.needs_approval and asked is not None and not asked.is_spent_by(use_id)
+            if not cooldowns_s and not spends:
+                return facts
+            try:
+                await self._uses.record(using, standing, at_s=at_s, cooldowns_s=cooldowns_s, spends=spends)
+            except Conflict:
+                continue
+            return facts
+        raise Conflict("others use this class at once")
+
+    async def undo(self, context: RequestContext, action: str, subject: str, *, use_id: str) -> None:
+        """Nothing came of this use: the class does not cool down for it, and its approval can be used."""
+        bound = (await self._rules(context)).bound(context, action, self._clock.now())
+        class_ids = [one.class_id for one in bound]
+        if class_ids:
+            await self._uses.undo(
+                Using(context=context, action=action, subject=subject, class_ids=class_ids, use_id=use_id)
+            )
+
+    async def class_of_action(self, context: RequestContext, action: str) -> str | None:
+        """The riskiest class of which the action is a use; None where it is not dangerous."""
+        bound = (await self._rules(context)).bound(context, action, self._clock.now())
+        return bound[0].class_id if bound else None
+
+    async def close(self) -> None:
+        """End the reads under way."""
+        for cache in (self._classes, self._bindings, self._licences, self._grants):
+            await cache.close()
+
+    async def _look(
+        self, context: RequestContext, action: str, subject: str, use_id: str | None, at_s: float
+    ) -> tuple[FirearmFacts | None, Using | None, Sequence[Bound], Standing | None]:
+        bound = (await self._rules(context)).bound(context, action, at_s)
+        if not bound:
+            return None, None, (), None
+        class_ids = [one.class_id for one in bound]
+        using = Using(context=context, action=action, subject=subject, class_ids=class_ids, use_id=use_id)
+        standing = await self._uses.standing(using)
+        has_lock = False
+        if any(one.needs.strategy_lock for one in bound):
+            has_lock = await self._locks.in_force(context, action, at_s=at_s) is not None
+        return _facts(bound, standing, use_id, has_lock=has_lock, at_s=at_s), using, bound, standing
+
+    async def _rules(self, context: RequestContext) -> Rules:
+        system = await self._system_context()
+        found: Sequence[Mapping[str, Any]] = await asyncio.gather(
+            self._classes.get(system),
+            self._bindings.get(system),
+            self._classes.get(context),
+            self._bindings.get(context),
+            self._licences.get(context),
+            self._grants.get(context),
+        )
+        return Rules(
+            system_classes=found[0],
+            system_bindings=found[1],
+            classes=found[2],
+            bindings=found[3],
+            licences=found[4],
+            grants=found[5],
+        )
+
+
+def _facts(
+    bound: Sequence[Bound], standing: Standing, use_id: str | None, *, has_lock: bool, at_s: float
+) -> FirearmFacts:
+    """What the classes ask for together, under the riskiest one's name."""
+    riskiest, asked = bound[0], standing.asked
+    until = [
+        standing.last[one.class_id].at_s + one.needs.cooldown_seconds
+        for one in bound
+        if one.class_id in standing.last and not _is_own(standing, one.class_id, use_id)
+    ]
+    cooling = [one for one in until if one > at_s]
+    return FirearmFacts(
+        class_id=riskiest.class_id,
+        risk_level=riskiest.needs.risk_level,
+        licensed=all(one.licensed for one in bound),
+        granted=all(one.granted for one in bound),
+        needs_approval=any(one.needs.human_approval for one in bound),
+        approval="none" if asked is None else asked.fact(riskiest.class_id, use_id, at_s),
+        approval_id=None if asked is None else asked.approval_id,
+        cooldown_until_s=max(cooling, default=None),
+        needs_strategy_lock=any(one.needs.strategy_lock for one in bound),
+        has_strategy_lock=has_lock,
+    )
+
+
+def _is_own(standing: Standing, class_id: str, use_id: str | None) -> bool:
+    """Whether the last use of the class is this one."""
+    last = standing.last.get(class_id)
+    return last is not None and use_id is not None and last.use_id == use_id
