@@ -49,6 +49,7 @@ from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
+from engines.safety.joined import gates_over
 from engines.scope import SYSTEM_TENANT, RequestContext
 from engines.stores.analytics import Analytics
 from engines.stores.announcements import Announcements
@@ -248,7 +249,23 @@ def _assemble(
     kpis = Kpis(router, definitions, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
-    gates = Gates(directory, spine, ids, clock)
+    budget = Budget(router, announcements, ids, clock)
+    rate_limits = RateLimits(router, AdoptedPolicies(directory), clock)
+    temperatures = Temperatures(definitions, kpis, clock)
+    gates = Gates(
+        directory,
+        spine,
+        ids,
+        clock,
+        gates=gates_over(
+            firearms=firearms,
+            strategy_locks=locks,
+            budget=budget,
+            kpis=kpis,
+            temperatures=temperatures,
+            rate_limits=rate_limits,
+        ),
+    )
     engines = Engines(
         clock=clock,
         ids=ids,
@@ -276,12 +293,12 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
-        budget=Budget(router, announcements, ids, clock),
+        budget=budget,
         announcements=announcements,
         definitions=definitions,
         flags=Flags(definitions, clock),
         rate_limit_policies=RateLimitPolicies(service),
-        rate_limits=RateLimits(router, AdoptedPolicies(directory), clock),
+        rate_limits=rate_limits,
         kill_switches=KillSwitches(service),
         gate_configs=GateConfigs(service, gates.mounted),
         gates=gates,
@@ -290,7 +307,7 @@ def _assemble(
         firearms=firearms,
         approvals=Approvals(router, announcements, firearms.class_of_action, ids, clock),
         kpis=kpis,
-        temperatures=Temperatures(definitions, kpis, clock),
+        temperatures=temperatures,
     )
     return backends, participation, engines
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 import pytest
 
 from engines.client import AsyncEngines, Engines, NewNote, RetryPolicy
-from engines.client import blocking as facade
+from engines.client import loop as facade
 from engines.errors import EnginesError, NotFound
 from tests.client.loopback import Answer, Loopback, Silence, Stream, loopback
 from tests.client.test_sse import frames

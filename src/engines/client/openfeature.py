@@ -31,8 +31,8 @@ from openfeature.exception import (
 from openfeature.flag_evaluation import FlagResolutionDetails, FlagValueType, Reason
 from openfeature.provider import AbstractProvider, Metadata
 
-from engines.client.blocking import Loop
 from engines.client.engines import AsyncEngines
+from engines.client.loop import Loop
 from engines.client.results import Evaluation
 from engines.client.retry import NO_RETRY
 from engines.client.transport import encode

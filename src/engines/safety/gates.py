@@ -64,8 +64,11 @@ class KillSwitchGate(Gate):
         return judge_kill_switch(self._switches, surface_id=ask.context.surface_id, action=ask.action)
 
 
-class FirearmsGate(Gate):
-    """A dangerous action happens under a licence, a grant, and whatever else its class asks for."""
+class FirearmsGate(ConsumingGate):
+    """A dangerous action happens under a licence, a grant, and whatever else its class asks for.
+
+    One that passes is a use: its class cools down, and its approval is spent.
+    """
 
     name = "firearms"
 
@@ -73,8 +76,16 @@ class FirearmsGate(Gate):
         self._firearms = firearms
 
     async def judge(self, ask: Ask) -> Verdict:
-        facts = await self._firearms.facts_of(ask.context, ask.action, ask.subject, at_s=ask.at_s)
+        if ask.dry_run:
+            facts = await self._firearms.facts_of(ask.context, ask.action, ask.subject, at_s=ask.at_s)
+        else:
+            facts = await self._firearms.take(
+                ask.context, ask.action, ask.subject, use_id=ask.evaluation_id, at_s=ask.at_s
+            )
         return judge_firearm(facts, at_s=ask.at_s)
+
+    async def undo(self, ask: Ask) -> None:
+        await self._firearms.undo(ask.context, ask.action, ask.subject, use_id=ask.evaluation_id)
 
 
 class StrategyLockGate(Gate):

@@ -1,8 +1,8 @@
 """What the gates ask of the stores that know the facts.
 
-Owns one narrow Protocol for each gate and the facts that it answers with; judging them is
-`safety/judging.py`. An implementation may raise what its store raises: a gate that raises is a block. None of
-them decides.
+Owns one narrow Protocol for each gate, and the facts that it answers with where no store has them; judging
+them is `safety/judging.py`. An implementation may raise what its store raises: a gate that raises is a block.
+None of them decides.
 
 Reads come from definitions that are at most one second old wherever the store keeps such, so that an
 evaluation costs at most two reads of a backend.
@@ -10,37 +10,29 @@ evaluation costs at most two reads of a backend.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
 from engines.safety.asks import Cost
 from engines.scope import RequestContext
+from engines.stores.firearm_rules import FirearmFacts
+from engines.stores.kpis import CorridorFacts
+from engines.stores.strategy_locks import LockFacts
 
-Approval = Literal["none", "pending", "granted", "refused"]
-LockStatus = Literal["draft", "approved", "rejected", "expired"]
-Review = Literal["none", "approved", "rejected"]
-
-
-class FirearmFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a dangerous action at one instant.
-
-    `licensed`: the tenant's licence of the class is in force, its overrides applied to the class's defaults.
-    `granted`: the caller has a grant of the class that is neither expired nor revoked. `cooldown_until_s`:
-    epoch seconds, None where the class has no cooldown or was not used within it.
-    """
-
-    class_id: str
-    risk_level: str
-    licensed: bool
-    granted: bool
-    needs_approval: bool = False
-    approval: Approval = "none"
-    approval_id: str | None = None
-    cooldown_until_s: float | None = None
-    needs_strategy_lock: bool = False
-    has_strategy_lock: bool = False
+__all__ = [
+    "BudgetFacts",
+    "Budgets",
+    "CorridorFacts",
+    "Corridors",
+    "FirearmFacts",
+    "Firearms",
+    "LockFacts",
+    "RateFacts",
+    "RateLimits",
+    "StrategyLocks",
+]
 
 
 class Firearms(Protocol):
@@ -52,20 +44,15 @@ class Firearms(Protocol):
         """None where no binding names the action: then it is not dangerous."""
         ...
 
+    async def take(
+        self, context: RequestContext, action: str, subject: str, *, use_id: str, at_s: float
+    ) -> FirearmFacts | None:
+        """The same; where nothing stands in the way, one use is recorded, once for this `use_id`."""
+        ...
 
-class LockFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One strategy lock whose scope covers the caller. Times in epoch seconds; None: no such end.
-
-    `actions` are names or patterns with a trailing `*`. `review`: the verdict of the three-wise review.
-    """
-
-    lock_id: str
-    version: int
-    status: LockStatus
-    actions: tuple[str, ...]
-    valid_from_s: float | None = None
-    valid_until_s: float | None = None
-    review: Review = "none"
+    async def undo(self, context: RequestContext, action: str, subject: str, *, use_id: str) -> None:
+        """Nothing came of the use, if there was one."""
+        ...
 
 
 class StrategyLocks(Protocol):
@@ -107,21 +94,6 @@ class Budgets(Protocol):
     async def release(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> None:
         """Let go of what was held of this cost for this id, if anything was."""
         ...
-
-
-class CorridorFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One reading and the bounds it should keep, each None where there is none.
-
-    `passes_unread`: whether an action may happen while there is no reading. `made_from`: what the reading was
-    made from, to explain it.
-    """
-
-    name: str
-    reading: float | None
-    floor: float | None
-    ceiling: float | None
-    passes_unread: bool = False
-    made_from: Mapping[str, Any] = {}
 
 
 class Corridors(Protocol):

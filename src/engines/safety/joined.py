@@ -1,0 +1,125 @@
+"""The gates over the stores that this deployment has.
+
+Owns which store answers what a gate asks, where the two do not speak the same words: budgets and rate limits
+are translated here, the others answer as `safety/ports.py` asks. Leaves judging to the gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from engines.codec import encode_json
+from engines.core.idempotency import Request, identify
+from engines.errors import Conflict, Throttled
+from engines.safety.asks import Cost
+from engines.safety.gates import (
+    BudgetGate,
+    CorridorGate,
+    FirearmsGate,
+    Gate,
+    RateLimitGate,
+    StrategyLockGate,
+    ThreeWiseGate,
+)
+from engines.safety.ports import BudgetFacts, Corridors, Firearms, RateFacts, StrategyLocks
+from engines.scope import RequestContext
+from engines.stores.budget import Budget
+from engines.stores.budget_accounts import HARD_LIMIT
+from engines.stores.budget_records import ReservationInput
+from engines.stores.rate_limits import ACTION_PREFIX, Admission, RateLimits
+
+
+def gates_over(
+    *,
+    firearms: Firearms,
+    strategy_locks: StrategyLocks,
+    budget: Budget,
+    kpis: Corridors,
+    temperatures: Corridors,
+    rate_limits: RateLimits,
+) -> Sequence[Gate]:
+    """Every gate but the kill switch, which the chain has by itself."""
+    return (
+        FirearmsGate(firearms),
+        StrategyLockGate(strategy_locks),
+        ThreeWiseGate(strategy_locks),
+        BudgetGate(BudgetRoom(budget)),
+        CorridorGate("kpi_corridor", kpis),
+        CorridorGate("temperature", temperatures),
+        RateLimitGate(ActionLimits(rate_limits)),
+    )
+
+
+class BudgetRoom:
+    """`Budgets` over the budget's store: an evaluation holds its cost as a reservation."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    async def reserve(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> BudgetFacts:
+        wanted = _reservation(cost)
+        try:
+            change = await self._budget.reserve(context, wanted, request=_named(context, cost, evaluation_id))
+        except (Throttled, Conflict) as refusal:
+            if refusal.reason_code != HARD_LIMIT:
+                raise
+            scope = refusal.scope or {}
+            return BudgetFacts(fits=False, limit_id=scope.get("limit_id"), remaining=scope.get("left"))
+        held = change.record
+        return BudgetFacts(
+            fits=True,
+            reservation_id=held.reservation_id,
+            limit_id=held.soft_limits[0] if held.soft_limits else None,
+            passes_soft_limit=bool(held.soft_limits),
+        )
+
+    async def room_for(self, context: RequestContext, cost: Cost) -> BudgetFacts:
+        found = await self._budget.check(context, Decimal(cost.amount), provider=cost.provider)
+        soft = found.soft_limits[0] if found.soft_limits else None
+        return BudgetFacts(
+            fits=found.passes,
+            limit_id=found.limit_id or soft,
+            remaining=None if found.left is None else f"{found.left:f}",
+            passes_soft_limit=soft is not None,
+        )
+
+    async def release(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> None:
+        facts = await self.reserve(context, cost, evaluation_id=evaluation_id)  # Told again which one it was.
+        if facts.reservation_id is not None:
+            await self._budget.release(context, facts.reservation_id)
+
+
+class ActionLimits:
+    """`RateLimits` over the store of quotas: an action is a route of its own name."""
+
+    def __init__(self, rate_limits: RateLimits) -> None:
+        self._rate_limits = rate_limits
+
+    async def take(self, context: RequestContext, action: str) -> RateFacts:
+        return _rate_facts(await self._rate_limits.admit(context, ACTION_PREFIX + action))
+
+    async def room_for(self, context: RequestContext, action: str) -> RateFacts:
+        return _rate_facts(await self._rate_limits.admit(context, ACTION_PREFIX + action, count=False))
+
+
+def _rate_facts(admission: Admission) -> RateFacts:
+    refused = admission.refused_by
+    if refused is None:
+        return RateFacts(admitted=True)
+    return RateFacts(admitted=False, limit_id=refused.name, retry_after_s=admission.retry_after_s)
+
+
+def _reservation(cost: Cost) -> ReservationInput:
+    return ReservationInput(
+        amount=cost.amount,
+        currency=cost.currency,
+        provider=cost.provider,
+        model=cost.model,
+        tool=cost.tool,
+    )
+
+
+def _named(context: RequestContext, cost: Cost, evaluation_id: str) -> Request:
+    """One reservation an evaluation, however often it is asked for."""
+    return identify(context.tenant_id, context.env, "gates", evaluation_id, body=encode_json(cost).encode())
