@@ -255,13 +255,16 @@ class TestRules:
         with pytest.raises(ContextMismatch):
             await one.firearms.facts_of(context(acting_on="t_two"), "refund", "s", at_s=now)
 
-    async def test_without_a_route_or_an_answer_there_are_no_facts(self, one: Armed, home: Home) -> None:
+    async def test_without_an_answer_there_are_no_facts(self, one: Armed, home: Home) -> None:
         await one.arm()
         home.clock.advance(1)
         home.faults.plan = FaultPlan(read_refused=1.0)
         with pytest.raises(Unavailable):
             await one.facts()
         home.faults.plan = NO_FAULTS
+
+    async def test_without_a_route_there_are_no_facts(self, one: Armed, home: Home) -> None:
+        await one.arm()
         home.clock.advance(1)
         home.missing.add("firearms_store")
         with pytest.raises(MissingRoute):

@@ -69,6 +69,12 @@ class Measuring(Told):
             await self.kpis.measure(who, kpi_id, MeasurementInput(value=value))
 
 
+async def pass_time(home: Home) -> None:
+    while True:
+        home.clock.advance(0.01)
+        await asyncio.sleep(0.005)
+
+
 @pytest_asyncio.fixture
 async def one(home: Home) -> AsyncIterator[Measuring]:
     measuring = Measuring(home)
@@ -158,6 +164,8 @@ class TestMeasuring:
 
     async def test_two_processes_measure_at_once_and_nothing_is_lost(self, home: Home) -> None:
         one, two = Measuring(home, measurements_max=100), Measuring(home, "two", measurements_max=100)
+        # Two writers of one log take turns by the clock, which stands still unless it is moved.
+        passing = asyncio.create_task(pass_time(home))
         try:
             await one.define(aggregation="sum")
             await asyncio.gather(*(each.measure(*range(10)) for each in (one, two)))
@@ -165,6 +173,7 @@ class TestMeasuring:
                 reading = await each.kpis.reading(ADA, "k1")
                 assert (reading.value, reading.count, reading.last_position) == (90.0, 20, 20)
         finally:
+            passing.cancel()
             await one.close()
             await two.close()
 
@@ -342,6 +351,16 @@ class TestTemperature:
         assert await missing() == set()
         await one.set("weights", a=1, b=-1)
         assert await missing() == {("weight", "b")}
+
+    async def test_a_ceiling_below_its_floor_makes_no_heat(self, one: Measuring) -> None:
+        await one.define("a")
+        await one.measure(5, kpi_id="a")
+        await one.set("floors", a=2)
+        await one.set("ceilings", a=1)
+        await one.set("weights", a=1)
+        reading = await one.temperatures.reading(ADA)
+        assert (reading.temperature, reading.missing) == (None, (Missing("range", "a"),))
+        assert [part.heat for part in reading.kpis] == [None]
 
     async def test_numbers_at_the_edge_of_a_double_stay_numbers(self, one: Measuring) -> None:
         for kpi_id in ("a", "b"):

@@ -16,6 +16,7 @@ from engines.core.records import Condition
 from engines.errors import (
     Conflict,
     ContextMismatch,
+    Corrupt,
     Forbidden,
     Invalid,
     MissingRoute,
@@ -25,9 +26,10 @@ from engines.errors import (
     Unavailable,
 )
 from engines.scope import RequestContext
-from engines.stores.definition_cache import DefinitionCache
+from engines.stores.definition_cache import DefinitionCache, shaped
 from engines.stores.definition_records import Definition, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.stores.definition_shapes import FirearmClass
 from engines.stores.strategy_locks import LockDecisionInput, LockReview, StrategyLocks
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.stores.definitions_home import Told
@@ -337,6 +339,16 @@ async def test_a_scope_with_too_many_definitions_is_refused(one: Locked) -> None
     await one.draft(lock_id="l2")
     one.home.clock.advance(1)
     with pytest.raises(TooLarge):
+        await cache.get(ADA)
+    await cache.close()
+
+
+async def test_a_definition_of_another_shape_is_corrupt_and_no_answer(one: Locked) -> None:
+    cache = DefinitionCache(
+        one.definitions, LOCKS, lambda record: shaped(record, FirearmClass), one.home.clock
+    )
+    await one.draft()
+    with pytest.raises(Corrupt):
         await cache.get(ADA)
     await cache.close()
 

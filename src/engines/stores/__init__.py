@@ -20,6 +20,17 @@ permission, finds its place, and stamps the context's identity on what it writes
     blackboard.Blackboard
         put(context, run_id, key, BlackboardInput)        get(context, run_id, key, version=)
         list(context, run_id)                             versions(context, run_id, key)
+    strategy_locks.StrategyLocks
+        approve, reject(context, lock_id, LockDecisionInput)                in_force(context, action, at_s=)
+    kpis.Kpis
+        measure(context, kpi_id, MeasurementInput)        reading, measurements(context, kpi_id)
+    temperature.Temperatures
+        reading(context)
+    firearms.Firearms
+        facts_of(context, action, subject, at_s=)         take, undo(context, action, subject, use_id=)
+    approvals.Approvals
+        request(context, ApprovalInput)                   answer(context, approval_id, AnswerInput)
+        get(context, approval_id)                         list(context, ApprovalFilter)
     events.EventSpine
         append(context, [NewEvent])           get(context, event_id)        list(context, EventFilter)
         follow(context, after=)               verify(context, expected=)    close()

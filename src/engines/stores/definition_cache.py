@@ -17,7 +17,7 @@ import msgspec
 from engines.clock import Clock
 from engines.codec import encode_json
 from engines.core.listing import LIMIT_MAX, Window
-from engines.errors import ContextMismatch, TooLarge
+from engines.errors import ContextMismatch, Corrupt, TooLarge
 from engines.scope import RequestContext
 from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import Schema
@@ -25,6 +25,7 @@ from engines.stores.definitions import Definitions
 from engines.stores.fresh import Fresh
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 AGE_MAX_S: Final = 1.0
 # Of one kind in one scope.
@@ -116,6 +117,14 @@ class DefinitionCache(Generic[T]):
         known.compiled[record.id] = self._compile(record)
         weight = _DEFINITION_BYTES + len(encode_json(record.json_blob))
         known.versions[record.id] = (record.etag, weight)
+
+
+def shaped(record: Definition, type_: type[S]) -> S:
+    """A definition as its shape. Raises Corrupt where it was stored under rules that are no longer ours."""
+    try:
+        return msgspec.convert(record.json_blob, type_)
+    except msgspec.ValidationError as error:
+        raise Corrupt(f"the definition {record.id!r} does not have the shape of its kind") from error
 
 
 def as_server(context: RequestContext) -> RequestContext:

@@ -25,6 +25,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from engines.scope import SYSTEM_TENANT, RequestContext
+from engines.stores.definition_cache import shaped
 from engines.stores.definition_records import Definition
 from engines.stores.definition_shapes import (
     FirearmBinding,
@@ -157,16 +158,16 @@ def _is_before(expires_at: str | None, at_s: float) -> bool:
 
 
 def class_of(record: Definition) -> FirearmClass:
-    return msgspec.convert(record.json_blob, FirearmClass)
+    return shaped(record, FirearmClass)
 
 
 def licence_of(record: Definition) -> FirearmLicence:
-    return msgspec.convert(record.json_blob, FirearmLicence)
+    return shaped(record, FirearmLicence)
 
 
 def grant_of(record: Definition) -> FirearmGrant:
-    return msgspec.convert(record.json_blob, FirearmGrant)
+    return shaped(record, FirearmGrant)
 
 
 def binding_of(record: Definition) -> FirearmBinding:
-    return msgspec.convert(record.json_blob, FirearmBinding)
+    return shaped(record, FirearmBinding)

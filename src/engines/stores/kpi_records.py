@@ -23,6 +23,7 @@ from engines.core.cursor import Cursors
 from engines.core.log import StoredEvent
 from engines.errors import Invalid
 from engines.scope import RequestContext
+from engines.stores.definition_cache import shaped
 from engines.stores.definition_records import Definition
 from engines.stores.definition_shapes import Kpi, Name
 from engines.stores.event_records import Instant, instant_ms
@@ -134,9 +135,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 def rule_of(record: Definition) -> KpiRule:
-    return KpiRule(
-        kpi_id=record.id, version=record.version, kpi=msgspec.convert(record.json_blob, Kpi, strict=False)
-    )
+    return KpiRule(kpi_id=record.id, version=record.version, kpi=shaped(record, Kpi))
 
 
 def checked(context: RequestContext, measurement: MeasurementInput) -> MeasurementInput:

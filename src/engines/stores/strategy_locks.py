@@ -21,10 +21,10 @@ from engines.core.idempotency import Request
 from engines.core.records import ANYTHING, Condition
 from engines.errors import Conflict, Forbidden, Invalid
 from engines.scope import RequestContext
-from engines.stores.definition_cache import DefinitionCache
+from engines.stores.definition_cache import DefinitionCache, shaped
 from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import SCHEMA_NAMED
-from engines.stores.definition_shapes import LongText, Name
+from engines.stores.definition_shapes import LongText, Name, StrategyLock
 from engines.stores.definitions import Definitions
 from engines.stores.event_records import instant_ms
 from engines.stores.scoped import AGENT_ROLE, Change, IdentityFields, check_body, validated
@@ -207,15 +207,15 @@ def covers(pattern: str, action: str) -> bool:
 
 
 def _facts(record: Definition) -> LockFacts:
-    blob, state = record.json_blob, record.state or {}
+    lock, state = shaped(record, StrategyLock), record.state or {}
     review = state.get("review", {}).get("verdict")
     return LockFacts(
         lock_id=record.id,
         version=record.version,
         status=state.get("status", "draft"),
-        actions=tuple(blob["allowed_actions"]),
-        valid_from_s=_instant_s(blob.get("valid_from")),
-        valid_until_s=_instant_s(blob.get("valid_until")),
+        actions=lock.allowed_actions,
+        valid_from_s=_instant_s(lock.valid_from),
+        valid_until_s=_instant_s(lock.valid_until),
         review="none" if review is None else "approved" if review == "pass" else "rejected",
     )
 

@@ -19,9 +19,10 @@ import msgspec
 from engines.clock import Clock, timestamp
 from engines.errors import NotFound
 from engines.scope import RequestContext
-from engines.stores.definition_cache import DefinitionCache, as_server
+from engines.stores.definition_cache import DefinitionCache, as_server, shaped
 from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.stores.definition_shapes import Temperature
 from engines.stores.definitions import Definitions
 from engines.stores.kpi_records import KpiReading
 from engines.stores.kpis import CorridorFacts, Kpis, made_from
@@ -161,7 +162,7 @@ async def _readings(read: Read, names: Sequence[str]) -> Mapping[str, KpiReading
 
 
 def _values(record: Definition) -> Mapping[str, float]:
-    return {name: float(value) for name, value in record.json_blob["values"].items()}
+    return shaped(record, Temperature).values
 
 
 def _part(
