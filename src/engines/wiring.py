@@ -243,29 +243,9 @@ def _assemble(
     refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
     announcements = Announcements(router, spine, clock)
     definitions = Definitions(router, announcements, ids, clock)
-    locks = StrategyLocks(definitions, clock)
-    uses = FirearmUses(router, announcements, clock)
-    firearms = Firearms(definitions, uses, locks, _system_reader(directory), clock)
-    kpis = Kpis(router, definitions, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
-    budget = Budget(router, announcements, ids, clock)
-    rate_limits = RateLimits(router, AdoptedPolicies(directory), clock)
-    temperatures = Temperatures(definitions, kpis, clock)
-    gates = Gates(
-        directory,
-        spine,
-        ids,
-        clock,
-        gates=gates_over(
-            firearms=firearms,
-            strategy_locks=locks,
-            budget=budget,
-            kpis=kpis,
-            temperatures=temperatures,
-            rate_limits=rate_limits,
-        ),
-    )
+    deciding = _deciding(directory, router, spine, announcements, definitions, ids, clock)
     engines = Engines(
         clock=clock,
         ids=ids,
@@ -293,21 +273,21 @@ def _assemble(
         memory=SessionMemory(router, clock),
         blackboard=Blackboard(router, clock),
         notes=Notes(router, ids, clock),
-        budget=budget,
+        budget=deciding.budget,
         announcements=announcements,
         definitions=definitions,
         flags=Flags(definitions, clock),
         rate_limit_policies=RateLimitPolicies(service),
-        rate_limits=rate_limits,
+        rate_limits=deciding.rate_limits,
         kill_switches=KillSwitches(service),
-        gate_configs=GateConfigs(service, gates.mounted),
-        gates=gates,
+        gate_configs=GateConfigs(service, deciding.gates.mounted),
+        gates=deciding.gates,
         analytics=Analytics(router, spine, ContractDefinitions(definitions, clock), clock),
-        strategy_locks=locks,
-        firearms=firearms,
-        approvals=Approvals(router, announcements, firearms.class_of_action, ids, clock),
-        kpis=kpis,
-        temperatures=temperatures,
+        strategy_locks=deciding.strategy_locks,
+        firearms=deciding.firearms,
+        approvals=Approvals(router, announcements, deciding.firearms.class_of_action, ids, clock),
+        kpis=deciding.kpis,
+        temperatures=deciding.temperatures,
     )
     return backends, participation, engines
 
@@ -339,6 +319,53 @@ def _system_reader(directory: Directory) -> SystemContext:
         )
 
     return context
+
+
+class _Deciding(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides whether an action may happen, and the gates over it."""
+
+    strategy_locks: StrategyLocks
+    firearms: Firearms
+    budget: Budget
+    kpis: Kpis
+    temperatures: Temperatures
+    rate_limits: RateLimits
+    gates: Gates
+
+
+def _deciding(
+    directory: Directory,
+    router: Router,
+    spine: EventSpine,
+    announcements: Announcements,
+    definitions: Definitions,
+    ids: Ids,
+    clock: Clock,
+) -> _Deciding:
+    locks = StrategyLocks(definitions, clock)
+    uses = FirearmUses(router, announcements, clock)
+    firearms = Firearms(definitions, uses, locks, _system_reader(directory), clock)
+    kpis = Kpis(router, definitions, ids, clock)
+    temperatures = Temperatures(definitions, kpis, clock)
+    budget = Budget(router, announcements, ids, clock)
+    rate_limits = RateLimits(router, AdoptedPolicies(directory), clock)
+    gates = gates_over(
+        firearms=firearms,
+        strategy_locks=locks,
+        budget=budget,
+        kpis=kpis,
+        temperatures=temperatures,
+        rate_limits=rate_limits,
+    )
+    return _Deciding(
+        strategy_locks=locks,
+        firearms=firearms,
+        budget=budget,
+        kpis=kpis,
+        temperatures=temperatures,
+        rate_limits=rate_limits,
+        gates=Gates(directory, spine, ids, clock, gates=gates),
+    )
 
 
 def _adopt_at_once(directory: Directory, relay: Relay) -> Callable[[], Awaitable[None]]:

@@ -11,7 +11,6 @@ import pytest
 from engines.control.records import GateConfig, GateRule, KillSwitch, Switch
 from engines.safety.asks import Cost, Verdict
 from engines.safety.judging import (
-    covers,
     judge_budget,
     judge_corridors,
     judge_firearm,
@@ -22,6 +21,7 @@ from engines.safety.judging import (
     rule_for,
 )
 from engines.safety.ports import BudgetFacts, CorridorFacts, FirearmFacts, LockFacts, RateFacts
+from engines.stores.strategy_locks import covers
 
 NOW_S = 1_000.0
 DANGEROUS = FirearmFacts(class_id="payments", risk_level="high", licensed=True, granted=True)

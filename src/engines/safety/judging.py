@@ -15,13 +15,9 @@ from engines.control.records import GateConfig, GateRule, KillSwitch, Switch
 from engines.safety.asks import Cost, Verdict
 from engines.safety.ports import BudgetFacts, CorridorFacts, FirearmFacts, LockFacts, RateFacts
 from engines.safety.reasons import ReasonCode
+from engines.stores.strategy_locks import covers
 
 _ANY: Final = "*"
-
-
-def covers(pattern: str, action: str) -> bool:
-    """Whether a pattern names an action: exactly, or by its beginning where it ends in `*`."""
-    return action.startswith(pattern[:-1]) if pattern.endswith(_ANY) else action == pattern
 
 
 def rule_for(config: GateConfig | None, action: str) -> GateRule | None:
