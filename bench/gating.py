@@ -19,7 +19,7 @@ from bench.measure import Goal, Result, alternate, compared
 from bench.stage import Stage
 from engines.control.gates import WRITE
 from engines.control.records import GateConfig, GateName, GateRule
-from engines.safety.asks import Cost, Evaluation
+from engines.safety.asks import Cost, EvaluationInput
 from engines.scope import RequestContext
 from engines.stores.events import SystemEvent
 from engines.wiring import Engines, open_engines
@@ -43,7 +43,7 @@ async def _gating(driver: str, stage: Stage, deployment: Deployment) -> list[Res
     async with open_engines(deployment.control_plane) as engines:
         context = await engines.contexts.context(deployment.token)
         await _guard_with_all(engines, context)
-        evaluation = Evaluation(
+        evaluation = EvaluationInput(
             action=ACTION, subject="order-7", cost=Cost(amount="1", currency="USD"), details={"amount": "12"}
         )
         decided = await engines.gates.evaluate(context, evaluation)

@@ -251,7 +251,7 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "SettlementInput",
         "NewEvent",
         "NewStreamEvent",
-        "Evaluation",
+        "EvaluationInput",
         "NewAnalyticsEvent",
     ):
         properties = reduced["components"]["schemas"][name]["properties"]

@@ -10,7 +10,7 @@ import pytest
 
 from engines.core.listing import Window
 from engines.errors import GateDenied
-from engines.safety.asks import Decided, Evaluation
+from engines.safety.asks import Decided, EvaluationInput
 from engines.scope import RequestContext
 from engines.stores.events import EventFilter
 from engines.wiring import Engines
@@ -20,7 +20,7 @@ from tests.deployment.conftest import Open, token
 ADOPTION_S = 1.0
 PATIENCE_S = 20.0
 ROUNDS = 2
-REFUND = Evaluation(action="refund.create")
+REFUND = EvaluationInput(action="refund.create")
 
 
 async def who(deployment: Engines, user: str = "member", **headers: str) -> RequestContext:

@@ -11,7 +11,7 @@ import pytest
 
 from engines.control.records import GateConfig, GateRule
 from engines.core.records import Condition
-from engines.safety.asks import Cost, Decision, Evaluation
+from engines.safety.asks import Cost, Decision, EvaluationInput
 from engines.scope import RequestContext
 from engines.stores.approval_records import AnswerInput, ApprovalInput
 from engines.stores.budget_policy import Limit, PolicyInput
@@ -35,7 +35,7 @@ ALL_GATES = (
     "temperature",
     "rate_limit",
 )
-REFUND = Evaluation(action="refund", subject="order-7", cost=Cost(amount="2.50", currency="USD"))
+REFUND = EvaluationInput(action="refund", subject="order-7", cost=Cost(amount="2.50", currency="USD"))
 
 
 async def who(deployment: Engines, user: str = "member") -> RequestContext:
@@ -61,12 +61,12 @@ async def guarded_by(deployment: Engines, *gates: str) -> None:
     await deployment.gate_configs.put(await who(deployment, "owner"), config)
 
 
-async def asked(deployment: Engines, evaluation: Evaluation = REFUND) -> Decision:
+async def asked(deployment: Engines, evaluation: EvaluationInput = REFUND) -> Decision:
     return (await deployment.gates.evaluate(await who(deployment), evaluation)).answer
 
 
 async def until(
-    deployment: Engines, holds: Callable[[Decision], bool], evaluation: Evaluation = REFUND
+    deployment: Engines, holds: Callable[[Decision], bool], evaluation: EvaluationInput = REFUND
 ) -> Decision:
     """The first decision of which it holds: what was just defined is known within a second."""
     async with asyncio.timeout(10):

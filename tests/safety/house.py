@@ -19,7 +19,7 @@ from engines.control.store import PARTITION, Actor, ControlStore
 from engines.control.tables import OSES, SURFACES
 from engines.core.idempotency import Request, identify
 from engines.core.outbox import Backlog
-from engines.safety.asks import Ask, Evaluation, Verdict
+from engines.safety.asks import Ask, EvaluationInput, Verdict
 from engines.safety.chain import GATES_TIMEOUT_S
 from engines.safety.evaluations import Gates
 from engines.safety.gates import Gate
@@ -38,8 +38,8 @@ def keyed(key: str, body: bytes = b"{}") -> Request:
     return identify("t_one", "prod", "ada", "POST", "/gates/evaluate", key, body=body)
 
 
-def asked(action: str = ACTION, **fields: Any) -> Evaluation:
-    return Evaluation(action=action, **fields)
+def asked(action: str = ACTION, **fields: Any) -> EvaluationInput:
+    return EvaluationInput(action=action, **fields)
 
 
 class Admits:

@@ -25,7 +25,7 @@ from engines.errors import (
     TooLarge,
     Unavailable,
 )
-from engines.safety.asks import Ask, Cost, Decided, Evaluation, Verdict
+from engines.safety.asks import Ask, Cost, Decided, EvaluationInput, Verdict
 from engines.stores.events import SPINE_STREAM, Causality, SystemEvent
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.safety.house import ACTION, House, Saying, Taking, asked, keyed, passes, refuses
@@ -547,7 +547,7 @@ class TestWho:
         self, house: House, fields: dict[str, Any], field: str
     ) -> None:
         with pytest.raises(Invalid) as refused:
-            await house.gates.evaluate(context(), Evaluation(**{"action": ACTION, **fields}))
+            await house.gates.evaluate(context(), EvaluationInput(**{"action": ACTION, **fields}))
         assert refused.value.field == field
         assert await house.decisions() == []
 

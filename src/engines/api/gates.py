@@ -23,7 +23,7 @@ from engines.control.records import (
     Text,
 )
 from engines.errors import ContextMismatch
-from engines.safety.asks import Decision, Evaluation
+from engines.safety.asks import Decision, EvaluationInput
 
 router = Router("gates", is_limited=False)
 
@@ -55,7 +55,7 @@ class GateConfigInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     tenant_id: TenantId | None = None
 
 
-@router.post("/gates/evaluate", body=Evaluation, query=EvaluateQuery, reply=Decision, is_limited=True)
+@router.post("/gates/evaluate", body=EvaluationInput, query=EvaluateQuery, reply=Decision, is_limited=True)
 async def evaluate(call: Call) -> Sendable:
     """Decide whether an action may happen, and record it on the spine before answering.
 
@@ -63,7 +63,7 @@ async def evaluate(call: Call) -> Sendable:
     recorded the answer is 503, with `"decision": "block"` in the problem document.
     """
     context = await call.context()
-    evaluation = await call.body(Evaluation)
+    evaluation = await call.body(EvaluationInput)
     decided = await call.engines.gates.evaluate(
         context, evaluation, explain=call.query(EvaluateQuery).explain, request=call.request(context)
     )

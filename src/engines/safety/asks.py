@@ -43,7 +43,7 @@ class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     tool: str | None = None
 
 
-class Evaluation(IdentityFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EvaluationInput(IdentityFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """May this action happen? `action` is its name; nothing here is taken for who asks.
 
     `subject`: whom or what it is done to, in the caller's own words. `details`: whatever else belongs in the
@@ -151,7 +151,7 @@ class SafetyPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     gates: tuple[Judged, ...] | None = None
 
 
-def checked(context: RequestContext, evaluation: Evaluation) -> Evaluation:
+def checked(context: RequestContext, evaluation: EvaluationInput) -> EvaluationInput:
     """An evaluation that breaks no rule and names nobody but its caller.
 
     Raises Invalid, ContextMismatch and TooLarge with the `field`.
@@ -176,7 +176,7 @@ def checked(context: RequestContext, evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
-def caused(context: RequestContext, evaluation: Evaluation) -> RequestContext:
+def caused(context: RequestContext, evaluation: EvaluationInput) -> RequestContext:
     """The context with the run, step and thread that the evaluation itself names."""
     return msgspec.structs.replace(
         context,

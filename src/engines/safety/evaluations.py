@@ -60,7 +60,7 @@ from engines.safety.asks import (
     Ask,
     Decided,
     Decision,
-    Evaluation,
+    EvaluationInput,
     SafetyPayload,
     Verdict,
     caused,
@@ -130,7 +130,7 @@ class Gates:
     async def evaluate(
         self,
         context: RequestContext,
-        evaluation: Evaluation,
+        evaluation: EvaluationInput,
         *,
         explain: bool = False,
         request: Request | None = None,
@@ -154,7 +154,7 @@ class Gates:
         with _undecided():
             if not (await self._plan(context, action)).guards:
                 return
-        evaluation = Evaluation(action=action, subject=subject[:SUBJECT_CHARS_MAX])
+        evaluation = EvaluationInput(action=action, subject=subject[:SUBJECT_CHARS_MAX])
         decided = await self._to_its_end(self._decide(context, evaluation))
         if not decided.passed:
             raise _denial(decided.answer)
@@ -169,7 +169,7 @@ class Gates:
     async def _decide(
         self,
         context: RequestContext,
-        evaluation: Evaluation,
+        evaluation: EvaluationInput,
         *,
         explain: bool = False,
         request: Request | None = None,
@@ -195,7 +195,7 @@ class Gates:
                 if not keeps:
                     await undo(outcome.took, ask, timeout_s=self._timeout_s)
 
-    def _ask(self, context: RequestContext, evaluation: Evaluation, request: Request | None) -> Ask:
+    def _ask(self, context: RequestContext, evaluation: EvaluationInput, request: Request | None) -> Ask:
         if request is None:
             evaluation_id = self._ids.record_id()
         else:
@@ -269,7 +269,7 @@ class Gates:
     async def _recorded(
         self,
         ask: Ask,
-        evaluation: Evaluation,
+        evaluation: EvaluationInput,
         outcome: Outcome,
         *,
         explain: bool,
@@ -325,7 +325,7 @@ _UNNAMED: Final = Refusing(CONFIG, Verdict(result="block", reason_code="no_rule"
 _NOT_MOUNTED: Final = Verdict(result="block", reason_code="gate_not_mounted", gate_status="error")
 
 
-def _payload(ask: Ask, evaluation: Evaluation, outcome: Outcome, *, explain: bool) -> SafetyPayload:
+def _payload(ask: Ask, evaluation: EvaluationInput, outcome: Outcome, *, explain: bool) -> SafetyPayload:
     """The event of a decision. Of an action that may happen it says what each gate found and took."""
     refusal = outcome.refusal
     if refusal is not None:
