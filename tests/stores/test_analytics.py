@@ -29,7 +29,6 @@ from engines.errors import (
 from engines.scope import RequestContext
 from engines.stores.analytics import (
     EVENTS_MAX,
-    PART_EVENTS_MAX,
     PLATFORMS_MAX,
     Analytics,
     AnalyticsEvent,
@@ -39,6 +38,7 @@ from engines.stores.analytics import (
     Ingested,
     NewAnalyticsEvent,
 )
+from engines.stores.analytics_plans import PART_EVENTS_MAX
 from engines.stores.attribution import AttributionContract, ContractInForce, ContractRef
 from engines.stores.events import EventSpine, NewEvent
 from engines.testing.faults import Fault, FaultPlan

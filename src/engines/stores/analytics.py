@@ -4,7 +4,8 @@ Owns taking events in, what a repeated request gets, and the lists. The events t
 spine, of type `analytics`; what lies in `analytics_store` is their index by session, type, platform and
 surface, which follows the spine (`stores/event_index.py`), and the plans of requests that carry an
 Idempotency-Key. So nothing is kept twice, and a list knows every event that was acknowledged, indexed or not.
-Leaves the fields of an event to `stores/analytics_events.py`, contracts and links to `stores/attribution.py`.
+Leaves the fields of an event to `stores/analytics_events.py`, what a plan is to `stores/analytics_plans.py`,
+contracts and links to `stores/attribution.py`.
 
 What becomes of a request:
 
@@ -26,26 +27,20 @@ What becomes of a request:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
 from engines import catalogue
 from engines.clock import Clock
-from engines.codec import Codec
 from engines.core.idempotency import KEPT_S, Request
-from engines.core.keys import join
 from engines.core.listing import START, Listed, Window
 from engines.core.log import Entry
-from engines.core.place import Place, Places
+from engines.core.place import Places
 from engines.errors import (
     Conflict,
     EnginesError,
     Forbidden,
-    IdempotencyKeyReused,
     Invalid,
     OutcomeUnknown,
     TooLarge,
@@ -60,16 +55,28 @@ from engines.stores.analytics_events import (
     EventEntries,
     EventGate,
     GateStatus,
-    GateVerdict,
     NewAnalyticsEvent,
     check_size,
     checked_event,
     checked_filter,
     shown,
 )
+from engines.stores.analytics_plans import (
+    PLAN,
+    STORED,
+    Ingested,
+    IngestedEvent,
+    ItemProblem,
+    Plan,
+    part_request,
+    parts_of,
+    refusal_of,
+    results_of,
+    standing_plan,
+    with_gates,
+)
 from engines.stores.attribution import (
     ContractInForce,
-    ContractRef,
     Contracts,
     FieldRules,
     LinkToTag,
@@ -95,66 +102,14 @@ __all__ = [
 
 EVENTS_MAX: Final = 1_000
 PLATFORMS_MAX: Final = 20
-# A part fits into one request to the log however long the ids are that the context adds to each event.
-PART_EVENTS_MAX: Final = 250
-PART_BYTES_MAX: Final = 160 * 1024
-# A thousand refusals of this size fit into one document, the plan.
-FIELD_CHARS_MAX: Final = 80
-DETAIL_CHARS_MAX: Final = 200
 GATES_AT_ONCE: Final = 32
 GATE_TIMEOUT_S: Final = 2.0
-STORED: Final = 201
 # From here up a status says that the backend could not, not that the event may not.
 HTTP_THROTTLED: Final = 429
 
 NO_FILTER: Final = AnalyticsFilter()
 
 
-class ItemProblem(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Why one event was not taken in: the members of a problem document that are the event's own."""
-
-    code: str
-    detail: str
-    field: str | None = None
-
-
-class IngestedEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What became of one event. `status` is 201 where it stands on the spine, else its problem's."""
-
-    status: int
-    event_id: str | None = None
-    position: int | None = None
-    cursor: str | None = None
-    gate_status: GateVerdict | None = None
-    problem: ItemProblem | None = None
-
-
-class Ingested(msgspec.Struct, frozen=True, kw_only=True):
-    """The results in the order of the request. `replayed`: an identical request was taken in before."""
-
-    events: tuple[IngestedEvent, ...]
-    accepted: int
-    refused: int
-    replayed: bool = False
-
-
-class _Plan(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="analytics_plan/1", omit_defaults=True
-):
-    """What was decided about a request before anything of it was appended.
-
-    `request` is its digest. `refused` and `gates` go by an event's place in the request; `parts` says how
-    many of the events that were not refused make each part, in order.
-    """
-
-    request: str
-    refused: dict[int, IngestedEvent] = {}
-    gates: dict[int, GateStatus] = {}
-    contracts: dict[str, ContractRef] = {}
-    parts: list[int] = []
-
-
-_PLAN: Final = Codec(_Plan)
 Judged = Sequence[NewAnalyticsEvent | EnginesError]
 
 
@@ -255,7 +210,7 @@ class Analytics:
     ) -> Ingested:
         _check_count(events)
         place = await self._places.place(catalogue.ANALYTICS, context)
-        plan = None if request is None else await _standing_plan(place, request)
+        plan = None if request is None else await standing_plan(place, request)
         judged = [_checked(context, event, index) for index, event in enumerate(events)]
         replayed = plan is not None
         entries: Sequence[Entry] | None = None
@@ -272,7 +227,7 @@ class Analytics:
 
     async def _plan(
         self, context: RequestContext, judged: Judged, request: Request | None
-    ) -> tuple[_Plan, Sequence[Entry]]:
+    ) -> tuple[Plan, Sequence[Entry]]:
         contracts = await self._contracts_of(context, judged)
         rules = {
             name: None if found is None else FieldRules(found.terms) for name, found in contracts.items()
@@ -283,7 +238,7 @@ class Analytics:
             try:
                 accepted[index] = _by_contract(event, rules)
             except EnginesError as error:
-                refused[index] = _refusal(error)
+                refused[index] = refusal_of(error)
         gates = await self._ask_gates(context, accepted)
         references = {name: found.ref for name, found in contracts.items() if found is not None}
         entries: list[Entry] = []
@@ -293,15 +248,15 @@ class Analytics:
                 entry = made.entry(event, references.get(event.platform or ""), gates.get(index))
                 check_size(entry)
             except EnginesError as error:
-                refused[index] = _refusal(error)
+                refused[index] = refusal_of(error)
             else:
                 entries.append(entry)
-        plan = _Plan(
+        plan = Plan(
             request="" if request is None else request.digest,
             refused=refused,
             gates=gates,
             contracts=references,
-            parts=list(_parts(entries)),
+            parts=list(parts_of(entries)),
         )
         return plan, entries
 
@@ -333,37 +288,36 @@ class Analytics:
         said = await asyncio.gather(*map(ask, events.values()))
         return {index: status for index, status in zip(events, said, strict=True) if status is not None}
 
-    async def _write_down(self, context: RequestContext, plan: _Plan, request: Request) -> tuple[_Plan, bool]:
+    async def _write_down(self, context: RequestContext, plan: Plan, request: Request) -> tuple[Plan, bool]:
         """Keep the plan, or learn the one that an identical request has just kept; whether it did."""
         async with self._places.changing(catalogue.ANALYTICS, context) as place:
-            put = Put(request.key, _PLAN.encode(plan), ABSENT, expires_at=int(self._clock.now()) + KEPT_S)
+            put = Put(request.key, PLAN.encode(plan), ABSENT, expires_at=int(self._clock.now()) + KEPT_S)
             try:
                 await place.documents.write(await place.partition(request.key), [put])
             except Conflict:
-                standing = await _standing_plan(place, request)
+                standing = await standing_plan(place, request)
                 if standing is None:
                     raise
                 return standing, True
         return plan, False
 
     async def _append(
-        self, context: RequestContext, entries: Sequence[Entry], plan: _Plan, request: Request | None
+        self, context: RequestContext, entries: Sequence[Entry], plan: Plan, request: Request | None
     ) -> Iterator[IngestedEvent]:
         """What became of each event that the plan does not refuse, in order."""
         parts: list[Part] = []
         start = 0
         for number, count in enumerate(plan.parts):
-            parts.append(Part(entries[start : start + count], _part_request(request, number)))
+            parts.append(Part(entries[start : start + count], part_request(request, number)))
             start += count
         outcomes = await self._spine.append_parts(context, parts)
         self._notice(context, outcomes)
-        results = itertools.chain.from_iterable(map(_results, outcomes, plan.parts))
+        results = itertools.chain.from_iterable(map(results_of, outcomes, plan.parts))
         if not plan.gates:
             return results
         indices = (index for index in itertools.count() if index not in plan.refused)
         return (
-            _with_gates(result, plan.gates.get(index))
-            for result, index in zip(results, indices, strict=False)
+            with_gates(result, plan.gates.get(index)) for result, index in zip(results, indices, strict=False)
         )
 
     def _notice(self, context: RequestContext, outcomes: Sequence[AppendedEvents | EnginesError]) -> None:
@@ -419,7 +373,7 @@ def _by_contract(
     return event
 
 
-def _entries(context: RequestContext, judged: Judged, plan: _Plan) -> list[Entry]:
+def _entries(context: RequestContext, judged: Judged, plan: Plan) -> list[Entry]:
     """What the plan takes in of the same request, come again. Raises what refuses an event by now."""
     made = EventEntries(context)
     entries: list[Entry] = []
@@ -431,68 +385,3 @@ def _entries(context: RequestContext, judged: Judged, plan: _Plan) -> list[Entry
         contract = plan.contracts.get(event.platform or "")
         entries.append(made.entry(event, contract, plan.gates.get(index)))
     return entries
-
-
-def _parts(entries: Sequence[Entry]) -> Iterator[int]:
-    """How many successive entries make each part."""
-    count = size = 0
-    for entry in entries:
-        entry_size = 2 * len(entry.body.encode())
-        is_full = count == PART_EVENTS_MAX or size + entry_size > PART_BYTES_MAX
-        if count > 0 and (is_full or entry.event_id is not None):
-            yield count
-            count = size = 0
-        if entry.event_id is not None:
-            yield 1
-            continue
-        count, size = count + 1, size + entry_size
-    if count > 0:
-        yield count
-
-
-async def _standing_plan(place: Place, request: Request) -> _Plan | None:
-    """What was decided about the same request. Raises IdempotencyKeyReused."""
-    doc = await place.documents.get(await place.partition(request.key), request.key)
-    if doc is None:
-        return None
-    plan = _PLAN.decode(doc.body)
-    if plan.request != request.digest:
-        raise IdempotencyKeyReused(
-            "this Idempotency-Key was used with another request", field="Idempotency-Key"
-        )
-    return plan
-
-
-def _part_request(request: Request | None, number: int) -> Request | None:
-    """By which the log knows one part of a request again."""
-    if request is None:
-        return None
-    return Request(
-        join("k", hashlib.sha256(f"{request.key} {number}".encode()).hexdigest()[:40]), request.digest
-    )
-
-
-def _results(outcome: AppendedEvents | EnginesError, count: int) -> Sequence[IngestedEvent]:
-    if isinstance(outcome, EnginesError):
-        return [_refusal(outcome)] * count
-    return [
-        IngestedEvent(status=STORED, event_id=event.event_id, position=event.position, cursor=event.cursor)
-        for event in outcome.events
-    ]
-
-
-def _refusal(error: EnginesError) -> IngestedEvent:
-    field = None if error.field is None else _shortened(error.field, FIELD_CHARS_MAX)
-    problem = ItemProblem(error.code, _shortened(error.detail, DETAIL_CHARS_MAX), field)
-    return IngestedEvent(status=error.status, problem=problem)
-
-
-def _shortened(text: str, chars_max: int) -> str:
-    """A name that a client chose may be as long as its request is."""
-    return text[:chars_max].encode("ascii", "replace").decode()
-
-
-def _with_gates(result: IngestedEvent, gates: GateStatus | None) -> IngestedEvent:
-    if gates is None or result.status != STORED:
-        return result
-    return msgspec.structs.replace(result, gate_status=gates.status)
