@@ -82,17 +82,18 @@ def main(arguments: Sequence[str]) -> int:
     if options.full:
         sizes = msgspec.structs.replace(sizes, **WHOLE_MOVES)
     names = options.only or [name for name in COMPARISONS if name not in ONLY_WHEN_NAMED]
-    load_before = os.getloadavg()[0]
+    load_before, began_at = os.getloadavg()[0], timestamp(SystemClock().now())
+    commit = report.commit(ROOT)  # Before the figures, which are kept in it, make it another.
     results: list[Result] = []
     for found in run(names, sizes, console):
         results += found
         if options.json is None:
             continue
         made_by = report.Run(
-            at=timestamp(SystemClock().now()),
+            at=began_at,
             command=report.command_line(arguments),
             sizes=sizes.name,
-            commit=report.commit(ROOT),
+            commit=commit,
             machine=report.machine(),
             load_before=load_before,
             load_after=os.getloadavg()[0],
