@@ -241,7 +241,7 @@ def _assemble(
     participation.open_target = router.open_backend
     spine = EventSpine(router, ids, clock)
     refusals = RefusalAudit(Audit(directory, spine, ids).refused, clock)
-    announcements = Announcements(router, spine, clock)
+    announcements = Announcements(router, spine, ids, clock)
     definitions = Definitions(router, announcements, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
@@ -356,6 +356,7 @@ def _deciding(
         kpis=kpis,
         temperatures=temperatures,
         rate_limits=rate_limits,
+        clock=clock,
     )
     return _Deciding(
         strategy_locks=locks,

@@ -214,7 +214,7 @@ async def test_an_action_is_switched_off_and_on_and_each_decision_is_told(
     )
     assert (passed.passed, passed.gate, passed.reason_code) == (True, None, "passed")
     assert passed.gates is not None
-    assert [one.gate for one in passed.gates] == ["kill_switch"]
+    assert [one.gate for one in passed.gates] == ["kill_switch", "firearms"]
     event = await member.events.get(passed.event_id)
     assert (event.position, event.causality) == (passed.position, Causality(trace_id="trace-7"))
     switch = await owner.gates.put_kill_switch(switches=(Switch(action=action, reason="test"),))

@@ -74,7 +74,7 @@ def relay_on(documents: Documents, spine: Spine, *, holder: str, clock: object =
 async def change(documents: Documents, group: str, number: int, version: int = 1) -> None:
     """A record and its message in one write."""
     key = f"r!things!{number:04d}"
-    message = outbox_put(group, key, version, f'{{"number":{number}}}')
+    message = outbox_put(group, key, version, f'{{"number":{number}}}', salt="salt")
     await documents.write(PARTITION, [Put(key, "{}", ALWAYS), message])
 
 

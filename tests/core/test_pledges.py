@@ -57,17 +57,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_a_pledge_is_written_once_while_it_is_trusted(world: World) -> None:
     one = world.process("one")
-    await one.make("a")
-    await one.make("a")
+    await one.make("a", owner="t_a")
+    await one.make("a", owner="t_a")
     assert await world.writes() == 1
     world.clock.advance(TRUSTED_S)
-    await one.make("a")
+    await one.make("a", owner="t_a")
     assert await world.writes() == 2
 
 
 async def test_many_at_once_are_written_together(world: World) -> None:
     one = world.process("one")
-    await asyncio.gather(*(one.make(f"n{number}") for number in range(50)))
+    await asyncio.gather(*(one.make(f"n{number}", owner="t_a") for number in range(50)))
     assert await world.writes() <= 2
 
 
@@ -75,15 +75,15 @@ async def test_nothing_is_pledged_where_the_write_failed(world: World) -> None:
     one = world.process("one")
     world.driver.script(Fault.LOST_UNAPPLIED)
     with pytest.raises(Unavailable):
-        await one.make("a")
-    await one.make("a")
+        await one.make("a", owner="t_a")
+    await one.make("a", owner="t_a")
     assert await world.documents_left() == 1
 
 
 async def test_what_a_process_left_is_finished_once_it_renews_no_more(world: World) -> None:
     one, two = world.process("one"), world.process("two")
-    await one.make("a")
-    await one.make("b")
+    await one.make("a", owner="t_a")
+    await one.make("b", owner="t_a")
     assert await two.finish_abandoned() == 0
     world.clock.advance(ABANDONED_S - 1)
     assert await two.finish_abandoned() == 0
@@ -95,18 +95,18 @@ async def test_what_a_process_left_is_finished_once_it_renews_no_more(world: Wor
 
 async def test_a_process_that_renews_is_left_alone(world: World) -> None:
     one, two = world.process("one"), world.process("two")
-    await one.make("a")
+    await one.make("a", owner="t_a")
     for _ in range(4):
         await two.finish_abandoned()
         world.clock.advance(ABANDONED_S / 2)
         one.keep("a")
-        await one.make("a")
+        await one.make("a", owner="t_a")
     assert world.finished == []
 
 
 async def test_its_own_are_not_finished_by_itself(world: World) -> None:
     one = world.process("one")
-    await one.make("a")
+    await one.make("a", owner="t_a")
     await one.finish_abandoned()
     world.clock.advance(ABANDONED_S + 1)
     await one.finish_abandoned()
@@ -114,7 +114,7 @@ async def test_its_own_are_not_finished_by_itself(world: World) -> None:
 
 
 async def test_what_could_not_be_finished_stays_and_is_tried_again(world: World) -> None:
-    await world.process("one").make("a")
+    await world.process("one").make("a", owner="t_a")
     two = world.process("two")
     await two.finish_abandoned()
     world.clock.advance(ABANDONED_S)
@@ -128,13 +128,13 @@ async def test_what_could_not_be_finished_stays_and_is_tried_again(world: World)
 
 async def test_a_process_that_comes_back_in_between_keeps_its_pledge(world: World) -> None:
     one, two = world.process("one"), world.process("two")
-    await one.make("a")
+    await one.make("a", owner="t_a")
     await two.finish_abandoned()
     world.clock.advance(ABANDONED_S)
 
     async def meanwhile(name: str) -> None:
         world.finished.append(name)
-        await one.make("b")
+        await one.make("b", owner="t_a")
 
     two._finish = meanwhile
     assert await two.finish_abandoned() == 0
@@ -143,18 +143,18 @@ async def test_a_process_that_comes_back_in_between_keeps_its_pledge(world: Worl
 
 async def test_what_is_idle_is_dropped_and_the_document_goes(world: World) -> None:
     one = world.process("one")
-    await one.make("a")
+    await one.make("a", owner="t_a")
     world.clock.advance(IDLE_S)
     await one._renew()
     assert await world.documents_left() == 0
-    await one.make("a")
+    await one.make("a", owner="t_a")
     assert await world.documents_left() == 1
 
 
 async def test_on_the_way_out_what_is_done_is_withdrawn_and_the_rest_stays(world: World) -> None:
     one = world.process("one")
-    await one.make("a")
-    await one.make("b")
+    await one.make("a", owner="t_a")
+    await one.make("b", owner="t_a")
     await one.withdraw(["a"])
     two = world.process("two")
     await two.finish_abandoned()
@@ -166,8 +166,35 @@ async def test_on_the_way_out_what_is_done_is_withdrawn_and_the_rest_stays(world
 async def test_a_process_has_so_many_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pledges, "NAMES_MAX", 2)
     one = world.process("one")
-    await one.make("a")
-    await one.make("b")
+    await one.make("a", owner="t_a")
+    await one.make("b", owner="t_a")
     with pytest.raises(Throttled):
-        await one.make("c")
-    await one.make("a")
+        await one.make("c", owner="t_a")
+    await one.make("a", owner="t_a")
+
+
+async def test_one_owner_does_not_take_the_room_of_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pledges, "OWNER_NAMES_MAX", 1)
+    one = world.process("one")
+    await one.make("a", owner="t_a")
+    with pytest.raises(Throttled):
+        await one.make("b", owner="t_a")
+    await one.make("b", owner="t_b")
+
+
+async def test_what_cannot_be_finished_keeps_nothing_else_waiting(world: World) -> None:
+    one, two = world.process("one"), world.process("two")
+    for name in ("a", "b", "c"):
+        await one.make(name, owner=name)
+    await two.finish_abandoned()
+    world.clock.advance(ABANDONED_S)
+    world.refuses = {"b"}
+    assert await two.finish_abandoned() == 0
+    assert world.finished == ["a", "c"]
+    world.refuses = set()
+    await two.finish_abandoned()
+    world.clock.advance(ABANDONED_S)
+    assert await two.finish_abandoned() == 1
+    assert world.finished == ["a", "c", "b"]

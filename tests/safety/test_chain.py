@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -184,7 +185,22 @@ async def test_of_gates_asked_at_once_the_one_that_hangs_refuses_and_the_others_
             return await super().judge(ask)
 
     outcome = await judged([Saying("a", passes()), Silent("b", passes())], ASK, timeout_s=0.01)
-    assert [(one.gate, one.reason_code) for one in outcome.judged] == [("a", "passed"), ("b", "gate_timeout")]
+    assert [one.reason_code for one in outcome.judged] == ["gate_timeout", "gate_timeout"]
+
+
+async def test_a_stage_that_ends_as_its_time_does_lets_nothing_pass_that_was_not_asked() -> None:
+    """The last verdict comes in the very turn of the loop in which the time is over."""
+
+    class Slow(Saying):
+        async def judge(self, ask: Ask) -> Verdict:
+            await asyncio.sleep(0)
+            time.sleep(0.05)  # noqa: ASYNC251  (what blocks the loop is what is meant)
+            return await super().judge(ask)
+
+    last = Taking("budget", refuses())
+    outcome = await judged([Saying("a", passes()), Slow("b", passes()), last], ASK, timeout_s=0.01)
+    assert outcome.refusal is not None
+    assert outcome.refusal.reason_code == "gate_timeout"
 
 
 async def test_one_that_cannot_give_back_keeps_no_other_from_it() -> None:

@@ -43,7 +43,7 @@ class Spender:
         self.home = home
         ids = Ids(home.clock)
         self.spine = EventSpine(home, ids, home.clock)
-        self.announcements = Announcements(home, self.spine, home.clock)
+        self.announcements = Announcements(home, self.spine, home.ids, home.clock)
         self.pledges = self.announcements.promises = Pledges(
             home.documents, PLEDGES, process_id=name, clock=home.clock, finish=self.announcements.finish
         )

@@ -24,7 +24,7 @@ class Told:
     def __init__(self, home: Home, name: str = "one", *, segment_size: int = 50_000) -> None:
         self.home = home
         self.spine = EventSpine(home, home.ids, home.clock, segment_size_default=segment_size)
-        self.announcements = Announcements(home, self.spine, home.clock)
+        self.announcements = Announcements(home, self.spine, home.ids, home.clock)
         self.pledges = self.announcements.promises = Pledges(
             home.documents,
             PLEDGES,

@@ -120,6 +120,23 @@ async def test_what_was_told_long_ago_and_not_removed_is_not_told_again(home: Ho
     await dead.spine.close()
 
 
+async def test_what_is_cut_off_on_the_way_out_stays_pledged(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcements, "CLOSE_TIMEOUT_S", 0.1)
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await told.told(1)
+    await until(lambda: removed(told.home))
+    change, append = told.home.faults.hold_next_write(), told.home.faults.hold_next_write()
+    change.release()
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await append.arrived()
+    await told.announcements.close()
+    page = await told.home.documents.scan("pledges", above="p!", below='p"')
+    assert len(page.docs) == 1
+    append.release()
+
+
 async def test_a_change_is_made_while_the_spine_cannot_be_reached_and_told_once_it_can(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

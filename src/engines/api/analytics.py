@@ -38,6 +38,7 @@ from engines.stores.events import IndexStatus
 router = Router("analytics")
 
 BEACON: Final = "/analytics/beacon"
+BEACON_ROUTE: Final = f"POST {BEACON}"
 # What browsers let a page have under way in beacons (Fetch, section 4.6: keepalive requests, 64 KiB).
 BEACON_BYTES_MAX: Final = 64 * 1024
 BEACON_MEDIA_TYPES: Final = ("text/plain", "application/json")
@@ -197,6 +198,8 @@ async def _publisher(call: Call) -> tuple[RequestContext, str]:
     origin = call.fields.get(b"origin")
     if origin is None or record is None or origin not in record.origins:
         raise Forbidden("the key is not for pages of this origin", field="Origin")
+    if call.scope["method"] == "POST":
+        (await call.engines.rate_limits.admit(context, BEACON_ROUTE)).check()
     return context, origin
 
 

@@ -28,6 +28,7 @@ from engines.errors import (
     ContextMismatch,
     Corrupt,
     EnginesError,
+    Forbidden,
     Invalid,
     RequestTimeout,
     TooLarge,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from engines.identity.context import Principal
 
 STATUS_CLIENT_GONE: Final = 499
+# What a key may do that stands in a page for everybody to read: it is good for nothing else.
+PUBLISHED: Final = frozenset({"analytics.beacon"})
 """In the log alone: nobody was there to be answered."""
 STOPPING_RETRY_S: Final = 1.0
 
@@ -268,10 +271,7 @@ class Runner:
     async def _answer(self, call: Call) -> Sendable:
         try:
             if self.endpoint.access == "context":
-                context = await call.context()
-                await self._admit(call, context)
-                if self.endpoint.guarded is not None:
-                    await self._ask_gates(call, context, self.endpoint.guarded)
+                await self._let_in(call, await call.context())
             call.fields.check()
             if not self._reads_all_input:
                 await call.refuse_input()
@@ -293,6 +293,14 @@ class Runner:
             if is_ofrep(call.scope["path"]):
                 return ofrep_internal_reply()
             return internal_problem_reply(call.request_id)
+
+    async def _let_in(self, call: Call, context: RequestContext) -> None:
+        """Raises what keeps the caller from the handler: a key's purpose, a limit, a gate."""
+        if context.permissions == PUBLISHED:
+            raise Forbidden("a published key is for the beacon alone")
+        await self._admit(call, context)
+        if self.endpoint.guarded is not None:
+            await self._ask_gates(call, context, self.endpoint.guarded)
 
     async def _admit(self, call: Call, context: RequestContext) -> None:
         """Raises Throttled where a limit of the tenant refuses the call."""

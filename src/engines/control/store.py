@@ -24,7 +24,7 @@ from engines.core.documents import Documents
 from engines.core.idempotency import Request, first_answer, marker_put
 from engines.core.keys import join, partition, record_key, within
 from engines.core.listing import LOOKED_AT_MAX, SCANS_MAX
-from engines.core.outbox import Backlog, outbox_put
+from engines.core.outbox import SALT_CHARS, Backlog, outbox_put
 from engines.core.records import ANYTHING, Condition
 from engines.core.versioned import oldest_after, version_ops
 from engines.errors import Conflict, Corrupt, NotFound, PreconditionFailed
@@ -326,7 +326,8 @@ class ControlStore:
                 *indexes,
                 *_feed_ops(tail + 1, [key, *(op.key for op in indexes)]),
             ]
-            ops += _audit_ops(table, key, envelope, actor, existing, record)
+            salt = self.documents.new_write_id()[-SALT_CHARS:]
+            ops += _audit_ops(table, key, envelope, actor, existing, record, salt=salt)
             if request is not None:
                 ops.append(
                     marker_put(
@@ -442,7 +443,7 @@ def _head_ops(key: str, head: Doc | None, envelope: Envelope) -> Sequence[Op]:
 
 
 def _audit_ops(
-    table: Table[T], key: str, envelope: Envelope, actor: Actor, before: T | None, after: T
+    table: Table[T], key: str, envelope: Envelope, actor: Actor, before: T | None, after: T, *, salt: str
 ) -> Sequence[Op]:
     """One message a tenant concerned. It names the fields that changed and no value: some are handles."""
     fields = after.__struct_fields__
@@ -459,7 +460,10 @@ def _audit_ops(
             "at": envelope.updated_at,
         }
     )
-    return [outbox_put(tenant_id, key, envelope.version, body) for tenant_id in dict.fromkeys(actor.tenants)]
+    return [
+        outbox_put(tenant_id, key, envelope.version, body, salt=salt)
+        for tenant_id in dict.fromkeys(actor.tenants)
+    ]
 
 
 def _open(table: Table[T], doc: Doc) -> Stored[T]:

@@ -1,9 +1,9 @@
 """The outbox: what a change must tell the spine, written in the same atomic write as the change.
 
-Owns the waiting documents (`o!{group}!{record key}!{version}`), the bound on how many may wait, and the relay
-that delivers and removes them. A crash between delivery and removal repeats the delivery under the same
-event id, so the receiver recognises it: nothing is lost and nothing is doubled. Leaves what delivery is to
-its user; the first is the control plane's audit.
+Owns the waiting documents (`o!{group}!{record key}!{version}!{salt}`), the bound on how many may wait, and
+the relay that delivers and removes them. A crash between delivery and removal repeats the delivery under the
+same event id, so the receiver recognises it: nothing is lost and nothing is doubled. Leaves what delivery is
+to its user; the first is the control plane's audit.
 
 A group (a tenant) whose delivery fails waits alone: the relay passes it over until its pause has ended.
 """
@@ -30,6 +30,8 @@ WAITING_MAX: Final = 10_000
 # Beyond it, those of changes that mend what the others wait for.
 MENDING_MAX: Final = 100
 BATCH_MAX: Final = OPS_MAX
+# Of a waiting document's salt: 64 random bits.
+SALT_CHARS: Final = 16
 # How often a relay looks without being told, and how long it leaves a group whose delivery failed.
 POLL_S: Final = 1.0
 PAUSE_S: Final = 1.0
@@ -59,9 +61,13 @@ class Deliver(Protocol):
     def __call__(self, group: str, entries: Sequence[Entry], *, first_attempt: bool) -> Awaitable[None]: ...
 
 
-def outbox_put(group: str, record_key: str, version: int, body: str) -> Put:
-    """The op that goes beside the change at `record_key`, of which this is version `version`."""
-    return Put(join(_PREFIX, group, record_key, f"{version:010d}"), body, ABSENT)
+def outbox_put(group: str, record_key: str, version: int, body: str, *, salt: str) -> Put:
+    """The op that goes beside the change at `record_key`, of which this is version `version`.
+
+    `salt`: random, a few characters that a key may have. The event's id is made of the key; who could know it
+    beforehand could put an event of their own under it, and the change would seem told.
+    """
+    return Put(join(_PREFIX, group, record_key, f"{version:010d}", salt), body, ABSENT)
 
 
 class Backlog:

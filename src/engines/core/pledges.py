@@ -24,7 +24,7 @@ from engines.codec import Codec
 from engines.core.documents import Documents
 from engines.core.keys import join, within
 from engines.errors import Conflict, EnginesError, OutcomeUnknown, Throttled, Unavailable
-from engines.ports.documents import ALWAYS, Delete, Match, Put
+from engines.ports.documents import ALWAYS, Delete, Match, Op, Put
 
 RENEW_S: Final = 5.0
 TRUSTED_S: Final = 15.0
@@ -32,9 +32,11 @@ TRUSTED_S: Final = 15.0
 ABANDONED_S: Final = 40.0
 LOOK_S: Final = 10.0
 # A name that was not worked at for so long is dropped.
-IDLE_S: Final = 30.0
+IDLE_S: Final = 90.0
 # Of one process; a document holds them all.
 NAMES_MAX: Final = 1_000
+# Of one owner, so that none takes the room of all.
+OWNER_NAMES_MAX: Final = 200
 
 log = structlog.get_logger(__name__)
 
@@ -75,20 +77,23 @@ class Pledges:
         self._finish = finish
         # When each name was last worked at.
         self._names: dict[str, float] = {}
+        self._owners: dict[str, str] = {}
         self._written: frozenset[str] = frozenset()
         self._trusted_until_s = float("-inf")
         self._writing = asyncio.Lock()
         self._seen: dict[str, _Seen] = {}
 
-    async def make(self, name: str) -> None:
-        """`name` is pledged when this returns. No I/O while it stands.
+    async def make(self, name: str, *, owner: str) -> None:
+        """`name`, which is `owner`'s, is pledged when this returns. No I/O while it stands.
 
         Raises Throttled (too many names), Unavailable: then nothing may be begun.
         """
         now_s = self._clock.monotonic()
-        if name not in self._names and len(self._names) >= NAMES_MAX:
-            raise Throttled("this process has too many changes to announce at once", retry_after_s=RENEW_S)
-        self._names[name] = now_s
+        if name not in self._names:
+            of_owner = sum(known == owner for known in self._owners.values())
+            if of_owner >= OWNER_NAMES_MAX or len(self._names) >= NAMES_MAX:
+                raise Throttled("changes are announced in too many scopes at once", retry_after_s=RENEW_S)
+        self._names[name], self._owners[name] = now_s, owner
         while not (name in self._written and self._clock.monotonic() < self._trusted_until_s):
             async with self._writing:  # Whoever waited finds that the write before it named them too.
                 if not (name in self._written and self._clock.monotonic() < self._trusted_until_s):
@@ -96,7 +101,8 @@ class Pledges:
 
     def keep(self, name: str) -> None:
         """The work at `name` is not over."""
-        self._names[name] = self._clock.monotonic()
+        if name in self._owners:
+            self._names[name] = self._clock.monotonic()
 
     async def run(self) -> None:
         """Renew, drop what is idle, and finish what others abandoned. Until cancelled."""
@@ -115,6 +121,7 @@ class Pledges:
         """On the way out: the work at these names is over; the others stay for whoever comes."""
         for name in names:
             self._names.pop(name, None)
+            self._owners.pop(name, None)
         async with self._writing:
             await self._write()
 
@@ -140,22 +147,28 @@ class Pledges:
         return finished
 
     async def _finish_all(self, key: str, version: str, pledged: _Pledged) -> int:
+        left: list[str] = []
         for name in pledged.names:
             try:
                 await self._finish(name)
-            except EnginesError as error:
+            except EnginesError as error:  # One tenant's trouble is not the others'.
                 log.warning("an abandoned announcement waits", name=name, error=error.code)
-                return 0
+                left.append(name)
+        if left == list(pledged.names):
+            return 0
+        body = _CODEC.encode(_Pledged(pledged.process_id, tuple(left)))
+        op: Op = Put(key, body, Match(version)) if left else Delete(key, Match(version))
         try:
-            await self._documents.write(self._partition, [Delete(key, Match(version))])
+            await self._documents.write(self._partition, [op])
         except Conflict:  # Its process is there after all, or another finished it too.
             return 0
-        log.info("finished what a process left", process=pledged.process_id, names=len(pledged.names))
-        return 1
+        log.info("finished what a process left", process=pledged.process_id, left=len(left))
+        return 0 if left else 1
 
     async def _renew(self) -> None:
         now_s = self._clock.monotonic()
         self._names = {name: at_s for name, at_s in self._names.items() if now_s - at_s < IDLE_S}
+        self._owners = {name: self._owners[name] for name in self._names}
         if self._names or self._written:
             async with self._writing:
                 await self._write()

@@ -63,8 +63,12 @@ async def judge_in_order(stages: Sequence[Stage], ask: Ask, *, timeout_s: float 
                 if any(verdicts[gate.name].result == "block" for gate in asked):
                     break
     except TimeoutError:
+        # Every verdict may be in hand by now: those that pass came too late all the same, and the gates
+        # behind them were never asked.
         late = _failed("gate_timeout", {"timeout_s": timeout_s})
-        judged += [_judged(gate, verdicts.get(gate.name, late)) for gate in asked]
+        for gate in asked:
+            verdict = verdicts.get(gate.name, late)
+            judged.append(_judged(gate, verdict if verdict.result == "block" else late))
     return Outcome(tuple(judged), tuple(took))
 
 

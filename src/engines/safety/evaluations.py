@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -69,7 +70,7 @@ from engines.safety.asks import (
     recorded_decision,
 )
 from engines.safety.chain import FIRST, GATES_TIMEOUT_S, Outcome, Stage, in_stages, judge_in_order, undo
-from engines.safety.gates import CONFIG, Gate, KillSwitchGate, Refusing, consumes
+from engines.safety.gates import CONFIG, ConsumingGate, Gate, KillSwitchGate, Refusing, consumes
 from engines.safety.judging import judge_kill_switch, rule_for
 from engines.safety.reasons import REASONS
 from engines.scope import RequestContext
@@ -89,7 +90,7 @@ class _Plan(msgspec.Struct, frozen=True):
     """What guards an action on a surface, the kill switch first. `guards`: a call of ours is to be judged."""
 
     stages: tuple[Stage, ...]
-    consumes: bool
+    consuming: tuple[ConsumingGate, ...]
     guards: bool
 
 
@@ -175,12 +176,15 @@ class Gates:
         request: Request | None = None,
     ) -> Decided:
         with _undecided():
+            request = _bound(context, request)
             ask = self._ask(context, evaluation, request)
             generation = self._directory.generation
             plan = await self._plan(context, evaluation.action)
-            if request is not None and not ask.dry_run and plan.consumes:
+            if request is not None and not ask.dry_run and plan.consuming:
                 first = await self._first_decision(context, request)
                 if first is not None:
+                    if not first.passed:  # Its reply may have been lost before what it took was given back.
+                        await undo(plan.consuming, ask, timeout_s=self._timeout_s)
                     return first
             outcome = await judge_in_order(plan.stages, ask, timeout_s=self._timeout_s)
             # What stands under the key is not known yet: another attempt may need what was taken, and if
@@ -247,7 +251,7 @@ class Gates:
         verdict = judge_kill_switch(switches, surface_id=surface_id, action=action)
         return _Plan(
             in_stages(gates),
-            consumes=any(map(consumes, gates)),
+            consuming=tuple(gate for gate in gates if consumes(gate)),
             guards=rule is not None or refuses_unnamed or verdict.result == "block",
         )
 
@@ -375,3 +379,11 @@ def _undecided() -> Iterator[None]:
         )
         unrecorded.decision = "block"
         raise unrecorded from error
+
+
+def _bound(context: RequestContext, request: Request | None) -> Request | None:
+    """The request as one of its surface, app and project: elsewhere the same body asks something else."""
+    if request is None:
+        return None
+    where = "\n".join((request.digest, context.surface_id, context.app_id or "", context.project_id or ""))
+    return Request(request.key, hashlib.sha256(where.encode()).hexdigest())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Final
 
+from engines.clock import Clock
 from engines.codec import encode_json
 from engines.core.idempotency import Request, identify
 from engines.errors import Conflict, Throttled
@@ -26,8 +28,12 @@ from engines.safety.ports import BudgetFacts, Corridors, Firearms, RateFacts, St
 from engines.scope import RequestContext
 from engines.stores.budget import Budget
 from engines.stores.budget_accounts import HARD_LIMIT
-from engines.stores.budget_records import ReservationInput
+from engines.stores.budget_records import Reservation, ReservationInput
+from engines.stores.event_records import instant_ms
 from engines.stores.rate_limits import ACTION_PREFIX, Admission, RateLimits
+
+# How often one evaluation is asked again after what it held has lapsed, within the life of its key.
+LAPSED_MAX: Final = 100
 
 
 def gates_over(
@@ -38,13 +44,14 @@ def gates_over(
     kpis: Corridors,
     temperatures: Corridors,
     rate_limits: RateLimits,
+    clock: Clock,
 ) -> Sequence[Gate]:
     """Every gate but the kill switch, which the chain has by itself."""
     return (
         FirearmsGate(firearms),
         StrategyLockGate(strategy_locks),
         ThreeWiseGate(strategy_locks),
-        BudgetGate(BudgetRoom(budget)),
+        BudgetGate(BudgetRoom(budget, clock)),
         CorridorGate("kpi_corridor", kpis),
         CorridorGate("temperature", temperatures),
         RateLimitGate(ActionLimits(rate_limits)),
@@ -54,25 +61,36 @@ def gates_over(
 class BudgetRoom:
     """`Budgets` over the budget's store: an evaluation holds its cost as a reservation."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, clock: Clock) -> None:
         self._budget = budget
+        self._clock = clock
 
     async def reserve(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> BudgetFacts:
-        wanted = _reservation(cost)
         try:
-            change = await self._budget.reserve(context, wanted, request=_named(context, cost, evaluation_id))
+            held = await self._held(context, cost, evaluation_id)
         except (Throttled, Conflict) as refusal:
             if refusal.reason_code != HARD_LIMIT:
                 raise
             scope = refusal.scope or {}
             return BudgetFacts(fits=False, limit_id=scope.get("limit_id"), remaining=scope.get("left"))
-        held = change.record
         return BudgetFacts(
             fits=True,
             reservation_id=held.reservation_id,
             limit_id=held.soft_limits[0] if held.soft_limits else None,
             passes_soft_limit=bool(held.soft_limits),
         )
+
+    async def _held(self, context: RequestContext, cost: Cost, name: str) -> Reservation:
+        """The reservation of this name; where that has lapsed since, the next one, which must fit anew."""
+        for _ in range(LAPSED_MAX):
+            change = await self._budget.reserve(
+                context, _reservation(cost), request=_named(context, cost, name)
+            )
+            ends_ms = instant_ms(change.record.expires_at, "expires_at")
+            if not change.replayed or ends_ms > self._clock.now() * 1_000:
+                return change.record
+            name = change.record.reservation_id
+        raise Conflict("the reservations of this evaluation have lapsed again and again")
 
     async def room_for(self, context: RequestContext, cost: Cost) -> BudgetFacts:
         found = await self._budget.check(context, Decimal(cost.amount), provider=cost.provider)

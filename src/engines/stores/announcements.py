@@ -23,9 +23,10 @@ from engines.clock import Clock
 from engines.codec import Codec, decode_json, encode_json
 from engines.core.documents import Documents
 from engines.core.keys import SEPARATOR, within
-from engines.core.outbox import DELIVERY_TIMEOUT_S, WAITING_MAX, event_id_of, outbox_put
+from engines.core.outbox import DELIVERY_TIMEOUT_S, SALT_CHARS, WAITING_MAX, event_id_of, outbox_put
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, Throttled, Unavailable
+from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Delete, Doc, Put
 from engines.scope import RequestContext
 from engines.stores.event_records import SystemEvent
@@ -53,7 +54,7 @@ class Spine(Protocol):
 class Promises(Protocol):
     """A durable word that messages of a place will be delivered: `core.pledges.Pledges`."""
 
-    async def make(self, name: str) -> None: ...
+    async def make(self, name: str, *, owner: str) -> None: ...
 
     def keep(self, name: str) -> None: ...
 
@@ -112,10 +113,11 @@ _WHERES: Final = msgspec.json.Decoder(_Where)
 class Announcements:
     """The announcements of one process. `promises` is set before the first change (`wiring.py`)."""
 
-    def __init__(self, places: Places, spine: Spine, clock: Clock) -> None:
+    def __init__(self, places: Places, spine: Spine, ids: Ids, clock: Clock) -> None:
         self.promises: Promises
         self._places = places
         self._spine = spine
+        self._ids = ids
         self._clock = clock
         self._deliveries: dict[str, _Delivery] = {}
         self._at_once = asyncio.Semaphore(DELIVERIES_AT_ONCE)
@@ -131,7 +133,7 @@ class Announcements:
         waiting = self._deliveries.get(name)
         if waiting is not None and waiting.failures:
             await _admit(place.documents, partition)
-        await self.promises.make(name)
+        await self.promises.make(name, owner=context.tenant_id)
         try:
             yield
         finally:  # After an error as well: the reply may be lost, and the change made.
@@ -162,14 +164,15 @@ class Announcements:
             thread_id=context.thread_id,
             parent_event_id=parent_event_id,
         )
-        return outbox_put(_GROUP, record_key, version, _MESSAGES.encode(message))
+        salt = self._ids.write_id()[-SALT_CHARS:]
+        return outbox_put(_GROUP, record_key, version, _MESSAGES.encode(message), salt=salt)
 
     async def finish(self, name: str) -> None:
         """Deliver whatever waits anywhere at a place that another process left. Raises what delivery does."""
         where = _WHERES.decode(name)
         place = await self._places.place(where.kind, _context_at(where))
         for partition in await place.partitions():
-            await self._deliver(where, partition, repeated=True)
+            await self._deliver_in(where, partition, repeated=True)
 
     async def close(self) -> None:
         """Deliver what is under way, for a moment; what is left, another process delivers."""
@@ -204,7 +207,12 @@ class Announcements:
                 delivery.failures = 0
             except EnginesError as error:
                 delivery.partitions[partition] = True
+                self.promises.keep(name)
                 await self._pause(delivery, error)
+            except BaseException:  # What was cut off is not delivered: its pledge stays.
+                delivery.partitions[partition] = True
+                delivery.task = None
+                raise
         delivery.task = None
         if not delivery.partitions and self._deliveries.get(name) is delivery:
             del self._deliveries[name]
@@ -222,6 +230,16 @@ class Announcements:
         await asyncio.sleep(pause_s)
 
     async def _deliver(self, where: _Where, partition: str, *, repeated: bool) -> None:
+        """Everything that waits in a partition, or wherever it was moved to since."""
+        place = await self._places.place(where.kind, _context_at(where))
+        present = await place.partitions()
+        if partition in present:
+            await self._deliver_in(where, partition, repeated=repeated)
+            return
+        for moved in present:
+            await self._deliver_in(where, moved, repeated=True)
+
+    async def _deliver_in(self, where: _Where, partition: str, *, repeated: bool) -> None:
         """Everything that waits in one partition, in the order of the changes to each record."""
         context = _context_at(where)
         above, below = within("o", _GROUP)
@@ -241,6 +259,8 @@ class Announcements:
                 if outcome is not None:
                     raise outcome
             async with self._places.changing(where.kind, context) as place:
+                if partition not in await place.partitions():
+                    raise Unavailable("the messages were moved while they were delivered")
                 await place.documents.write(partition, [Delete(doc.key, ALWAYS) for doc in page.docs])
 
     async def _append(self, where: _Where, docs: Sequence[Doc], *, repeated: bool) -> None:
@@ -265,7 +285,7 @@ class Announcements:
 def _by_record(docs: Sequence[Doc]) -> Collection[Sequence[Doc]]:
     records: dict[str, list[Doc]] = {}
     for doc in docs:
-        records.setdefault(doc.key.rpartition(SEPARATOR)[0], []).append(doc)
+        records.setdefault(doc.key.rsplit(SEPARATOR, 2)[0], []).append(doc)
     return records.values()
 
 

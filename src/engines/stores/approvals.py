@@ -145,8 +145,9 @@ class Approvals:
         Raises NotFound, Conflict (answered already, or expired), PreconditionFailed, IdempotencyKeyReused.
         """
         context.require_data("approvals.answer")
-        if AGENT_ROLE in context.roles:
-            raise Forbidden("an approval is answered by a person")
+        # An admin can make a key for another user; nobody can sign in as one.
+        if AGENT_ROLE in context.roles or context.key_id is not None:
+            raise Forbidden("an approval is answered by a person, with a token of their own")
         answer = check_body(context, answer)
         key = approval_key(check_id(approval_id, "id"))
         asked = asked_key(await self._standing(context, key))

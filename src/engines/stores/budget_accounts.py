@@ -132,10 +132,10 @@ class Accounts:
             account = self._head.accounts.get(key)
             if account is None or lapses_s not in account.held:
                 continue
+            # Less than that where the limit was taken away meanwhile, with what it held, and came back.
             left = difference(account.held[lapses_s], amount)
-            assert left >= 0, "more was given back than was held"
             account.held = {at_s: held for at_s, held in account.held.items() if at_s != lapses_s}
-            if left:
+            if left > 0:
                 account.held[lapses_s] = left
 
     def spend(self, use: Dimensions, amount: Decimal) -> Sequence[Limit]:

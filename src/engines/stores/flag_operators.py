@@ -114,6 +114,7 @@ def _whole(weight: Any) -> int | None:
 def _bucketing_value(found: Any, run: Run) -> str | None:
     """What is hashed: the rule's text, else the flag's key and the targeting key together."""
     if type(found) is str:
+        run.spend_text(found)
         return found
     targeting_key = run.root.get(TARGETING_KEY)
     if type(targeting_key) is not str or not targeting_key or not (found is None or type(found) is list):

@@ -171,8 +171,9 @@ class StrategyLocks:
 
     def _checked(self, context: RequestContext, decision: LockDecisionInput) -> LockDecisionInput:
         context.require_data(DECIDE)
-        if AGENT_ROLE in context.roles:
-            raise Forbidden("a strategy lock is decided by a person")
+        # An admin can make a key for another user; nobody can sign in as one.
+        if AGENT_ROLE in context.roles or context.key_id is not None:
+            raise Forbidden("a strategy lock is decided by a person, with a token of their own")
         decision = check_body(context, decision)
         if decision.review is not None:
             review = validated(decision.review, "review")
