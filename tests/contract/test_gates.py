@@ -172,7 +172,8 @@ def test_a_repeat_under_a_key_is_the_first_decision(house: Tenant) -> None:
 
 def test_an_explanation_shows_every_gates_inputs(house: Tenant) -> None:
     answer = decided(house["member"].post("/gates/evaluate?explain=true", REFUND))
-    (gate,) = answer["gates"]
+    gate, firearms = answer["gates"]
+    assert (firearms["gate"], firearms["inputs"]) == ("firearms", {"bound": False})
     assert (gate["gate"], gate["result"], gate["reason_code"]) == ("kill_switch", "pass", "passed")
     assert (gate["inputs"]["surface_id"], gate["inputs"]["action"]) == ("chat", "refund.create")
     problem(house["agent"].post("/gates/evaluate?explain=true", REFUND), 403, "Forbidden")
