@@ -14,7 +14,7 @@ from engines.control.bootstrap import Seed, apply_seed
 from engines.drivers.registry import document_driver, driver_of_url
 from engines.wiring import open_control_plane
 from tests.deployment.conftest import AUDIENCE, ISSUER, jwks_file, token
-from tests.together.conftest import DATA_KINDS, DRIVERS, MIXED, NewUrl, seed, tenant_of
+from tests.together.conftest import DATA_KINDS, DRIVERS, MIXED, NOT_MIXED, NewUrl, seed, tenant_of
 from tests.together.service import Service
 
 __all__ = ["jwks_file"]
@@ -124,7 +124,7 @@ async def test_a_server_has_tenants_on_every_backend(
         used = {kind["resource_kind"]: kind["backend_id"] for kind in report.json["kinds"]}
         expected = {kind: tenant_id.removeprefix("t_") for kind in DATA_KINDS}
         if tenant_id == "t_mixed":
-            expected = {**MIXED, "event_stream": "control"}
+            expected = {**MIXED, **dict.fromkeys(NOT_MIXED, "control")}
         assert {kind: used[kind] for kind in DATA_KINDS} == expected
         async with AsyncEngines(service.url, key, tenant_id=tenant_id) as client:
             await client.notes.create(NewNote(title="kept", content=tenant_id))
