@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 import pytest
 
@@ -153,10 +155,12 @@ def test_closing_twice_is_harmless_and_a_closed_client_says_so(server: Loopback)
         client.notes.get("n1")
 
 
-def test_an_interrupted_call_is_cancelled_before_the_interrupt_goes_on() -> None:
-    """Ctrl-C in the middle of a call: the coroutine has ended before the caller sees KeyboardInterrupt."""
-    loop, ended = facade.Loop(), threading.Event()
-    started = threading.Event()
+@pytest.mark.parametrize("moment", ["before it is passed on", "as it begins", "while it waits"])
+def test_an_interrupted_call_has_ended_before_the_interrupt_goes_on(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at any moment of a call: the coroutine has ended before the caller sees KeyboardInterrupt."""
+    loop, started, ended = facade.Loop(), threading.Event(), threading.Event()
 
     async def work() -> None:
         started.set()
@@ -165,21 +169,30 @@ def test_an_interrupted_call_is_cancelled_before_the_interrupt_goes_on() -> None
         finally:
             ended.set()
 
-    main = threading.get_ident()
+    pass_on = loop._loop.call_soon_threadsafe
 
-    def interrupt() -> None:
+    def interrupted(*args: Any) -> asyncio.Handle:
+        """Passes on what it is given; the first time Ctrl-C falls into it."""
+        monkeypatch.undo()
+        if moment == "before it is passed on":
+            signal.raise_signal(signal.SIGINT)
+        handle = pass_on(*args)
         assert started.wait(10)
-        import signal
+        if moment == "as it begins":
+            signal.raise_signal(signal.SIGINT)
+        main = threading.get_ident()
+        threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        return handle
 
-        signal.pthread_kill(main, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        loop.run(work())
-    assert ended.is_set()
-    thread.join(10)
-    loop.close()
+    monkeypatch.setattr(loop._loop, "call_soon_threadsafe", interrupted)
+    coroutine = work()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(coroutine)
+        assert ended.is_set() == started.is_set()
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    finally:
+        loop.close()
 
 
 def test_a_call_from_inside_its_own_loop_is_refused() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.contract.cast import Cast, Tenant, fresh, made, until
-from tests.contract.wire import Reply, exchange, problem
+from tests.contract.wire import Caller, Reply, exchange, problem
 
 ORIGIN = "https://www.example.com"
 TEXT = "text/plain;charset=UTF-8"
@@ -352,6 +352,17 @@ class TestBeacon:
     def test_another_surface_or_project_is_a_mismatch(self, tenant: Tenant, key: str) -> None:
         for name in ("surface_id", "project_id", "app_id", "env"):
             problem(self.send(tenant, f"?key={key}&{name}=nobody", b"{}"), 403, "ContextMismatch")
+
+    def test_the_key_is_good_for_nothing_else(self, tenant: Tenant, key: str) -> None:
+        anybody = Caller(tenant.cast.url, key, {})
+        for path in ("/me", "/bootstrap", "/notes", "/analytics/events"):
+            problem(anybody.get(path), 403, "Forbidden")
+
+    def test_a_limit_holds_for_the_beacon(self, tenant: Tenant, key: str) -> None:
+        route = "POST /analytics/beacon"
+        limit = {"name": "beacon", "per": ["key"], "route": route, "limit": 2, "window_seconds": 3_600}
+        made(tenant["admin"].put("/rate-limits/policy", {"limits": [limit]}))
+        until(lambda: self.send(tenant, f"?key={key}", b"{}").status == 429)
 
     def test_a_revoked_key_stops(self, tenant: Tenant, key: str) -> None:
         key_id = key.split("_")[1]

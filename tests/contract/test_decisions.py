@@ -48,6 +48,14 @@ class TestLocks:
                 problem(tenant[role].post(f"{path}/{verb}", {}), 403, "Forbidden")
         assert tenant["owner"].post(f"{path}/approve", {}).status == 200
 
+    def test_a_key_decides_nothing_though_its_user_may(self, tenant: Tenant) -> None:
+        path = f"/strategy-locks/{draft(tenant['member']).body['id']}"
+        body = {"user_id": tenant.users["owner"], "role": "admin"}
+        key = Caller(tenant.cast.url, made(tenant["owner"].post("/keys", body)).body["key"], {})
+        until(lambda: key.get("/me").status == 200)
+        problem(key.post(f"{path}/approve", {}), 403, "Forbidden")
+        assert tenant["owner"].post(f"{path}/approve", {}).status == 200
+
     def test_a_condition_is_held_and_a_repeat_is_replayed(self, tenant: Tenant) -> None:
         first = draft(tenant["member"])
         path, owner = f"/strategy-locks/{first.body['id']}", tenant["owner"]

@@ -166,6 +166,8 @@ def test_a_repeat_under_a_key_is_the_first_decision(house: Tenant) -> None:
     assert (first.replayed, again.replayed) == (False, True)
     assert again.body == first.body
     assert again.body["decision"] == "pass"
+    elsewhere = member.having(x_surface_id="canvas")
+    problem(elsewhere.post("/gates/evaluate", REFUND, idempotency_key="k1"), 409, "IdempotencyKeyReused")
     other = member.post("/gates/evaluate", {"action": "book"}, idempotency_key="k1")
     problem(other, 409, "IdempotencyKeyReused")
 

@@ -12,6 +12,7 @@ import pytest
 from engines.control.records import GateConfig, GateRule
 from engines.core.records import Condition
 from engines.safety.asks import Cost, Decision, EvaluationInput
+from engines.safety.joined import BudgetRoom
 from engines.scope import RequestContext
 from engines.stores.approval_records import AnswerInput, ApprovalInput
 from engines.stores.budget_policy import Limit, PolicyInput
@@ -21,6 +22,7 @@ from engines.stores.events import EventFilter
 from engines.stores.kpi_records import MeasurementInput
 from engines.stores.rate_limits import RateLimit
 from engines.stores.strategy_locks import LockDecisionInput, LockReview
+from engines.testing.clock import ManualClock
 from engines.wiring import Engines
 from tests.deployment.conftest import Open, token
 
@@ -212,3 +214,16 @@ async def test_a_rehearsal_takes_nothing(open_deployment: Open) -> None:
     rehearsed = msgspec.structs.replace(REFUND, dry_run=True)
     await until(here, lambda decision: decision.decision == "pass", rehearsed)
     assert await held_now(here) == ["0"]
+
+
+async def test_what_an_evaluation_held_and_has_lapsed_must_fit_anew(open_deployment: Open) -> None:
+    here = await open_deployment()
+    await everything_in_order(here)
+    member, clock = await who(here), ManualClock(here.clock.now())
+    room, cost = BudgetRoom(here.budget, clock), Cost(amount="600", currency="USD")
+    first = await room.reserve(member, cost, evaluation_id="e1")
+    again = await room.reserve(member, cost, evaluation_id="e1")
+    assert (first.fits, again.reservation_id) == (True, first.reservation_id)
+    clock.advance(24 * 3_600)
+    lapsed = await room.reserve(member, cost, evaluation_id="e1")
+    assert (lapsed.fits, lapsed.limit_id) == (False, "month"), "the first is held still, by the store's clock"

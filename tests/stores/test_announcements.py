@@ -12,6 +12,7 @@ import pytest_asyncio
 from engines.core.pledges import ABANDONED_S
 from engines.core.records import Condition
 from engines.errors import OutcomeUnknown, PreconditionFailed, Throttled, Unavailable
+from engines.ports.documents import ABSENT, Put
 from engines.stores import announcements
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
@@ -135,6 +136,28 @@ async def test_what_is_cut_off_on_the_way_out_stays_pledged(
     page = await told.home.documents.scan("pledges", above="p!", below='p"')
     assert len(page.docs) == 1
     append.release()
+
+
+async def test_what_was_moved_before_it_was_told_is_told_where_it_is(home: Home) -> None:
+    dead = Told(home, "dead")
+    await dead.announcements.close()
+    await dead.definitions.create(ADA, FLOWS, FLOW)
+    before = await home.place(FLOWS.kind, ADA)
+    home.generation = 1
+    after = await home.place(FLOWS.kind, ADA)
+    for source, target in zip(await before.partitions(), await after.partitions(), strict=True):
+        page = await home.documents.scan(source, above="o!", below='o"')
+        for doc in page.docs:
+            await home.documents.write(target, [Put(doc.key, doc.body, ABSENT)])
+            heir = Told(home, "heir")
+            heir.announcements.promises = heir.pledges
+            where = announcements._WHERES.decode(announcements._name_of(ADA, after))
+            await heir.announcements._deliver(where, source, repeated=False)
+            assert len(await heir.events()) == 1
+            assert not (await home.documents.scan(target, above="o!", below='o"')).docs
+            await heir.close()
+            return
+    pytest.fail("nothing waited")
 
 
 async def test_a_change_is_made_while_the_spine_cannot_be_reached_and_told_once_it_can(

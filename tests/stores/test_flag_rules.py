@@ -479,6 +479,12 @@ class TestCosts:
         flag.evaluate(context, NOW_S)
         assert time.perf_counter() - began < 0.5
 
+    def test_a_long_text_that_is_hashed_again_and_again_is_counted(self) -> None:
+        split = {"fractional": [{"var": ["nope", "x" * 60_000]}, ["on", 1], ["off", 1]]}
+        flag = Flag("slow", definition(targeting={"if": [{"all": [{"var": "many"}, split]}, "on", "off"]}))
+        assert flag.evaluate({"many": [1] * 1_900}, NOW_S).reason == "ERROR"
+        assert flag.evaluate({"many": [1]}, NOW_S).reason == "TARGETING_MATCH"
+
     def test_too_large_targeting_is_refused_when_it_is_stored(self) -> None:
         with pytest.raises(TooLarge) as refusal:
             Flag("flag", definition(targeting={"and": [1] * 2_000}))

@@ -49,12 +49,17 @@ class Loop:
             tasks.append(self._loop.create_task(work))
             tasks[0].add_done_callback(functools.partial(_settle, answer))
 
-        self._loop.call_soon_threadsafe(start)
+        def stop() -> None:
+            if not tasks:  # the interrupt came before `start` was passed to the loop
+                start()
+            tasks[0].cancel()
+
         try:
+            self._loop.call_soon_threadsafe(start)
             return answer.result()
         finally:
             if not answer.done():
-                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108  there is no task before `start` ran
+                self._loop.call_soon_threadsafe(stop)
                 concurrent.futures.wait([answer], CLOSE_TIMEOUT_S)
 
     async def join(self, work: Coroutine[Any, Any, T]) -> T:
