@@ -140,8 +140,15 @@ class Conflict(EnginesError):
 
     status = 409
 
-    def __init__(self, detail: str, *, keys: Sequence[str] = (), field: str | None = None) -> None:
-        super().__init__(detail, field=field)
+    def __init__(
+        self,
+        detail: str,
+        *,
+        keys: Sequence[str] = (),
+        field: str | None = None,
+        reason_code: str | None = None,
+    ) -> None:
+        super().__init__(detail, field=field, reason_code=reason_code)
         self.keys = tuple(keys)
 
 

@@ -27,6 +27,7 @@ from engines.control.rate_limits import AdoptedPolicies, RateLimitPolicies
 from engines.control.records import App, Backend, Os, Project, Surface
 from engines.control.service import Service
 from engines.control.store import PARTITION, ControlStore
+from engines.control.subjects import DataSubjects
 from engines.control.tables import MODES, TENANTS
 from engines.control.tenants import LAB_MODE, Members, Modes, Tenants, Users
 from engines.core.documents import Documents
@@ -43,6 +44,8 @@ from engines.ids import Ids
 from engines.ports.documents import DocumentDriver
 from engines.routing.backends import CONTROL_BACKEND, Backends
 from engines.routing.diagnostics import Diagnostics
+from engines.routing.erasures import Erasures
+from engines.routing.homes import Homes
 from engines.routing.movers import Movers
 from engines.routing.moves import Moves
 from engines.routing.participation import Participation
@@ -58,6 +61,7 @@ from engines.stores.attribution_contracts import ContractDefinitions
 from engines.stores.blackboard import Blackboard
 from engines.stores.budget import Budget
 from engines.stores.definitions import Definitions
+from engines.stores.erasing import Erasing
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.firearm_uses import FirearmUses
 from engines.stores.firearms import Firearms, SystemContext
@@ -96,6 +100,8 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     tenants: Tenants
     users: Users
     members: Members
+    subjects: DataSubjects
+    erasures: Erasures
     modes: Modes
     oses: Products[Os]
     surfaces: Products[Surface]
@@ -215,6 +221,7 @@ async def open_engines(
         finally:
             await engines.contexts.close()
             await engines.refusals.close()
+            await engines.erasures.close()
             await engines.flags.close()
             await engines.budget.close()
             await engines.temperatures.close()
@@ -245,6 +252,8 @@ def _assemble(
     definitions = Definitions(router, announcements, ids, clock)
     service = Service(control.store, router)
     routes = Routes(service, router)
+    members = Members(service)
+    subjects = DataSubjects(service, members, clock)
     deciding = _deciding(directory, router, spine, announcements, definitions, ids, clock)
     engines = Engines(
         clock=clock,
@@ -255,7 +264,9 @@ def _assemble(
         router=router,
         tenants=Tenants(service),
         users=Users(service),
-        members=Members(service),
+        members=members,
+        subjects=subjects,
+        erasures=Erasures(subjects, Homes(control.store, router), Erasing(router, ids, clock), clock),
         modes=Modes(service),
         oses=oses(service),
         surfaces=surfaces(service),

@@ -32,6 +32,7 @@ from engines.api import (
     reserved,
     routes,
     strategy_locks,
+    subjects,
     tables,
     temperature,
     tenants,
@@ -66,6 +67,7 @@ ROUTERS: Final[Sequence[Router]] = (
     approvals.router,
     kpis.router,
     temperature.router,
+    subjects.router,
     reserved.router,
 )
 

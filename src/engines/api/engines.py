@@ -15,11 +15,13 @@ from engines.control.gates import GateConfigs, KillSwitches
 from engines.control.products import Products
 from engines.control.rate_limits import RateLimitPolicies
 from engines.control.records import App, Os, Project, Surface
+from engines.control.subjects import DataSubjects
 from engines.control.tenants import Members, Modes, Tenants, Users
 from engines.identity.context import Contexts
 from engines.identity.refusals import RefusalAudit
 from engines.ids import Ids
 from engines.routing.diagnostics import Diagnostics
+from engines.routing.erasures import Erasures
 from engines.routing.moves import Moves
 from engines.routing.router import Router
 from engines.routing.routes import BackendRecords, Routes
@@ -61,6 +63,10 @@ class Engines(Protocol):
     def users(self) -> Users: ...
     @property
     def members(self) -> Members: ...
+    @property
+    def subjects(self) -> DataSubjects: ...
+    @property
+    def erasures(self) -> Erasures: ...
     @property
     def modes(self) -> Modes: ...
     @property

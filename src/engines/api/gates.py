@@ -10,7 +10,7 @@ from msgspec import Meta
 from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import json_reply
-from engines.api.views import repeats_path, shown, stored_reply
+from engines.api.views import repeats_path, repeats_tenant, shown, stored_reply
 from engines.control.records import (
     RULES_MAX,
     SWITCHES_MAX,
@@ -22,7 +22,6 @@ from engines.control.records import (
     TenantId,
     Text,
 )
-from engines.errors import ContextMismatch
 from engines.safety.asks import Decision, EvaluationInput
 
 router = Router("gates", is_limited=False)
@@ -79,7 +78,7 @@ async def put_kill_switch(call: Call) -> Sendable:
     """
     context = await call.context()
     body = await call.body(KillSwitchInput)
-    _check_tenant(body.tenant_id, context.target_tenant_id)
+    repeats_tenant(body.tenant_id, context.target_tenant_id)
     stored = await call.engines.kill_switches.put(
         context,
         engaged=body.engaged,
@@ -106,7 +105,7 @@ async def put_gate_config(call: Call) -> Sendable:
     """
     context = await call.context()
     body = await call.body(GateConfigInput)
-    _check_tenant(body.tenant_id, context.target_tenant_id)
+    repeats_tenant(body.tenant_id, context.target_tenant_id)
     repeats_path(call, "surface_id", body.surface_id)
     config = GateConfig(
         tenant_id=context.target_tenant_id,
@@ -126,9 +125,3 @@ async def get_gate_config(call: Call) -> Sendable:
     context = await call.context()
     stored = await call.engines.gate_configs.get(context, call.id("surface_id"))
     return stored_reply(GateConfigView, stored)
-
-
-def _check_tenant(named: str | None, tenant_id: str) -> None:
-    """A body may repeat the tenant. Raises ContextMismatch for another one."""
-    if named not in (None, tenant_id):
-        raise ContextMismatch("the body names another tenant than the request's", field="tenant_id")

@@ -126,3 +126,9 @@ def repeats_path(call: Call, name: str, value: str | None) -> None:
     if value is not None and value != call.id(name):
         refuse = ContextMismatch if name in _IDENTITIES else Invalid
         raise refuse("the body and the path name different records", field=name)
+
+
+def repeats_tenant(named: str | None, tenant_id: str) -> None:
+    """A body may repeat the tenant that the request is about. Raises ContextMismatch for another one."""
+    if named not in (None, tenant_id):
+        raise ContextMismatch("the body names another tenant than the request's", field="tenant_id")

@@ -198,6 +198,10 @@ class Users(Group[control.Users]):
     create = blocking(control.Users.create)
     page = blocking(control.Users.page)
     each = iterating(control.Users.each)
+    erase = blocking(control.Users.erase)
+    erasure = blocking(control.Users.erasure)
+    hold = blocking(control.Users.hold)
+    lift_hold = blocking(control.Users.lift_hold)
 
 
 class Members(Group[control.Members]):

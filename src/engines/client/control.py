@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from engines.client.calls import NOTHING, Calls, Condition, Order
 from engines.client.control_results import (
     ApiKey,
+    DataSubject,
     Issuer,
     Membership,
     Mode,
@@ -136,6 +137,7 @@ class Users:
     """People and agents; t_system's admins write them."""
 
     def __init__(self, calls: Calls) -> None:
+        self._calls = calls
         self._all: Collection[User] = Collection(calls, "users", User)
 
     async def create(
@@ -161,6 +163,44 @@ class Users:
     def each(self, *, order: Order | None = None) -> AsyncGenerator[User, None]:
         """Every user."""
         return self._all.each(order=order)
+
+    async def erase(self, user_id: str) -> DataSubject:
+        """End the user's membership, and remove or redact what they left in the caller's tenant.
+
+        A call works for some ten seconds. Call again while `erasure.state` is `running`: it goes on where
+        it was. Raises Conflict (`reason_code` `legal_hold` or `not_retired`; the caller's own data),
+        Forbidden, NotFound (never a member).
+        """
+        return await self._calls.change(DataSubject, "POST", "users", user_id, "erase")
+
+    async def erasure(self, user_id: str) -> DataSubject:
+        """Whether the user's data is held, and how far their erasure is. Raises NotFound for neither."""
+        return await self._calls.get(DataSubject, "users", user_id, "erase")
+
+    async def hold(
+        self, user_id: str, *, reason: str, if_match: str | None = None, idempotency_key: str | None = None
+    ) -> DataSubject:
+        """Keep all that the user left in the tenant: nothing erases it until the hold is lifted."""
+        return await self._calls.change(
+            DataSubject,
+            "PUT",
+            *("users", user_id, "hold"),
+            body={"reason": reason},
+            condition=Condition(if_match),
+            idempotency_key=idempotency_key,
+        )
+
+    async def lift_hold(
+        self, user_id: str, *, if_match: str | None = None, idempotency_key: str | None = None
+    ) -> None:
+        """End the hold. Raises NotFound where there is none."""
+        await self._calls.change(
+            NOTHING,
+            "DELETE",
+            *("users", user_id, "hold"),
+            condition=Condition(if_match),
+            idempotency_key=idempotency_key,
+        )
 
 
 class Members:

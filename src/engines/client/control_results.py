@@ -74,6 +74,42 @@ class User(Recorded, frozen=True, kw_only=True):
     identities: tuple[UserIdentity, ...] = ()
 
 
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """Why what a user left in a tenant is kept, and since when."""
+
+    reason: str
+    held_at: str = ""
+
+
+class ErasedCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an erasure did in one kind: documents removed or rewritten, events redacted."""
+
+    removed: int = 0
+    rewritten: int = 0
+    redacted: int = 0
+
+
+class Erasure(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an erasure is: `running`, or `erased` once a pass over everything found nothing more."""
+
+    state: str
+    began_at: str
+    erased_at: str | None = None
+    passes: int = 1
+    step: str | None = None
+    found: int = 0
+    by_kind: dict[str, ErasedCounts] = {}
+
+
+class DataSubject(Recorded, frozen=True, kw_only=True):
+    """What is to become of what a user left in a tenant: held, erased, or neither."""
+
+    tenant_id: str
+    user_id: str
+    hold: Hold | None = None
+    erasure: Erasure | None = None
+
+
 class Membership(Recorded, frozen=True, kw_only=True):
     """A user's place in a tenant; it counts once the user has accepted it."""
 

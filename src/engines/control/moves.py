@@ -25,6 +25,18 @@ async def moves_under_way(store: ControlStore) -> list[Move]:
             return moves
 
 
+async def moves_of(store: ControlStore, tenant_id: str) -> list[Move]:
+    """Every move that the tenant ever had, by kind and number."""
+    moves: list[Move] = []
+    after: str | None = None
+    while True:
+        named, after = await store.page_of_index("i", "moves", tenant_id, after=after, limit=GET_KEYS_MAX)
+        found = await store.read_many(MOVES, [(move_id,) for _, move_id in named]) if named else []
+        moves += [stored.record for stored in found if stored is not None]
+        if after is None:
+            return moves
+
+
 async def settled_generation(store: ControlStore, tenant_id: str, kind: str) -> int:
     """That of the tenant's last move of the kind that arrived; 0 where none did.
 

@@ -284,3 +284,60 @@ class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     surface_id: Text
     rules: Annotated[tuple[GateRule, ...], Meta(max_length=RULES_MAX)] = ()
     otherwise: Literal["base", "block"] = "base"
+
+
+class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why what a user left in a tenant must be kept, and since when."""
+
+    reason: Text
+    held_at: str
+
+
+class ErasedCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an erasure did in one kind: documents removed or rewritten, events redacted."""
+
+    removed: int = 0
+    rewritten: int = 0
+    redacted: int = 0
+
+    def __add__(self, other: ErasedCounts) -> ErasedCounts:
+        return ErasedCounts(
+            removed=self.removed + other.removed,
+            rewritten=self.rewritten + other.rewritten,
+            redacted=self.redacted + other.redacted,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.removed + self.rewritten + self.redacted
+
+
+class Erasure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far an erasure is.
+
+    It goes over everything in passes; the first that finds nothing proves that all is gone. `step` and
+    `after`: how far the present pass is; None where it begins. `found`: what it met so far. `final_from_s`: a
+    pass that began earlier proves nothing, since a request of the user's may have been under way.
+    `moves`: the tenant's moves, ended ones included, when the pass began.
+    """
+
+    state: Literal["running", "erased"] = "running"
+    began_at: str
+    erased_at: str | None = None
+    passes: int = 1
+    pass_began_s: float = 0.0
+    final_from_s: float = 0.0
+    moves: int = 0
+    step: str | None = None
+    after: str | None = None
+    found: int = 0
+    by_kind: dict[str, ErasedCounts] = {}
+
+
+class DataSubject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is to become of what a user left in a tenant: held, erased, or neither."""
+
+    tenant_id: TenantId
+    user_id: Id
+    hold: Hold | None = None
+    erasure: Erasure | None = None

@@ -10,6 +10,7 @@ from engines.control.records import (
     ApiKey,
     App,
     Backend,
+    DataSubject,
     GateConfig,
     Issuer,
     KillSwitch,
@@ -110,3 +111,4 @@ MOVES: Final = Table("moves", Move, indexes=_move_indexes)
 RATE_LIMITS: Final = Table("rate_limits", RateLimitPolicy)
 KILL_SWITCHES: Final = Table("kill_switches", KillSwitch)
 GATE_CONFIGS: Final = Table("gate_configs", GateConfig)
+DATA_SUBJECTS: Final = Table("data_subjects", DataSubject)

@@ -161,14 +161,15 @@ class Log:
         """
         return await self._committer.answered(request) if await self._chain.open() else None
 
-    async def redact(self, position: int) -> None:
-        """Remove an event's text for ever; its place, id and leaf digest stay, so the log still verifies.
+    async def redact(self, *positions: int) -> None:
+        """Remove events' texts for ever; place, id and leaf digest stay, so the log still verifies.
 
-        Raises NotFound, Gone, OutcomeUnknown. Redacting again succeeds.
+        One write for each commit that holds some of them, in order. Raises NotFound, Gone, OutcomeUnknown.
+        Redacting again succeeds.
         """
         if not await self._chain.open():
             raise NotFound("there is no event at this position")
-        await redact(self._chain, position)
+        await redact(self._chain, positions)
 
     async def trim(self, before_position: int) -> int:
         """Remove whole commits older than a day whose events all stand before `before_position`.

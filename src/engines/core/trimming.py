@@ -1,4 +1,4 @@
-"""Taking away: redaction of one event, trimming of old ones, and the seal that ends a log.
+"""Taking away: redaction of events, trimming of old ones, and the seal that ends a log.
 
 Owns the writes that change or remove what a log holds. Leaves who may ask for them to the stores: the
 spine, for one, is never trimmed.
@@ -10,7 +10,9 @@ digest of the last commit trimmed, on which the rest of the chain verifies.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -43,32 +45,43 @@ RACES_MAX: Final = 64
 _EVERYTHING_BELOW: Final = "zz"
 
 
-async def redact(chain: Chain, position: int) -> None:
-    """Rewrite the commit that holds `position` without that event's text and salt."""
+async def redact(chain: Chain, positions: Iterable[int]) -> None:
+    """Rewrite each commit that holds some of `positions` once, without those events' texts and salts."""
+    left = sorted(set(positions))
+    while left:
+        last = await _redact_in_first_commit(chain, left)
+        left = left[bisect.bisect_right(left, last) :]
+
+
+async def _redact_in_first_commit(chain: Chain, positions: Sequence[int]) -> int:
+    """Redact those of `positions` that the first one's commit holds; returns the commit's last position."""
     for _ in range(RACES_MAX):
-        commit = await chain.holding(position)
+        commit = await chain.holding(positions[0])
         if commit is None:
             raise NotFound("there is no event at this position")
-        item = commit.events[position - commit.first]
-        if item.salt is None:
-            return
+        offsets = [position - commit.first for position in positions if position <= commit.last]
+        offsets = [offset for offset in offsets if commit.events[offset].salt is not None]
+        if not offsets:
+            return commit.last
         partition = chain.partition(chain.segment_of(commit.first))
-        keys = [commit_key(commit.first), *([] if item.id is None else [marker_key(item.id)])]
+        ids = [item_id for offset in offsets if (item_id := commit.events[offset].id) is not None]
+        keys = [commit_key(commit.first), *map(marker_key, ids)]
         docs = await chain.documents.get_many(partition, keys)
         if keys[0] not in docs or COMMIT.decode(docs[keys[0]].body) != commit:
             continue
         items = list(commit.events)
-        items[position - commit.first] = Item(id=item.id, leaf=item.leaf_digest())
+        for offset in offsets:
+            items[offset] = Item(id=items[offset].id, leaf=items[offset].leaf_digest())
         body = COMMIT.encode(msgspec.structs.replace(commit, events=items))
         ops: list[Op] = [Put(keys[0], body, Match(docs[keys[0]].version))]
-        if len(keys) > 1 and (marker := docs.get(keys[1])) is not None:
+        for marker in (docs[key] for key in keys[1:] if key in docs):
             bare = msgspec.structs.replace(ID_MARKER.decode(marker.body), digest=None)
-            ops.append(Put(keys[1], ID_MARKER.encode(bare), Match(marker.version)))
+            ops.append(Put(marker.key, ID_MARKER.encode(bare), Match(marker.version)))
         try:
             await chain.documents.write(partition, ops)
         except Conflict:
             continue
-        return
+        return commit.last
     raise Unavailable("others kept changing the commit")
 
 

@@ -1,0 +1,116 @@
+"""Erasing a user: everything that the tenant's stores hold of them, wherever routes lead.
+
+Owns the order of the work, its passes and its time. An erasure goes over every place of every kind in passes;
+the first pass that finds nothing, and that began after the last request of the user's had ended, proves that
+all is gone. How far it is stands in the control plane, so whoever asks again goes on there, after any
+interruption; two who ask at once do the same work twice and neither harms the other. Each step looks whether
+a hold was laid on it. Leaves who may ask to `control/subjects.py` and what is done to a document or event to
+`stores/erasing.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from engines.catalogue import SERVED
+from engines.clock import Clock
+from engines.control.records import DataSubject, ErasedCounts, Erasure
+from engines.control.store import Stored
+from engines.control.subjects import DataSubjects
+from engines.routing.homes import Homes
+from engines.routing.routes import CONTROL_KINDS
+from engines.scope import RequestContext
+from engines.stores.erasing import Erasing, Step, Taken
+
+# A call does what it can in this time and says how far it is.
+CALL_S: Final = 8.0
+WAIT_S: Final = 0.25
+_KINDS: Final = tuple(kind.name for kind in SERVED if kind.name not in CONTROL_KINDS)
+
+
+class Erasures:
+    """Erasing what users left in a tenant."""
+
+    def __init__(self, subjects: DataSubjects, homes: Homes, erasing: Erasing, clock: Clock) -> None:
+        self._subjects = subjects
+        self._homes = homes
+        self._erasing = erasing
+        self._clock = clock
+
+    async def close(self) -> None:
+        await self._erasing.close()
+
+    async def erase(
+        self, context: RequestContext, user_id: str, *, call_s: float = CALL_S
+    ) -> Stored[DataSubject]:
+        """End the user's membership and erase what they left, for about `call_s`; call again while `running`.
+
+        Raises Forbidden, NotFound (never a member), Conflict (held; the caller's own data; a move that is
+        under way or left a copy), and what the backends raise: then what was done so far is done.
+        """
+        stored = await self._subjects.begin(context, user_id)
+        until_s = self._clock.monotonic() + call_s
+        assert stored.record.erasure is not None
+        erasure = stored.record.erasure
+        while True:
+            erasure, is_whole = await self._pass(context, user_id, erasure, until_s)
+            if is_whole:
+                done = await self._subjects.complete(context, user_id, erasure)
+                if done is not None:
+                    return done
+                await self._settle(erasure, until_s)
+                erasure = self._subjects.next_pass(erasure, await self._subjects.moves(context))
+            if self._clock.monotonic() >= until_s:
+                return await self._subjects.keep(context, user_id, erasure)
+
+    async def _pass(
+        self, context: RequestContext, user_id: str, erasure: Erasure, until_s: float
+    ) -> tuple[Erasure, bool]:
+        """Go on with the present pass, by a page at least, until it is whole or the time is over."""
+        has_begun = False
+        for home, step in await self._steps(context):
+            if erasure.step is not None and step.name < erasure.step:
+                continue
+            after = erasure.after if step.name == erasure.step else None
+            while True:
+                if has_begun and self._clock.monotonic() >= until_s:
+                    return msgspec.structs.replace(erasure, step=step.name, after=after), False
+                has_begun = True
+                await self._subjects.check(context, user_id)
+                taken = await self._erasing.take(home, step, after, user_id)
+                erasure = _counted(erasure, step.kind, taken)
+                after = taken.after
+                if after is None:
+                    break
+        return erasure, True
+
+    async def _steps(self, context: RequestContext) -> list[tuple[RequestContext, Step]]:
+        """Everything there is to look through, in the order of its names, which every call shares."""
+        found = [
+            (home, step)
+            for kind in _KINDS
+            for home in await self._homes.of(context, kind)
+            for step in await self._erasing.steps(home, kind)
+        ]
+        return sorted(found, key=lambda pair: pair[1].name)
+
+    async def _settle(self, erasure: Erasure, until_s: float) -> None:
+        """Wait for what stands in the way of a last pass: a request under way, an event to be delivered."""
+        wait_s = WAIT_S
+        if erasure.found == 0:
+            wait_s = max(wait_s, erasure.final_from_s - self._clock.now())
+        await asyncio.sleep(max(0.0, min(wait_s, until_s - self._clock.monotonic())))
+
+
+def _counted(erasure: Erasure, kind: str, taken: Taken) -> Erasure:
+    counts = ErasedCounts(removed=taken.removed, rewritten=taken.rewritten, redacted=taken.redacted)
+    if counts.total + taken.waiting == 0:
+        return erasure
+    return msgspec.structs.replace(
+        erasure,
+        found=erasure.found + counts.total + taken.waiting,
+        by_kind={**erasure.by_kind, kind: erasure.by_kind.get(kind, ErasedCounts()) + counts},
+    )

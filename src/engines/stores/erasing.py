@@ -1,0 +1,273 @@
+"""What one place holds of a user, and how that goes.
+
+Owns the rules, one document or event at a time:
+
+- a document whose key says that it is the user's alone is removed: a note, an entry of session memory, a row
+  of a table that is called by the user's id, a posting of an index that lists the user's events;
+- in every other document the user's id gives way to `ERASED` where a member names a person (`user_id`,
+  `created_by` and the like), and what the user wrote there in their own words is emptied (`_OWN_WORDS`);
+- an event that the user appended is redacted: its place and digest stay, so the log still verifies;
+- a message that waits to become an event is left, and counted: it is redacted once it was delivered.
+
+What others wrote keeps its bytes and its version. Leaves which places there are, in which order and how far
+it is to `routing/erasures.py`, and who may ask to `control/subjects.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from engines import catalogue
+from engines.clock import Clock
+from engines.codec import decode_json, encode_json, escaped_bytes
+from engines.core.chain import Address, Chain
+from engines.core.index import index_partitions
+from engines.core.keys import SEPARATOR
+from engines.core.log import SEGMENT_SIZE_DEFAULT
+from engines.core.place import Place, Places
+from engines.core.transfer import EVERYTHING_ABOVE, EVERYTHING_BELOW, stream_names
+from engines.errors import Conflict, Unavailable
+from engines.ids import Ids
+from engines.ports.documents import Delete, Doc, Match, Op, Put
+from engines.scope import RequestContext
+from engines.stores.open_logs import OpenLogs
+
+# Stands where an id stood; no user can be called so.
+ERASED: Final = "(erased)"
+PAGE_DOCS: Final = 500
+PAGE_EVENTS: Final = 1_000
+WRITE_OPS: Final = 50
+WRITE_BYTES: Final = 512 * 1024
+
+# Members that name a person, wherever they stand in a document.
+_PEOPLE: Final = frozenset(
+    {
+        "user_id",
+        "created_by",
+        "updated_by",
+        "requested_by",
+        "answered_by",
+        "proposed_by",
+        "decided_by",
+    }
+)
+# Which parts of a key say whose a document is, by the key's first part.
+_OWNERS: Final[Mapping[str, Mapping[str, slice]]] = {
+    catalogue.NOTES: {"n": slice(1, 2)},
+    catalogue.SESSION_MEMORY: {"s": slice(1, 2)},
+    catalogue.TABLES: {"t": slice(2, 4)},
+}
+# What is emptied where a member of the same object names the user as its author.
+_OWN_WORDS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    catalogue.BLACKBOARD: {"user_id": {"value": None}},
+    catalogue.BUDGET: {"user_id": {"note": ERASED}},
+    catalogue.FIREARMS: {
+        "requested_by": {"reason": ERASED, "context": {}},
+        "answered_by": {"note": ERASED},
+    },
+}
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition of documents, or one log. `name` tells it from every other of the tenant, also later."""
+
+    kind: str
+    what: Literal["documents", "log"]
+    target: str
+    place: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.place} {self.what} {self.target}"
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """What one page of a step came to. `after`: where the next begins; None where the step is done.
+
+    `waiting`: what cannot go yet, because it was changed meanwhile or has to be delivered first.
+    """
+
+    after: str | None = None
+    removed: int = 0
+    rewritten: int = 0
+    redacted: int = 0
+    waiting: int = 0
+
+
+class Erasing:
+    """The rules, carried out on one place. Nothing here asks for a permission."""
+
+    def __init__(self, places: Places, ids: Ids, clock: Clock) -> None:
+        self._places = places
+        self._logs = OpenLogs(ids, clock)
+
+    async def close(self) -> None:
+        await self._logs.close()
+
+    async def steps(self, context: RequestContext, kind: str) -> list[Step]:
+        """What there is to look through at the context's place of the kind."""
+        place = await self._places.place(kind, context)
+        partitions = list(await place.partitions())
+        streams: list[str] = []
+        known = catalogue.kind_named(kind)
+        if known.family == "log" or known.has_streams:
+            for partition in partitions:
+                streams += await stream_names(place.documents, partition)
+        for stream in streams:
+            partitions += await index_partitions(await _chain(place, stream))
+        named = name_of(place)
+        return [
+            *(Step(kind=kind, what="log", target=stream, place=named) for stream in streams),
+            *(Step(kind=kind, what="documents", target=partition, place=named) for partition in partitions),
+        ]
+
+    async def take(self, context: RequestContext, step: Step, after: str | None, user_id: str) -> Taken:
+        """Erase one page of a step. Repeating it finds what is left.
+
+        Raises Unavailable (the kind went elsewhere), and what reading and writing raise.
+        """
+        async with self._places.changing(step.kind, context) as place:
+            if name_of(place) != step.place:
+                raise Unavailable("the kind went to another place meanwhile", retry_after_s=1.0)
+            if step.what == "log":
+                return await self._take_events(place, step.target, after, user_id)
+            return await _take_documents(place, step, after, user_id)
+
+    async def _take_events(self, place: Place, stream: str, after: str | None, user_id: str) -> Taken:
+        """The next page towards the log's beginning: what is appended meanwhile is the next pass's."""
+        before = None if after is None else int(after)
+        async with self._logs.use(place, stream) as log:
+            batch = await log.list_before(before, limit=PAGE_EVENTS)
+            found = [
+                event.position
+                for event in batch.events
+                if event.body is not None and _is_by(event.body, user_id)
+            ]
+            await log.redact(*found)
+        is_done = batch.end or not batch.events
+        return Taken(after=None if is_done else str(batch.events[-1].position), redacted=len(found))
+
+
+def name_of(place: Place) -> str:
+    """Tells a place from every other of its tenant."""
+    return f"{place.kind} {place.env} {place.backend_id} {place.generation}"
+
+
+def erased(kind: str, doc: Doc, user_id: str) -> Op | None:
+    """What becomes of a document that has to do with the user; None where it stays as it is."""
+    if _is_theirs(kind, doc.key, user_id):
+        return Delete(doc.key, Match(doc.version))
+    if user_id not in doc.body:
+        return None
+    body = decode_json(doc.body)
+    if doc.key.startswith("k" + SEPARATOR) and _names(body.get("answer"), "user_id", user_id):
+        return Delete(doc.key, Match(doc.version))  # Nobody is left who may repeat that request.
+    without = _without(body, user_id, _OWN_WORDS.get(kind, {}))
+    if without == body:
+        return None
+    return Put(doc.key, encode_json(without), Match(doc.version), expires_at=doc.expires_at)
+
+
+async def _take_documents(place: Place, step: Step, after: str | None, user_id: str) -> Taken:
+    page = await place.documents.scan(
+        step.target, above=after or EVERYTHING_ABOVE, below=EVERYTHING_BELOW, limit=PAGE_DOCS
+    )
+    waiting = sum(_is_message_by(doc, user_id) for doc in page.docs)
+    docs = (doc for doc in page.docs if not _is_kept_for_itself(doc.key))
+    ops = [op for doc in docs if (op := erased(step.kind, doc, user_id)) is not None]
+    removed = rewritten = 0
+    for batch in _batches(ops):
+        try:
+            await place.documents.write(step.target, batch)
+        except Conflict:  # One of them was changed meanwhile: the next pass meets what it is then.
+            waiting += len(batch)
+        else:
+            removed += sum(isinstance(op, Delete) for op in batch)
+            rewritten += sum(isinstance(op, Put) for op in batch)
+    return Taken(after=page.resume, removed=removed, rewritten=rewritten, waiting=waiting)
+
+
+def _is_theirs(kind: str, key: str, user_id: str) -> bool:
+    if user_id not in key:
+        return False
+    letter, *_ = parts = key.split(SEPARATOR)
+    if letter == "x":  # A posting: x!…!{view}!{value}!{block}.
+        return parts[-3:-1] == ["user_id", user_id]
+    owners = _OWNERS.get(kind, {}).get(letter)
+    return owners is not None and user_id in parts[owners]
+
+
+def _is_kept_for_itself(key: str) -> bool:
+    """Journals of moves, and messages: their readers need them as they are."""
+    return key.startswith(("j" + SEPARATOR, "o" + SEPARATOR))
+
+
+def _is_message_by(doc: Doc, user_id: str) -> bool:
+    return doc.key.startswith("o" + SEPARATOR) and _is_by(doc.body, user_id)
+
+
+def _is_by(body: str, user_id: str) -> bool:
+    return user_id in body and _names(decode_json(body), "user_id", user_id)
+
+
+def _names(value: Any, member: str, user_id: str) -> bool:
+    """Whether a record, or the one that it wraps, has the user at `member`."""
+    if not isinstance(value, dict):
+        return False
+    return value.get(member) == user_id or _names(value.get("record"), member, user_id)
+
+
+def _without(value: Any, user_id: str, own_words: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The same value without the user. `own_words` counts in the record itself, not in what it holds."""
+    if isinstance(value, list):
+        return [_without(item, user_id, {}) for item in value]
+    if not isinstance(value, dict):
+        return value
+    emptied: dict[str, Any] = {}
+    for member, words in own_words.items():
+        if value.get(member) == user_id:
+            emptied.update((name, empty) for name, empty in words.items() if name in value)
+    without: dict[str, Any] = {}
+    for name, item in value.items():
+        if name in emptied:
+            without[name] = emptied[name]
+        elif name in _PEOPLE:
+            without[name] = _unnamed(item, user_id)
+        else:
+            without[name] = _without(item, user_id, own_words if name in ("record", "answer") else {})
+    return without
+
+
+def _unnamed(item: Any, user_id: str) -> Any:
+    if isinstance(item, list):
+        return [ERASED if each == user_id else each for each in item]
+    return ERASED if item == user_id else item
+
+
+async def _chain(place: Place, stream: str) -> Chain:
+    address = Address(
+        kind=place.kind,
+        tenant_id=place.tenant_id,
+        env=place.env,
+        stream=stream,
+        shard_partition=await place.partition(stream),
+        generation=place.generation,
+    )
+    return Chain(place.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)
+
+
+def _batches(ops: Sequence[Op]) -> Iterator[list[Op]]:
+    batch: list[Op] = []
+    size = 0
+    for op in ops:
+        op_bytes = escaped_bytes(op.body) if isinstance(op, Put) else 0
+        if batch and (len(batch) == WRITE_OPS or size + op_bytes > WRITE_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(op)
+        size += op_bytes
+    if batch:
+        yield batch

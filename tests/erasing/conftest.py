@@ -1,0 +1,160 @@
+"""A tenant with people in it, who leave something in every store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+import engines
+from engines.catalogue import SERVED
+from engines.control import subjects
+from engines.control.records import User
+from engines.core.chain import Address, Chain
+from engines.core.log import SEGMENT_SIZE_DEFAULT
+from engines.core.records import Condition
+from engines.core.transfer import everything, segments, stream_names
+from engines.errors import PreconditionFailed
+from engines.ports.documents import Doc
+from engines.routing.routes import CONTROL_KINDS
+from engines.safety.asks import EvaluationInput
+from engines.scope import RequestContext
+from engines.stores.analytics_events import NewAnalyticsEvent
+from engines.stores.approvals import ApprovalInput
+from engines.stores.blackboard import BlackboardInput
+from engines.stores.budget_records import UsageInput
+from engines.stores.definition_records import DefinitionInput
+from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.stores.events import NewEvent
+from engines.stores.kpi_records import MeasurementInput
+from engines.stores.memory import MemoryInput
+from engines.stores.notes import NoteInput
+from engines.stores.tables import TableRowInput
+from tests.contexts import ADMIN, context
+from tests.moves.conftest import Open, make_deployment, sqlite_backend
+
+KINDS = tuple(kind for kind in SERVED if kind.name not in CONTROL_KINDS)
+NEW = Condition(absent=True)
+ADA = context("t_a", user_id="ada-lovelace")
+BOB = context("t_a", user_id="bob")
+OWNER = context("t_a")
+APPENDED = 120
+
+__all__ = ["Open", "control_plane_url", "make_deployment", "open_process", "sqlite_backend", "stack"]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's request is under way here, so no erasure waits for one to end."""
+    monkeypatch.setattr(subjects, "SETTLE_S", 0.0)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def control_plane_url(tmp_path: Path) -> str:
+    url = f"sqlite://{tmp_path}/control.db"
+    await make_deployment(url, sqlite_backend(tmp_path, "a"), sqlite_backend(tmp_path, "b"))
+    return url
+
+
+@pytest.fixture
+def open_process(control_plane_url: str, stack: AsyncExitStack) -> Open:
+    """Each call is another process of the deployment, in this one."""
+    return lambda: stack.enter_async_context(engines.open(control_plane_url))
+
+
+async def join(process: engines.Engines, who: RequestContext, role: str = "member") -> None:
+    """The user belongs to the tenant."""
+    await bind_refunds(process)
+    await process.users.create(ADMIN, User(user_id=who.user_id))
+    invited = context("t_system", roles=("admin",), acting_on=who.tenant_id)
+    await process.members.put(invited, who.tenant_id, who.user_id, role)
+    await process.members.accept(who.user_id, who.tenant_id, request_id="r")
+
+
+async def bind_refunds(process: engines.Engines) -> None:
+    """Refunding is dangerous, so that a person can be asked whether it may happen."""
+    offered = DefinitionInput(json_blob={"risk_level": "high", "offered_to": ["t_a"]})
+    binding = DefinitionInput(json_blob={"class_id": "payments", "actions": ["refund"]})
+    put = process.definitions.put
+    with contextlib.suppress(PreconditionFailed):  # Somebody joined before.
+        await put(context("t_system"), SCHEMA_NAMED["firearms"], "payments", offered, condition=NEW)
+        await put(OWNER, SCHEMA_NAMED["firearms-bindings"], "refunds", binding, condition=NEW)
+
+
+async def leave_everything(process: engines.Engines, who: RequestContext) -> None:
+    """Something of the user's in every store, and their name in what is shared."""
+    name, me = who.user_id, process
+    await me.notes.create(who, NoteInput(content=f"{name} wrote this"))
+    await me.memory.set(who, "s1", "k", MemoryInput(value=f"of {name}"))
+    await me.tables.put(who, "people", name, "profile", TableRowInput(value={"likes": "tea"}))
+    await me.tables.put(who, "people", "all", name, TableRowInput(value={"user_id": name}))
+    await me.tables.put(who, "config", "theme", f"by{len(name)}", TableRowInput(value={"dark": True}))
+    for value in ("first", "second"):
+        condition = NEW if value == "first" else Condition(versions=("*",))
+        entry = BlackboardInput(value=f"{value} of {name}")
+        await me.blackboard.put(who, "run", f"key-{len(name)}", entry, condition=condition)
+    for start in range(0, APPENDED, 40):
+        events = [NewEvent(event_type="note", payload={"n": start + n}) for n in range(40)]
+        await me.spine.append(who, events)
+    await me.streams.append(who, "shared", [NewEvent(event_type="note", payload={"by": name})])
+    await me.budget.record(who, UsageInput(cost="1.25", currency="EUR", note=f"{name}'s lunch"))
+    await me.analytics.ingest(who, [NewAnalyticsEvent(platform="web", payload={"by": name})])
+    await me.gates.evaluate(who, EvaluationInput(action="look", subject=name))
+    await _define(process, who)
+
+
+async def _define(process: engines.Engines, who: RequestContext) -> None:
+    of = f"d{len(who.user_id)}"
+    drawn = {"name": "one", "nodes": [{"id": "a"}], "edges": []}
+    definitions = process.definitions
+    await definitions.put(who, SCHEMA_NAMED["flows"], of, DefinitionInput(json_blob=drawn), condition=NEW)
+    for state in ("ENABLED", "DISABLED"):
+        flag = {"state": state, "variants": {"on": True}, "defaultVariant": "on"}
+        condition = NEW if state == "ENABLED" else Condition(versions=("*",))
+        await definitions.put(
+            who, SCHEMA_NAMED["flags"], of, DefinitionInput(json_blob=flag), condition=condition
+        )
+    kpi = DefinitionInput(json_blob={"aggregation": "sum"})
+    await definitions.put(who, SCHEMA_NAMED["kpis"], of, kpi, condition=NEW)
+    await process.kpis.measure(who, of, MeasurementInput(value=1))
+    asked = ApprovalInput(
+        action="refund", subject="order-1", reason=f"{who.user_id} asks", class_id="payments"
+    )
+    await process.approvals.request(who, asked)
+
+
+async def all_documents(process: engines.Engines, tenant: RequestContext) -> dict[tuple[str, str, str], Doc]:
+    """Every document of every kind of the tenant's, by place, partition and key."""
+    found: dict[tuple[str, str, str], Doc] = {}
+    for kind in KINDS:
+        place = await process.router.place(kind.name, tenant)
+        partitions = list(await place.partitions())
+        streams = [name for shard in partitions for name in await stream_names(place.documents, shard)]
+        for stream in streams:
+            address = Address(
+                kind=kind.name,
+                tenant_id=place.tenant_id,
+                env=place.env,
+                stream=stream,
+                shard_partition=await place.partition(stream),
+                generation=place.generation,
+            )
+            chain = Chain(place.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)
+            partitions += await segments(chain)
+        for partition in partitions:
+            async for docs in everything(place.documents, partition):
+                found.update(((place.backend_id, partition, doc.key), doc) for doc in docs)
+    return found
+
+
+def mentioning(documents: Mapping[tuple[str, str, str], Doc], name: str) -> dict[tuple[str, str, str], Doc]:
+    return {at: doc for at, doc in documents.items() if name in doc.body or name in doc.key}
