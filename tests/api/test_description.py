@@ -28,6 +28,8 @@ GET,PATCH /tenants/{tenant_id}
 PUT,GET,DELETE /tenants/{tenant_id}/members/{user_id}
 POST /tenants/{tenant_id}/members/{user_id}/accept
 POST,GET /users
+POST,GET /users/{user_id}/erase
+PUT,DELETE /users/{user_id}/hold
 GET,PUT /modes/{mode}
 POST,GET /oses
 GET,PATCH /oses/{os_id}

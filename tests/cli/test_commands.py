@@ -218,6 +218,23 @@ def test_a_member_is_invited_accepts_and_is_revoked(engines: Engines, lab: LabPr
     assert engines("members", "revoke", *member, *at).code == 1
 
 
+def test_a_user_is_held_and_erased(engines: Engines, lab: LabProcess) -> None:
+    at = ("--lab", lab.directory)
+    assert engines("users", "create", "u_leaver", *at).code == 0
+    engines("members", "invite", "t_demo", "u_leaver", "--role", "viewer", *at)
+    held = engines("users", "hold", "u_leaver", "--reason", "a case is pending", *at, "--json")
+    assert held.json["hold"]["reason"] == "a case is pending"
+    refused = engines("users", "erase", "u_leaver", *at)
+    assert (refused.code, "a case is pending" in refused.err) == (1, True)
+    assert engines("users", "lift-hold", "u_leaver", *at, "--json").json["held"] is False
+    assert engines("users", "lift-hold", "u_leaver", *at).code == 1
+    done = engines("users", "erase", "u_leaver", *at)
+    assert (done.code, "u_leaver is erased from t_demo" in done.out) == (0, True), done.err
+    assert "pass " in done.err, "it said nothing while it waited"
+    assert engines("users", "erasure", "u_leaver", *at, "--json").json["erasure"]["state"] == "erased"
+    assert engines("members", "show", "t_demo", "u_leaver", *at).code == 1
+
+
 def test_a_key_is_made_opens_and_is_revoked(engines: Engines, lab: LabProcess) -> None:
     at = ("--lab", lab.directory, "--json")
     made = engines("keys", "create", "u_member", "--role", "member", "--name", "ci", *at).json

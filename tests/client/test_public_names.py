@@ -10,8 +10,9 @@ from engines.client import AsyncEngines
 NAMES = """
     AnalyticsEvent ApiKey App Appended Approval ApprovalAnswer AsyncEngines Backend BlackboardEntry
     BudgetLimit BudgetPolicy BudgetSummary BudgetTotals BudgetVerification Causality ContractRef Cost
-    Decision Definition DefinitionDiff DefinitionOrigin Difference Engines Evaluation Evaluations Event
-    GateConfig GateRule Head IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch
+    DataSubject Decision Definition DefinitionDiff DefinitionOrigin Difference Engines ErasedCounts
+    Erasure Evaluation Evaluations Event
+    GateConfig GateRule Head Hold IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch
     KindState KpiHeat KpiReading LimitStanding LockReview Looked Me Measurement Measures Membership
     MemoryEntry Missing Mode Move MovePlan MoveProgress NO_RETRY NewAnalyticsEvent NewBudgetPolicy
     NewEvent NewNote NewUsage Note NoteSource NoteTimestamps Os Page Price Probe Project RateLimit
@@ -48,7 +49,7 @@ METHODS = {
     "firearm_bindings": DEFINITIONS,
     "gates": "config evaluate kill_switch put_config put_kill_switch",
     "tenants": "create each get page patch",
-    "users": "create each page",
+    "users": "create each erase erasure hold lift_hold page",
     "members": "accept delete get put",
     "keys": "create delete each page",
     "modes": "get put",

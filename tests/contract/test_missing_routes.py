@@ -251,6 +251,8 @@ GET,PATCH /tenants/{}
 PUT,GET,DELETE /tenants/{}/members/{}
 POST /tenants/{}/members/{}/accept
 POST,GET /users
+POST,GET /users/{}/erase
+PUT,DELETE /users/{}/hold
 GET,PUT /modes/{}
 POST,GET /oses
 POST,GET /surfaces

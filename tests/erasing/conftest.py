@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -15,15 +15,17 @@ from engines.control import subjects
 from engines.control.records import User
 from engines.core.chain import Address, Chain
 from engines.core.log import SEGMENT_SIZE_DEFAULT
+from engines.core.place import Place
 from engines.core.records import Condition
 from engines.core.transfer import everything, segments, stream_names
 from engines.errors import PreconditionFailed
 from engines.ports.documents import Doc
 from engines.routing.routes import CONTROL_KINDS
+from engines.routing.sides import each
 from engines.safety.asks import EvaluationInput
 from engines.scope import RequestContext
 from engines.stores.analytics_events import NewAnalyticsEvent
-from engines.stores.approvals import ApprovalInput
+from engines.stores.approval_records import ApprovalInput
 from engines.stores.blackboard import BlackboardInput
 from engines.stores.budget_records import UsageInput
 from engines.stores.definition_records import DefinitionInput
@@ -132,29 +134,42 @@ async def _define(process: engines.Engines, who: RequestContext) -> None:
     await process.approvals.request(who, asked)
 
 
-async def all_documents(process: engines.Engines, tenant: RequestContext) -> dict[tuple[str, str, str], Doc]:
+Found = dict[tuple[str, str, str], Doc]
+
+
+async def all_documents(process: engines.Engines, tenant: RequestContext) -> Found:
     """Every document of every kind of the tenant's, by place, partition and key."""
-    found: dict[tuple[str, str, str], Doc] = {}
-    for kind in KINDS:
-        place = await process.router.place(kind.name, tenant)
-        partitions = list(await place.partitions())
-        streams = [name for shard in partitions for name in await stream_names(place.documents, shard)]
-        for stream in streams:
+    places = [await process.router.place(kind.name, tenant) for kind in KINDS]
+    found: Found = {}
+
+    async def read(at: tuple[Place, str]) -> None:
+        place, partition = at
+        async for docs in everything(place.documents, partition):
+            found.update(((place.backend_id, partition, doc.key), doc) for doc in docs)
+
+    async def segments_of(at: tuple[Place, str]) -> list[tuple[Place, str]]:
+        place, shard = at
+        named: list[tuple[Place, str]] = []
+        for stream in await stream_names(place.documents, shard):
             address = Address(
-                kind=kind.name,
+                kind=place.kind,
                 tenant_id=place.tenant_id,
                 env=place.env,
                 stream=stream,
-                shard_partition=await place.partition(stream),
+                shard_partition=shard,
                 generation=place.generation,
             )
             chain = Chain(place.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)
-            partitions += await segments(chain)
-        for partition in partitions:
-            async for docs in everything(place.documents, partition):
-                found.update(((place.backend_id, partition, doc.key), doc) for doc in docs)
+            named += [(place, partition) for partition in await segments(chain)]
+        return named
+
+    shards = [(place, shard) for place in places for shard in await place.partitions()]
+    holds_logs = {kind.name for kind in KINDS if kind.family == "log" or kind.has_streams}
+    of_logs = [at for at in shards if at[0].kind in holds_logs]
+    logs = [at for named in await each(of_logs, segments_of, 16) for at in named]
+    await each([*shards, *logs], read, 16)
     return found
 
 
-def mentioning(documents: Mapping[tuple[str, str, str], Doc], name: str) -> dict[tuple[str, str, str], Doc]:
+def mentioning(documents: Found, name: str) -> Found:
     return {at: doc for at, doc in documents.items() if name in doc.body or name in doc.key}

@@ -73,6 +73,7 @@ _PROBLEM_HEADERS: Final = {"X-Request-Id": {"$ref": "#/components/headers/X-Requ
 _SUCCESS_DESCRIPTIONS: Final[Mapping[int, str]] = {
     200: "done",
     201: "created",
+    202: "begun; send it again to go on",
     204: "done, nothing to show",
     304: "it is what If-None-Match says",
 }

@@ -11,6 +11,7 @@ a hold was laid on it. Leaves who may ask to `control/subjects.py` and what is d
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -22,12 +23,15 @@ from engines.control.store import Stored
 from engines.control.subjects import DataSubjects
 from engines.routing.homes import Homes
 from engines.routing.routes import CONTROL_KINDS
+from engines.routing.sides import each
 from engines.scope import RequestContext
 from engines.stores.erasing import Erasing, Step, Taken
 
 # A call does what it can in this time and says how far it is.
 CALL_S: Final = 8.0
 WAIT_S: Final = 0.25
+STEPS_AT_ONCE: Final = 16
+KINDS_AT_ONCE: Final = 8
 _KINDS: Final = tuple(kind.name for kind in SERVED if kind.name not in CONTROL_KINDS)
 
 
@@ -69,32 +73,53 @@ class Erasures:
     async def _pass(
         self, context: RequestContext, user_id: str, erasure: Erasure, until_s: float
     ) -> tuple[Erasure, bool]:
-        """Go on with the present pass, by a page at least, until it is whole or the time is over."""
-        has_begun = False
-        for home, step in await self._steps(context):
-            if erasure.step is not None and step.name < erasure.step:
-                continue
-            after = erasure.after if step.name == erasure.step else None
-            while True:
-                if has_begun and self._clock.monotonic() >= until_s:
+        """Go on with the present pass, by some pages at least, until it is whole or the time is over."""
+        steps = [pair for pair in await self._steps(context) if pair[1].name >= (erasure.step or "")]
+        for start in range(0, len(steps), STEPS_AT_ONCE):
+            some = steps[start : start + STEPS_AT_ONCE]
+            if start and self._clock.monotonic() >= until_s:
+                return msgspec.structs.replace(erasure, step=some[0][1].name, after=None), False
+            at = erasure
+
+            async def take(pair: tuple[RequestContext, Step]) -> tuple[list[Taken], str | None]:
+                home, step = pair
+                after = at.after if step.name == at.step else None  # noqa: B023  called within this turn
+                return await self._take(context, home, step, user_id, after, until_s)
+
+            ended = await each(some, take, STEPS_AT_ONCE)
+            for (_, step), (counts, _) in zip(some, ended, strict=True):
+                erasure = _counted(erasure, step.kind, counts)
+            for (_, step), (_, after) in zip(some, ended, strict=True):
+                if after is not None:
                     return msgspec.structs.replace(erasure, step=step.name, after=after), False
-                has_begun = True
-                await self._subjects.check(context, user_id)
-                taken = await self._erasing.take(home, step, after, user_id)
-                erasure = _counted(erasure, step.kind, taken)
-                after = taken.after
-                if after is None:
-                    break
         return erasure, True
+
+    async def _take(
+        self,
+        context: RequestContext,
+        home: RequestContext,
+        step: Step,
+        user_id: str,
+        after: str | None,
+        until_s: float,
+    ) -> tuple[list[Taken], str | None]:
+        """One step from `after`, by a page at least: what came of it, and where it stopped if not its end."""
+        taken: list[Taken] = []
+        while True:
+            await self._subjects.check(context, user_id)
+            taken.append(await self._erasing.take(home, step, after, user_id))
+            after = taken[-1].after
+            if after is None or self._clock.monotonic() >= until_s:
+                return taken, after
 
     async def _steps(self, context: RequestContext) -> list[tuple[RequestContext, Step]]:
         """Everything there is to look through, in the order of its names, which every call shares."""
-        found = [
-            (home, step)
-            for kind in _KINDS
-            for home in await self._homes.of(context, kind)
-            for step in await self._erasing.steps(home, kind)
-        ]
+
+        async def of_kind(kind: str) -> list[tuple[RequestContext, Step]]:
+            homes = await self._homes.of(context, kind)
+            return [(home, step) for home in homes for step in await self._erasing.steps(home, kind)]
+
+        found = [pair for pairs in await each(_KINDS, of_kind, KINDS_AT_ONCE) for pair in pairs]
         return sorted(found, key=lambda pair: pair[1].name)
 
     async def _settle(self, erasure: Erasure, until_s: float) -> None:
@@ -105,12 +130,14 @@ class Erasures:
         await asyncio.sleep(max(0.0, min(wait_s, until_s - self._clock.monotonic())))
 
 
-def _counted(erasure: Erasure, kind: str, taken: Taken) -> Erasure:
-    counts = ErasedCounts(removed=taken.removed, rewritten=taken.rewritten, redacted=taken.redacted)
-    if counts.total + taken.waiting == 0:
-        return erasure
-    return msgspec.structs.replace(
-        erasure,
-        found=erasure.found + counts.total + taken.waiting,
-        by_kind={**erasure.by_kind, kind: erasure.by_kind.get(kind, ErasedCounts()) + counts},
+def _counted(erasure: Erasure, kind: str, taken: Sequence[Taken]) -> Erasure:
+    counts = ErasedCounts(
+        removed=sum(one.removed for one in taken),
+        rewritten=sum(one.rewritten for one in taken),
+        redacted=sum(one.redacted for one in taken),
     )
+    found = counts.total + sum(one.waiting for one in taken)
+    if found == 0:
+        return erasure
+    by_kind = {**erasure.by_kind, kind: erasure.by_kind.get(kind, ErasedCounts()) + counts}
+    return msgspec.structs.replace(erasure, found=erasure.found + found, by_kind=by_kind)
