@@ -20,9 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from engines.client import Engines
-from engines.client.budget import BudgetLimit, NewBudgetPolicy
-from engines.client.gate_results import GateRule
+from engines.client import BudgetLimit, Engines, GateRule, NewBudgetPolicy
 from engines.errors import Conflict, NotFound, PreconditionFailed
 
 # Which tools are dangerous, in the words of the recorded airline's service desk and of the example's railway.

@@ -16,7 +16,7 @@ from engines.client import AsyncEngines
 from engines.client.agent_run_counts import count_file
 from engines.client.agent_runs import Plan
 from engines.client.guarded_check import Agreement, check_agreement
-from engines.client.guarded_replay import GuardedTally, Target, guarded_replay
+from engines.client.guarded_replay import GuardedTally, Target, check_target, guarded_replay
 from engines.client.guarded_runs import guarded_runs, read_user_costs
 from engines.clock import SystemClock
 
@@ -40,6 +40,10 @@ class GuardedImport:
         self._runs = guarded_runs(dataset, plans, read_user_costs(file))
         self._tally: GuardedTally | None = None
         self._agreement: Agreement | None = None
+
+    async def prepare(self, client: AsyncEngines) -> None:
+        """Before anything is written. Raises ContextMismatch (no such project), NotFound (no such KPI)."""
+        await check_target(client, self._target)
 
     async def replay(self, client: AsyncEngines, *, without: Collection[str], concurrency: int) -> None:
         """Have every call decided, but those of the runs that could not be imported."""

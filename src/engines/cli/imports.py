@@ -79,6 +79,8 @@ async def agent_runs(
     retry = RetryPolicy(attempts_max=ATTEMPTS_MAX, deadline_s=wait_s, pause_max_s=1.0)
     async with connection.client(retry=retry) as client:
         try:
+            if gates is not None:
+                await gates.prepare(client)
             tally = await _replay(client, plans, concurrency)
             if gates is not None:
                 failed = frozenset(failure.run for failure in tally.failures)

@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 GUARD_KEY: Final = "guarded"
 REPLAYING: Final = "replaying"
+# What every Idempotency-Key of a replay begins with.
+KEYS: Final = "agent-run"
 ZERO: Final = Decimal(0)
 
 
@@ -103,7 +105,7 @@ async def guarded_replay(
         raise Invalid(f"a concurrency from 1 to {CONCURRENCY_MAX}", field="concurrency")
     bound = client.bound(project_id=target.project_id)
     tally = GuardedTally(clock)
-    await bound.kpis.get(target.kpi_id)
+    await check_target(client, target)
     measured = _Measured(bound, target)
     last = await tally.did.timed("spine tail", bound.events.last())
     waiting = iter(runs)
@@ -114,6 +116,14 @@ async def guarded_replay(
     await together(work)
     tally.did.end()
     return tally
+
+
+async def check_target(client: AsyncEngines, target: Target) -> None:
+    """Whether it is there. Raises ContextMismatch (no such project), NotFound (no such KPI)."""
+    try:
+        await client.bound(project_id=target.project_id).kpis.get(target.kpi_id)
+    except NotFound:
+        raise NotFound(f"this surface has no KPI {target.kpi_id} for the outcomes", field="kpi_id") from None
 
 
 async def _work(
@@ -285,7 +295,7 @@ class _Replay:
             details=call.details,
             cost=call.cost,
             parent_event_id=call.event_id,
-            idempotency_key=f"agent-run-gates-{call.event_id}",
+            idempotency_key=f"{KEYS}-gates-{call.event_id}",
         )
         decision = await self._timed("gates evaluate", evaluate)
         self._tally.did.written["decisions"] += 1
@@ -300,7 +310,7 @@ class _Replay:
                 cost=ZERO,
                 units=1,
                 note=call.subject,
-                idempotency_key=f"agent-run-settle-{call.event_id}",
+                idempotency_key=f"{KEYS}-settle-{call.event_id}",
             )
             try:
                 await self._timed("budget settle", settle)
@@ -309,7 +319,7 @@ class _Replay:
             else:
                 return
         usage = NewUsage(tool=call.tool, units=1, cost=ZERO, currency=CURRENCY, note=call.subject)
-        key = f"agent-run-use-{call.event_id}"
+        key = f"{KEYS}-use-{call.event_id}"
         await self._timed("budget record", client.budget.record(usage, idempotency_key=key))
 
     # --- the run ---
@@ -322,7 +332,7 @@ class _Replay:
             self._tally.did.find("ledger entries", 1)
             return
         usage = NewUsage(units=0, cost=self._run.cost, currency=CURRENCY, note=self._run.place)
-        key = f"agent-run-cost-{self._run_id}"
+        key = f"{KEYS}-cost-{self._run_id}"
         await self._timed("budget record", self._client.budget.record(usage, idempotency_key=key))
         self._tally.did.written["ledger entries"] += 1
 
@@ -335,7 +345,7 @@ class _Replay:
             self._target.kpi_id,
             float(self._run.succeeded),
             labels=self._run.labels,
-            idempotency_key=f"agent-run-outcome-{self._run_id}",
+            idempotency_key=f"{KEYS}-outcome-{self._run_id}",
         )
         await self._timed("kpi measure", measure)
         self._tally.did.written["measurements"] += 1
