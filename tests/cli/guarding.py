@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engines.client import Cost
+from engines.client import Cost, Decision
 from engines.client import Engines as Client
 from tests.cli.conftest import SAMPLE
 from tests.cli.lab import LabProcess
@@ -29,20 +30,34 @@ def set_up(lab: LabProcess, project: str, *more: str) -> str:
 
 def _known(lab: LabProcess, project: str) -> None:
     """Rehearse until a dangerous action is judged by the rule for tools, and by its licence."""
+
+    def is_known(decision: Decision) -> bool:
+        judged = [gate.gate for gate in decision.gates or ()]
+        return decision.passed and judged == ["kill_switch", "firearms", "budget", "kpi_corridor"]
+
+    _rehearse(lab, project, "tool.book_nothing", is_known)
+
+
+def until_refused(lab: LabProcess, project: str, action: str) -> None:
+    """What was measured is known to the gates within a second."""
+    _rehearse(lab, project, action, lambda decision: not decision.passed)
+
+
+def _rehearse(lab: LabProcess, project: str, action: str, holds: Callable[[Decision], bool]) -> None:
     with Client(lab.file.url, lab.file.user("member").token, project_id=project) as client:
         deadline_s = time.monotonic() + KNOWN_S
-        while True:
-            decision = client.gates.evaluate(
-                "tool.book_nothing",
-                cost=Cost(amount="0", currency="USD"),
-                dry_run=True,
-                explain=True,
-            )
-            judged = [gate.gate for gate in decision.gates or ()]
-            if decision.passed and judged == ["kill_switch", "firearms", "budget", "kpi_corridor"]:
-                return
+        cost = Cost(amount="0", currency="USD")
+        while not holds(decision := client.gates.evaluate(action, cost=cost, dry_run=True, explain=True)):
             assert time.monotonic() < deadline_s, decision
             time.sleep(0.05)
+
+
+def new_project(lab: LabProcess, project: str) -> None:
+    """One more project with a KPI, where tools are guarded already."""
+    with Client(lab.file.url, lab.file.user("owner").token) as owner:
+        owner.projects.create({"project_id": project, "name": project})
+        kpi = {"aggregation": "mean", "window_seconds": 3600, "floor": 0, "ceiling": 1, "passes_unread": True}
+        owner.kpis.put(f"{project}-success", kpi, if_absent=True)
 
 
 def run_of(task_id: int | str, *tools: str, reward: float = 1.0, cost: str | None = None) -> dict[str, Any]:

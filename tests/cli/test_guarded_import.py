@@ -20,7 +20,7 @@ from engines.client.guarded_replay import Target, guarded_replay
 from engines.client.guarded_runs import guarded_runs, read_user_costs
 from engines.clock import SystemClock
 from tests.cli.conftest import SAMPLE, Done, Engines, run_engines
-from tests.cli.guarding import run_of, set_up, write_runs
+from tests.cli.guarding import new_project, run_of, set_up, until_refused, write_runs
 from tests.cli.lab import LabProcess
 
 COUNTS = {"decisions": 6, "ledger entries": 9, "measurements": 4, "rewards": 4}
@@ -158,12 +158,22 @@ def test_what_the_gates_refuse_is_told_by_gate_and_takes_no_unit(
     assert sum(one["count"] for one in told) == 4  # The third run's: two have spent 0.50.
     assert counts_of(spent)["cost in the ledger"] == ("0.75", "0.75")
 
-    failing = write_runs(tmp_path / "failing.json", [run_of(n, *["ask"] * 60, reward=0.0) for n in range(4)])
+    failing = write_runs(tmp_path / "failing.json", [run_of(n, "ask", "ask", reward=0.0) for n in range(3)])
     set_up(own_lab, "failing", "--floor", "0.5")
-    below = engines(*options(own_lab, "failing", *one_by_one, file=failing))
+    assert engines(*options(own_lab, "failing", "--limit", "1", file=failing)).code == 0
+    until_refused(own_lab, "failing", "tool.ask")
+    below = engines(*options(own_lab, "failing", file=failing))
     assert below.code == 0, below.out
-    told = below.json["guarded"]["agreement"]["refusals"]
-    assert {(one["gate"], one["reason_code"]) for one in told} == {("kpi_corridor", "below_floor")}
+    assert below.json["guarded"]["agreement"]["refusals"] == [
+        {
+            "gate": "kpi_corridor",
+            "reason_code": "below_floor",
+            "gate_status": "ok",
+            "action": "tool.ask",
+            "count": 4,
+        }
+    ]
+    assert counts_of(below)["units in the ledger"] == ("2", "2")
     assert counts_of(below)["the KPI's reading"] == ("0.0", "0.0")
 
 
@@ -189,7 +199,7 @@ def test_a_run_that_was_replayed_into_another_project_is_refused(
 ) -> None:
     set_up(lab, project)
     set_up(lab, f"{project}-b")
-    engines(*options(lab, project))
+    assert engines(*options(lab, project)).code == 0
     done = engines(*options(lab, project, "--project", f"{project}-b"))
     assert done.code == 1
     assert done.json["guarded"]["runs"] == {"failed": 4}
@@ -282,12 +292,13 @@ async def test_wherever_a_replay_was_left_it_is_taken_up_there(
 
     Each write is timed, so a clock may end the process right behind it.
     """
+    set_up(lab, project)
     counts = count_file(SAMPLE, limit=2)
     writes = 0
     while True:
         writes += 1
         name = f"cut-{writes}-{project}"[:50]
-        set_up(lab, name)
+        new_project(lab, name)
         target = Target(project_id=name, kpi_id=f"{name}-success")
         plans = [plan_of(name, run) for run in read_agent_runs(SAMPLE)[:2]]
         runs = guarded_runs(name, plans, read_user_costs(SAMPLE))

@@ -100,7 +100,7 @@ async def check_agreement(
     """Read spine, ledger and KPI, and compare them with the file."""
     bound = client.bound(project_id=target.project_id)
     agreement = Agreement([], [], [], [])
-    after = await _before_everything(bound, plans)
+    after = await _before_everything(client, plans)
     decisions = await _decisions(bound, dataset, after)
     _compare_decisions(agreement, counts, decisions)
     await _compare_ledger(agreement, bound, counts, decisions)
@@ -111,7 +111,7 @@ async def check_agreement(
 
 async def _before_everything(client: AsyncEngines, plans: Sequence[Plan]) -> str | None:
     """The cursor behind which every decision lies: where the spine stood when the first run was begun."""
-    found = [await read_progress(client, plan.run_id) for plan in plans]
+    found = [await read_progress(client.memory, plan.run_id) for plan in plans]
     begun = [progress for progress in found if progress is not None]
     earliest = min(begun, key=lambda progress: progress.spine_position, default=None)
     return None if earliest is None else earliest.spine_after

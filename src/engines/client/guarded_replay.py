@@ -41,6 +41,7 @@ from engines.client.replay import (
     together,
 )
 from engines.client.results import Event
+from engines.client.stores import Memory
 from engines.clock import Clock
 from engines.errors import Conflict, Invalid, NotFound, PreconditionFailed, TooLarge
 
@@ -110,7 +111,7 @@ async def guarded_replay(
     last = await tally.did.timed("spine tail", bound.events.last())
     waiting = iter(runs)
     work = [
-        _work(bound, waiting, target, measured, last, tally, on_run)
+        _work(client, waiting, target, measured, last, tally, on_run)
         for _ in range(min(concurrency, len(runs)))
     ]
     await together(work)
@@ -175,7 +176,11 @@ class _Replay:
         tally: GuardedTally,
     ) -> None:
         run_id = run.plan.run_id
-        self._client = client.bound(run_id=run_id, thread_id=run_id, session_id=run_id)
+        # Session memory is each project's own; how far a run is must be found whatever project is named.
+        self._memory = client.bound(run_id=run_id, thread_id=run_id, session_id=run_id).memory
+        self._client = client.bound(
+            project_id=target.project_id, run_id=run_id, thread_id=run_id, session_id=run_id
+        )
         self._run = run
         self._target = target
         self._measured = measured
@@ -203,7 +208,7 @@ class _Replay:
         await self._measurement(search=begun_before)
         await self._reward(search=begun_before)
         done = msgspec.structs.replace(progress, state=DONE, used=used)
-        await self._timed("memory put", self._client.memory.put(self._run_id, GUARD_KEY, done))
+        await self._timed("memory put", self._memory.put(self._run_id, GUARD_KEY, done))
         did.runs["resumed" if begun_before else "replayed"] += 1
 
     @property
@@ -223,7 +228,7 @@ class _Replay:
             spine_after=None if self._last is None else self._last.cursor,
             spine_position=0 if self._last is None else self._last.position,
         )
-        put = self._client.memory.put(self._run_id, GUARD_KEY, progress, if_absent=True)
+        put = self._memory.put(self._run_id, GUARD_KEY, progress, if_absent=True)
         try:
             await self._timed("memory put", put)
         except PreconditionFailed:
@@ -235,7 +240,7 @@ class _Replay:
         return progress, False
 
     async def _read_progress(self) -> GuardedProgress | None:
-        return await read_progress(self._client, self._run_id)
+        return await read_progress(self._memory, self._run_id)
 
     def _found_all(self, progress: GuardedProgress) -> None:
         run, did = self._run, self._tally.did
@@ -370,10 +375,10 @@ class _Replay:
         return await self._tally.did.timed(kind, call)
 
 
-async def read_progress(client: AsyncEngines, run_id: str) -> GuardedProgress | None:
+async def read_progress(memory: Memory, run_id: str) -> GuardedProgress | None:
     """How far a run's replay is, None where it was not begun. Raises Conflict for something else there."""
     try:
-        entry = await client.memory.get(run_id, GUARD_KEY)
+        entry = await memory.get(run_id, GUARD_KEY)
     except NotFound:
         return None
     try:
