@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from engines.client import AsyncEngines, Cost, GateRule, NewUsage
+from engines.client import AsyncEngines, Cost, GateRule, NewUsage, RetryPolicy
 from engines.client import Engines as Client
 from engines.client import guarded_replay as module
 from engines.client.agent_run_counts import count_file
@@ -19,10 +22,12 @@ from engines.client.guarded_check import check_agreement
 from engines.client.guarded_replay import Target, guarded_replay
 from engines.client.guarded_runs import guarded_runs, read_user_costs
 from engines.clock import SystemClock
+from engines.testing.proxy import Behaviour, FaultProxy
 from tests.cli.conftest import SAMPLE, Done, Engines, run_engines
 from tests.cli.guarding import new_project, run_of, set_up, until_refused, write_runs
 from tests.cli.lab import LabProcess
 
+PATIENT = RetryPolicy(attempts_max=50, deadline_s=60.0, pause_first_s=0.01, pause_max_s=0.1)
 COUNTS = {"decisions": 6, "ledger entries": 9, "measurements": 4, "rewards": 4}
 
 
@@ -328,3 +333,32 @@ def test_several_at_once_decide_every_call_once(lab: LabProcess, project: str) -
     last = run_engines(*options(lab, project))
     assert last.code == 0, last.out
     assert last.json["guarded"]["runs"] == {"already there": 4}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_network_that_loses_replies_doubles_nothing(
+    lab: LabProcess, member: AsyncEngines, tmp_path: Path, project: str, seed: int
+) -> None:
+    """Whatever was done and not heard of is asked for again, in the middle of anything."""
+    random, address = Random(seed), urlsplit(lab.file.url)
+    file = write_runs(tmp_path / "x.json", [run_of(n, "look_up", "book_seat", cost="0.1") for n in range(6)])
+    set_up(lab, project)
+    plans = [plan_of(project, run) for run in read_agent_runs(file)]
+    runs, target = guarded_runs(project, plans, read_user_costs(file)), Target(project, f"{project}-success")
+    assert address.hostname is not None
+    assert address.port is not None
+
+    async def spoil(proxy: FaultProxy) -> None:
+        while True:
+            await asyncio.sleep(random.uniform(0.0, 0.05))
+            proxy.behave(Behaviour(reply_bytes_max=random.randint(0, 3_000), once=True))
+
+    async with FaultProxy((address.hostname, address.port)) as proxy:
+        host, port = proxy.address
+        url, token = f"http://{host}:{port}", lab.file.user("member").token
+        spoiler = asyncio.create_task(spoil(proxy))
+        async with AsyncEngines(url, token, retry=PATIENT) as far:
+            await guarded_replay(far, runs, target, clock=SystemClock(), concurrency=2)
+        spoiler.cancel()
+    agreement = await check_agreement(member, count_file(file), project, plans, target)
+    assert agreement.agrees, agreement
