@@ -254,6 +254,23 @@ def test_a_decision_an_entry_and_a_measurement_too_many_are_told(
     assert counts_of(done)["cost in the ledger"] == ("0.0038", "0.0038000000000000001")
 
 
+def test_a_rehearsal_counts_for_nothing_and_the_smallest_cost_too_many_is_told(
+    engines: Engines, lab: LabProcess, project: str
+) -> None:
+    set_up(lab, project)
+    engines(*options(lab, project))
+    asked = {"dataset": project, "task_id": 0, "trial": 0, "message_index": 2, "call_index": 0}
+    with client_of(lab, "member", project) as client:
+        cost = Cost(amount="0", currency="USD")
+        client.gates.evaluate("tool.ping", subject="0/0/2.0", details=asked, cost=cost, dry_run=True)
+        assert engines(*options(lab, project)).code == 0
+        client.budget.record(NewUsage(units=0, cost=Decimal("1e-19"), currency="USD"))
+    done = engines(*(option for option in options(lab, project) if option != "--json"))
+    assert done.code == 1
+    assert "The counts do not agree." in done.out
+    assert "0.0038000000000000001" in done.out
+
+
 def test_what_was_never_replayed_is_told_as_missing(engines: Engines, lab: LabProcess, project: str) -> None:
     set_up(lab, project)
     engines(*options(lab, project, "--limit", "1"))
