@@ -17,6 +17,8 @@ from tests.cli.lab import LabProcess
 
 EXAMPLE = SAMPLE.with_name("guard_agent_runs.py")
 KNOWN_S = 20.0
+# One action of each class that the example defines.
+DANGEROUS = {"bookings": "tool.book_nothing", "refunds": "tool.cancel_nothing"}
 
 
 def set_up(lab: LabProcess, project: str, *more: str) -> str:
@@ -24,18 +26,20 @@ def set_up(lab: LabProcess, project: str, *more: str) -> str:
     command = [sys.executable, str(EXAMPLE), "--lab", str(lab.directory), "--project", project, *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    _known(lab, project)
+    for class_id, action in DANGEROUS.items():
+        if class_id not in more:
+            _known(lab, project, action)
     return done.stdout
 
 
-def _known(lab: LabProcess, project: str) -> None:
+def _known(lab: LabProcess, project: str, action: str) -> None:
     """Rehearse until a dangerous action is judged by the rule for tools, and by its licence."""
 
     def is_known(decision: Decision) -> bool:
         judged = [gate.gate for gate in decision.gates or ()]
         return decision.passed and judged == ["kill_switch", "firearms", "budget", "kpi_corridor"]
 
-    _rehearse(lab, project, "tool.book_nothing", is_known)
+    _rehearse(lab, project, action, is_known)
 
 
 def until_refused(lab: LabProcess, project: str, action: str) -> None:

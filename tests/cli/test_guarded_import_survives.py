@@ -54,6 +54,11 @@ def finish(lab: LabProcess, file: Path, dataset: str) -> dict[str, Any]:
     guarded: dict[str, Any] = done.json["guarded"]
     assert guarded["agreement"]["agrees"] is True
     assert done.json["verified"]["difference_count"] == 0
+    with Client(lab.file.url, lab.file.user("owner").token, project_id=dataset) as owner:
+        verification = owner.budget.summary(verify=True).verification
+    assert verification is not None
+    assert verification.ok
+    assert run_engines("events", "verify", "--lab", lab.directory).code == 0
     return guarded
 
 

@@ -153,7 +153,8 @@ def _tells(event: Event, subject: str, tool: str) -> bool:
     """The call that stands at this place, and a gate with every refusal and with none that passes."""
     said: dict[str, Any] = event.payload or {}
     asked = said["asked"]
-    place = f"{asked['task_id']}/{asked['trial']}/{asked['message_index']}.{asked['call_index']}"
+    run = f"{asked.get('task_id')}/{asked.get('trial')}"
+    place = f"{run}/{asked.get('message_index')}.{asked.get('call_index')}"
     refuses = said["result"] == "block"
     return (
         said["action"] == f"{ACTION}{tool}"
@@ -212,7 +213,7 @@ async def _compare_kpi(
         if one.labels.get("dataset") != dataset:
             agreement.differ("measurement", one.measurement_id, "unexpected")
             continue
-        place = one.labels["run"]
+        place = one.labels.get("run", "")
         seen[place] += 1
         if place in counts.rewards and one.value != float(counts.rewards[place] >= 1):
             agreement.differ("measurement", place, "different")
@@ -235,7 +236,7 @@ async def _compare_rewards(
         about = said.get("details", {})
         if said.get("kind") != "reward" or about.get("dataset") != dataset:
             continue
-        place = f"{about['task_id']}/{about['trial']}"
+        place = f"{about.get('task_id')}/{about.get('trial')}"
         seen[place] += 1
         if place in counts.rewards and said["value"] != float(counts.rewards[place]):
             agreement.differ("reward", place, "different")
