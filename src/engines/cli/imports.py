@@ -7,38 +7,27 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from cyclopts import App
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engines.cli.connection import DEFAULT, Connection
+from engines.cli.guarded_imports import GuardedImport
+from engines.cli.import_report import Bar, call_times, print_counts, print_failures, print_times
 from engines.cli.output import FAILED, OK, AsJson, console, print_json, print_table
 from engines.client import AsyncEngines, RetryPolicy
 from engines.client.agent_runs import Plan, dataset_of, plan_of, read_agent_runs
 from engines.client.replay import CONCURRENCY_DEFAULT, Tally, replay
 from engines.client.replay_check import Checked, check
 from engines.clock import SystemClock
+from engines.errors import Invalid
 
 # How long a call waits for a server that is away, such as one that is being started again.
 WAIT_S: Final = 120.0
 # Attempts within it: at one a second and never faster than the policy's pauses, the deadline comes first.
 ATTEMPTS_MAX: Final = 10_000
-# Where there is no terminal, a line after so many runs.
-RUNS_PER_LINE: Final = 20
 DIFFERENCES_SHOWN: Final = 50
 INTERRUPTED: Final = "interrupted: start the same command again, and it goes on where it was"
 
 app = App(name="import", help="Bring data of other programs in.")
-
-
-class CallTimes(msgspec.Struct, frozen=True):
-    """How long one kind of call took, in milliseconds, repeats included."""
-
-    call: str
-    count: int
-    p50_ms: float
-    p99_ms: float
 
 
 @app.command
@@ -51,6 +40,8 @@ async def agent_runs(
     concurrency: int = CONCURRENCY_DEFAULT,
     wait_s: float = WAIT_S,
     limit: int | None = None,
+    guarded: bool = False,
+    project: str | None = None,
     connection: Connection = DEFAULT,
     as_json: AsJson = False,
 ) -> int:
@@ -73,79 +64,52 @@ async def agent_runs(
         Seconds that one call waits for a server that is away.
     limit
         Only the first so many runs.
+    guarded
+        Have every tool call decided by the gates too, take a unit of the project's budget for each that may
+        happen, and measure each run's outcome. With --verify, count the file anew and compare.
+    project
+        With --guarded: the project whose budget pays, and of no other import; PROJECT-success is its KPI.
+        Default: the dataset.
     """
     name = dataset_of(file, dataset)
+    if project is not None and not guarded:
+        raise Invalid("--project is whose budget a guarded replay takes: give --guarded too", field="project")
     plans = [plan_of(name, run) for run in read_agent_runs(file)[:limit]]
+    gates = GuardedImport(file, name, project, plans, limit=limit) if guarded else None
     retry = RetryPolicy(attempts_max=ATTEMPTS_MAX, deadline_s=wait_s, pause_max_s=1.0)
     async with connection.client(retry=retry) as client:
         try:
+            if gates is not None:
+                await gates.prepare(client)
             tally = await _replay(client, plans, concurrency)
+            if gates is not None:
+                failed = frozenset(failure.run for failure in tally.failures)
+                await gates.replay(client, without=failed, concurrency=concurrency)
             checked = await _check(client, plans, concurrency) if verify else None
+            if gates is not None and verify:
+                await gates.check(client)
         except asyncio.CancelledError:
             print(INTERRUPTED, file=sys.stderr)
             raise
     if as_json:
-        print_json(_summary(name, plans, tally, checked))
+        summary = _summary(name, plans, tally, checked)
+        print_json(summary if gates is None else {**summary, "guarded": gates.told()})
     else:
         _print_summary(name, tally, checked)
-    return OK if not tally.failures and (checked is None or checked.difference_count == 0) else FAILED
+        if gates is not None:
+            gates.print()
+    is_well = not tally.failures and (checked is None or checked.difference_count == 0)
+    return OK if is_well and (gates is None or gates.succeeded) else FAILED
 
 
 async def _replay(client: AsyncEngines, plans: list[Plan], concurrency: int) -> Tally:
-    with _Bar("importing", plans) as bar:
+    with Bar("importing", plans) as bar:
         return await replay(client, plans, clock=SystemClock(), concurrency=concurrency, on_run=bar.advance)
 
 
 async def _check(client: AsyncEngines, plans: list[Plan], concurrency: int) -> Checked:
-    with _Bar("comparing", plans) as bar:
+    with Bar("comparing", plans) as bar:
         return await check(client, plans, concurrency=concurrency, on_run=bar.advance)
-
-
-class _Bar:
-    """A progress bar on a terminal, a line now and then elsewhere.
-
-    On standard error, so that output stays clean.
-    """
-
-    def __init__(self, what: str, plans: list[Plan]) -> None:
-        self._what = what
-        self._runs = len(plans)
-        self._runs_done = self._records_done = 0
-        self._shown = sys.stderr.isatty()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not self._shown,
-        )
-        self._task = self._progress.add_task(what, total=sum(plan.records for plan in plans))
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self, plan: Plan) -> None:
-        self._runs_done += 1
-        self._records_done += plan.records
-        self._progress.advance(self._task, plan.records)
-        last = self._runs_done == self._runs
-        if not self._shown and (last or self._runs_done % RUNS_PER_LINE == 0):
-            told = f"{self._what}: {self._runs_done} of {self._runs} runs, {self._records_done} records"
-            print(told, file=sys.stderr, flush=True)
-
-
-def _times(tally: Tally) -> list[CallTimes]:
-    found: list[CallTimes] = []
-    for kind, durations_s in sorted(tally.durations_s.items()):
-        ordered = sorted(durations_s)
-        p50_s, p99_s = (ordered[min(len(ordered) * part // 100, len(ordered) - 1)] for part in (50, 99))
-        found.append(CallTimes(kind, len(ordered), round(p50_s * 1000, 2), round(p99_s * 1000, 2)))
-    return found
 
 
 def _summary(dataset: str, plans: list[Plan], tally: Tally, checked: Checked | None) -> dict[str, Any]:
@@ -158,7 +122,7 @@ def _summary(dataset: str, plans: list[Plan], tally: Tally, checked: Checked | N
         "already_there": dict(tally.found),
         "elapsed_s": round(tally.elapsed_s, 3),
         "records_per_s": round(written / tally.elapsed_s, 1),
-        "calls": _times(tally),
+        "calls": call_times(tally),
         "failures": tally.failures,
     }
     if checked is not None:
@@ -174,15 +138,11 @@ def _print_summary(dataset: str, tally: Tally, checked: Checked | None) -> None:
     out = console()
     runs = ", ".join(f"{count} {state}" for state, count in sorted(tally.runs.items())) or "none"
     out.print(f"Runs of {dataset}: {runs}\n")
-    kinds = sorted(tally.written.keys() | tally.found.keys())
-    rows = [[kind, str(tally.written[kind]), str(tally.found[kind])] for kind in kinds]
-    print_table(("records", "written", "already there"), rows)
+    print_counts(tally)
     written = sum(tally.written.values())
     out.print(f"\n{written} records in {tally.elapsed_s:.1f} s, {written / tally.elapsed_s:.0f} a second\n")
-    times = [[t.call, str(t.count), f"{t.p50_ms:.1f}", f"{t.p99_ms:.1f}"] for t in _times(tally)]
-    print_table(("call", "count", "p50 ms", "p99 ms"), times)
-    for failure in tally.failures:
-        out.print(f"\nfailed: {failure.run}: {failure.code}: {failure.detail}")
+    print_times(tally)
+    print_failures(tally)
     if checked is not None:
         _print_checked(checked)
 

@@ -122,12 +122,12 @@ async def replay(
     last = await tally.timed("spine tail", client.events.last())
     waiting = iter(plans)
     work = [_work(client, waiting, last, tally, on_run) for _ in range(min(concurrency, len(plans)))]
-    await _together(work)
+    await together(work)
     tally.end()
     return tally
 
 
-async def _together(work: Sequence[Awaitable[None]]) -> None:
+async def together(work: Sequence[Awaitable[None]]) -> None:
     """Run all; the first error ends the others and is raised by itself, not in a group."""
     tasks = [asyncio.ensure_future(item) for item in work]
     try:

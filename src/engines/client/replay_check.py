@@ -24,6 +24,7 @@ from engines.codec import canonical_json
 from engines.errors import Conflict, NotFound
 
 DIFFERENCES_MAX: Final = 1_000
+REWARD_TYPE: Final = "rl"
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -165,7 +166,8 @@ async def _check_spine(
     earliest = min(progresses, key=lambda progress: progress.spine_position, default=None)
     after = None if earliest is None else earliest.spine_after
     async for event in client.events.each(after=after, user_id=user_id):
-        if event.run_id in by_run and event.source != "system":
+        # Decisions and entries of the ledger are the server's own; rewards are client/guarded_check.py's.
+        if event.run_id in by_run and event.source != "system" and event.event_type != REWARD_TYPE:
             by_run[event.run_id].append(event)
     for plan in plans:
         compare_log("spine event", plan.events, by_run[plan.run_id], plan, checked)
