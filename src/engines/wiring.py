@@ -253,7 +253,8 @@ def _assemble(
     service = Service(control.store, router)
     routes = Routes(service, router)
     members = Members(service)
-    subjects = DataSubjects(service, members, clock)
+    keys = Keys(service)
+    subjects = DataSubjects(service, members, keys, clock)
     deciding = _deciding(directory, router, spine, announcements, definitions, ids, clock)
     engines = Engines(
         clock=clock,
@@ -272,7 +273,7 @@ def _assemble(
         surfaces=surfaces(service),
         apps=apps(service),
         projects=projects(service),
-        keys=Keys(service),
+        keys=keys,
         issuers=Issuers(service),
         backends=BackendRecords(service, backends),
         routes=routes,

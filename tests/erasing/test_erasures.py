@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,9 +16,10 @@ from engines.core.listing import Window
 from engines.core.records import Condition
 from engines.drivers.registry import DOCUMENT_DRIVERS
 from engines.errors import Conflict, Forbidden, NotFound
+from engines.routing import erasures
 from engines.scope import RequestContext, RouteScope
 from engines.stores.budget_summary import SummaryQuery
-from engines.stores.erasing import ERASED
+from engines.stores.erasing import ERASED, Taken
 from engines.stores.event_records import Event
 from engines.stores.events import EventFilter
 from engines.stores.notes import NoteInput
@@ -204,18 +206,30 @@ async def test_a_hold_stops_what_is_under_way_and_what_would_begin(open_process:
     await check_gone(process)
 
 
-async def test_a_hold_that_comes_during_a_call_stops_it_at_its_next_page(open_process: Open) -> None:
+async def test_a_hold_that_comes_during_a_call_stops_it_at_its_next_page(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process, other = await open_process(), await open_process()
     await join(process, ADA)
     await leave_everything(process, ADA)
-    erasing = asyncio.create_task(process.erasures.erase(OWNER, NAME))
-    while (await other.directory.membership("t_a", NAME)) is not None:
-        await other.directory.changed(other.directory.generation)
-    await other.subjects.hold(OWNER, NAME, "wait")
+    erasing = process.erasures._erasing
+    take, taken = erasing.take, 0
+
+    async def take_and_hold(*args: Any) -> Taken:
+        nonlocal taken
+        taken += 1
+        done = await take(*args)
+        if taken == 1:
+            await other.subjects.hold(OWNER, NAME, "wait")
+        return done
+
+    monkeypatch.setattr(erasing, "take", take_and_hold)
     with pytest.raises(Conflict) as refused:
-        await erasing
+        await process.erasures.erase(OWNER, NAME)
     assert refused.value.reason_code == subjects.LEGAL_HOLD
-    assert mentioning(await all_documents(process, OWNER), NAME), "all was gone before the hold"
+    assert taken <= erasures.STEPS_AT_ONCE
+    assert len((await process.notes.list(ADA)).items) == 1
+    assert len(await events_of(process, ADA)) > APPENDED
 
 
 async def test_every_place_that_a_route_leads_to_is_looked_through(open_process: Open) -> None:
@@ -267,6 +281,9 @@ async def test_who_may(open_process: Open) -> None:
             await call(context("t_a", user_id="bob", roles=("member",), permissions=frozenset()), NAME)
     with pytest.raises(Forbidden):
         await process.subjects.hold(context("t_a", permissions=frozenset()), NAME, "x")
+    may_revoke = context("t_a", permissions=OWNER.permissions - {"users.erase"})
+    with pytest.raises(Forbidden, match="erase"):
+        await process.erasures.erase(may_revoke, NAME)
     with pytest.raises(NotFound):
         await process.erasures.erase(OWNER, "nobody")
     with pytest.raises(NotFound):
@@ -282,10 +299,18 @@ async def test_who_may(open_process: Open) -> None:
     await process.subjects.lift(OWNER, NAME, condition=Condition(versions=(held.etag.strip('"'),)))
 
 
-async def test_who_comes_back_can_be_erased_again(open_process: Open) -> None:
+async def test_who_comes_back_can_be_erased_again_and_no_key_of_theirs_does(open_process: Open) -> None:
     process = await open_process()
     await join(process, ADA)
+    for who in (ADA, BOB):
+        if who is BOB:
+            await join(process, BOB)
+        made = await process.keys.create(
+            OWNER, key_id=f"key{len(who.user_id)}", user_id=who.user_id, role="member", secret_sha256="0" * 64
+        )
+        assert made.record.user_id == who.user_id
     await erased(process)
+    assert [key.record.user_id for key in (await process.keys.list(OWNER)).items] == ["bob"]
     await process.members.put(OWNER, "t_a", NAME, "member")
     await process.members.accept(NAME, "t_a", request_id="r")
     await leave_everything(process, ADA)

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from engines.clock import Clock, epoch_ms, timestamp
+from engines.control.access import Keys
 from engines.control.moves import moves_of
 from engines.control.records import DataSubject, Erasure, Hold, Membership
 from engines.control.service import Service, actor, require_in_tenant
@@ -40,10 +41,11 @@ _Build = Callable[[DataSubject | None], Awaitable[DataSubject]]
 class DataSubjects:
     """The users of a tenant, as those whose data it keeps."""
 
-    def __init__(self, service: Service, members: Members, clock: Clock) -> None:
+    def __init__(self, service: Service, members: Members, keys: Keys, clock: Clock) -> None:
         self._service = service
         self._store = service.store
         self._members = members
+        self._keys = keys
         self._clock = clock
 
     async def get(self, context: RequestContext, user_id: str) -> Stored[DataSubject]:
@@ -113,7 +115,7 @@ class DataSubjects:
     # --- an erasure's life ---
 
     async def begin(self, context: RequestContext, user_id: str) -> Stored[DataSubject]:
-        """End the membership and begin to erase, or go on with what was begun.
+        """End the membership and its keys and begin to erase, or go on with what was begun.
 
         Raises Forbidden (also for a role that may more than the caller), Conflict (held; the caller's own
         data; a move under way or with an old copy), NotFound (never a member of the tenant), MissingRoute.
@@ -128,6 +130,7 @@ class DataSubjects:
         if not (await self._last_membership(tenant_id, user_id)).deleted:
             with contextlib.suppress(NotFound):  # Another call ended it just now.
                 await self._members.revoke(context, tenant_id, user_id)
+        await self._revoke_keys(context, user_id)
         ended = await self._last_membership(tenant_id, user_id)
         final_from_s = epoch_ms(ended.updated_at) / 1_000 + SETTLE_S
         if found is not None and _goes_on(found.record.erasure, final_from_s):
@@ -215,6 +218,18 @@ class DataSubjects:
         if not last.items:
             raise NotFound("nobody with this id ever belonged to the tenant", field="user_id")
         return last.items[0]
+
+    async def _revoke_keys(self, context: RequestContext, user_id: str) -> None:
+        """Those that would open again if the user came back."""
+        after: str | None = None
+        while True:
+            page = await self._keys.list(context, after=after)
+            for key_id in [key.record.key_id for key in page.items if key.record.user_id == user_id]:
+                with contextlib.suppress(NotFound):
+                    await self._keys.revoke(context, key_id)
+            if page.after is None:
+                return
+            after = page.after
 
     async def _moves(self, tenant_id: str) -> int:
         moves = await moves_of(self._store, tenant_id)

@@ -15,7 +15,8 @@ it is to `routing/erasures.py`, and who may ask to `control/subjects.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -39,6 +40,9 @@ from engines.stores.open_logs import OpenLogs
 ERASED: Final = "(erased)"
 PAGE_DOCS: Final = 500
 PAGE_EVENTS: Final = 1_000
+# A page of a log ends with so many, since each may be a commit of its own; and so many are one change.
+REDACTIONS_MAX: Final = 200
+REDACTIONS_AT_ONCE: Final = 20
 WRITE_OPS: Final = 50
 WRITE_BYTES: Final = 512 * 1024
 
@@ -129,26 +133,62 @@ class Erasing:
 
         Raises Unavailable (the kind went elsewhere), and what reading and writing raise.
         """
-        async with self._places.changing(step.kind, context) as place:
-            if name_of(place) != step.place:
-                raise Unavailable("the kind went to another place meanwhile", retry_after_s=1.0)
-            if step.what == "log":
-                return await self._take_events(place, step.target, after, user_id)
-            return await _take_documents(place, step, after, user_id)
+        if step.what == "log":
+            return await self._take_events(context, step, after, user_id)
+        return await self._take_documents(context, step, after, user_id)
 
-    async def _take_events(self, place: Place, stream: str, after: str | None, user_id: str) -> Taken:
+    async def _take_documents(
+        self, context: RequestContext, step: Step, after: str | None, user_id: str
+    ) -> Taken:
+        place = await self._places.place(step.kind, context)
+        _check_same(place, step)
+        page = await place.documents.scan(
+            step.target, above=after or EVERYTHING_ABOVE, below=EVERYTHING_BELOW, limit=PAGE_DOCS
+        )
+        waiting = sum(_is_message_by(doc, user_id) for doc in page.docs)
+        docs = (doc for doc in page.docs if not _is_kept_for_itself(doc.key))
+        ops = [op for doc in docs if (op := erased(step.kind, doc, user_id)) is not None]
+        removed = rewritten = 0
+        for batch in _batches(ops):
+            try:
+                async with self._changing(context, step) as place:
+                    await place.documents.write(step.target, batch)
+            except Conflict:  # One of them was changed meanwhile: the next pass meets what it is then.
+                waiting += len(batch)
+            else:
+                removed += sum(isinstance(op, Delete) for op in batch)
+                rewritten += sum(isinstance(op, Put) for op in batch)
+        return Taken(after=page.resume, removed=removed, rewritten=rewritten, waiting=waiting)
+
+    async def _take_events(
+        self, context: RequestContext, step: Step, after: str | None, user_id: str
+    ) -> Taken:
         """The next page towards the log's beginning: what is appended meanwhile is the next pass's."""
+        place = await self._places.place(step.kind, context)
+        _check_same(place, step)
         before = None if after is None else int(after)
-        async with self._logs.use(place, stream) as log:
+        async with self._logs.use(place, step.target) as log:
             batch = await log.list_before(before, limit=PAGE_EVENTS)
             found = [
                 event.position
                 for event in batch.events
                 if event.body is not None and _is_by(event.body, user_id)
             ]
-            await log.redact(*found)
+            some = found[:REDACTIONS_MAX]
+            for start in range(0, len(some), REDACTIONS_AT_ONCE):
+                async with self._changing(context, step):
+                    await log.redact(*some[start : start + REDACTIONS_AT_ONCE])
+        if len(found) > len(some):
+            return Taken(after=str(some[-1]), redacted=len(some))
         is_done = batch.end or not batch.events
-        return Taken(after=None if is_done else str(batch.events[-1].position), redacted=len(found))
+        return Taken(after=None if is_done else str(batch.events[-1].position), redacted=len(some))
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, context: RequestContext, step: Step) -> AsyncIterator[Place]:
+        """The place for one write; a move waits for it, so it is a short one."""
+        async with self._places.changing(step.kind, context) as place:
+            _check_same(place, step)
+            yield place
 
 
 def name_of(place: Place) -> str:
@@ -171,23 +211,9 @@ def erased(kind: str, doc: Doc, user_id: str) -> Op | None:
     return Put(doc.key, encode_json(without), Match(doc.version), expires_at=doc.expires_at)
 
 
-async def _take_documents(place: Place, step: Step, after: str | None, user_id: str) -> Taken:
-    page = await place.documents.scan(
-        step.target, above=after or EVERYTHING_ABOVE, below=EVERYTHING_BELOW, limit=PAGE_DOCS
-    )
-    waiting = sum(_is_message_by(doc, user_id) for doc in page.docs)
-    docs = (doc for doc in page.docs if not _is_kept_for_itself(doc.key))
-    ops = [op for doc in docs if (op := erased(step.kind, doc, user_id)) is not None]
-    removed = rewritten = 0
-    for batch in _batches(ops):
-        try:
-            await place.documents.write(step.target, batch)
-        except Conflict:  # One of them was changed meanwhile: the next pass meets what it is then.
-            waiting += len(batch)
-        else:
-            removed += sum(isinstance(op, Delete) for op in batch)
-            rewritten += sum(isinstance(op, Put) for op in batch)
-    return Taken(after=page.resume, removed=removed, rewritten=rewritten, waiting=waiting)
+def _check_same(place: Place, step: Step) -> None:
+    if name_of(place) != step.place:
+        raise Unavailable("the kind went to another place meanwhile", retry_after_s=1.0)
 
 
 def _is_theirs(kind: str, key: str, user_id: str) -> bool:
