@@ -18,6 +18,7 @@ from engines.drivers.registry import DOCUMENT_DRIVERS
 from engines.errors import Conflict, Forbidden, NotFound
 from engines.routing import erasures
 from engines.scope import RequestContext, RouteScope
+from engines.stores import erasing
 from engines.stores.budget_summary import SummaryQuery
 from engines.stores.erasing import ERASED, Taken
 from engines.stores.event_records import Event
@@ -132,8 +133,12 @@ async def _check_what_is_shared(process: engines.Engines) -> None:
     assert approvals == {ERASED: ERASED, "bob": "bob asks"}
 
 
-async def test_what_is_interrupted_anywhere_goes_on_and_ends(open_process: Open) -> None:
-    """Each call is over after a few pages; every other one is made by another process."""
+async def test_what_is_interrupted_anywhere_goes_on_and_ends(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call is over after a few small pages; every other one is made by another process."""
+    for name, size in (("PAGE_DOCS", 5), ("PAGE_EVENTS", 30), ("REDACTIONS_MAX", 8)):
+        monkeypatch.setattr(erasing, name, size)
     process, other = await open_process(), await open_process()
     await join(process, ADA)
     await leave_everything(process, ADA)
@@ -177,11 +182,11 @@ async def test_the_membership_ends_first_and_what_was_under_way_is_found(
     process = await open_process()
     await join(process, ADA)
     began_s = process.clock.monotonic()
-    erasing = asyncio.create_task(erased(process))
+    under_way = asyncio.create_task(erased(process))
     while (await process.directory.membership("t_a", NAME)) is not None:
         await process.directory.changed(process.directory.generation)
     late = await process.notes.create(ADA, NoteInput(content="let in before"))
-    await erasing
+    await under_way
     assert process.clock.monotonic() - began_s >= 2.0
     with pytest.raises(NotFound):
         await process.notes.get(ADA, late.record.note_id)
@@ -212,18 +217,19 @@ async def test_a_hold_that_comes_during_a_call_stops_it_at_its_next_page(
     process, other = await open_process(), await open_process()
     await join(process, ADA)
     await leave_everything(process, ADA)
-    erasing = process.erasures._erasing
-    take, taken = erasing.take, 0
+    at_work = process.erasures._erasing
+    take, taken = at_work.take, 0
 
     async def take_and_hold(*args: Any) -> Taken:
         nonlocal taken
         taken += 1
+        is_first = taken == 1
         done = await take(*args)
-        if taken == 1:
+        if is_first:
             await other.subjects.hold(OWNER, NAME, "wait")
         return done
 
-    monkeypatch.setattr(erasing, "take", take_and_hold)
+    monkeypatch.setattr(at_work, "take", take_and_hold)
     with pytest.raises(Conflict) as refused:
         await process.erasures.erase(OWNER, NAME)
     assert refused.value.reason_code == subjects.LEGAL_HOLD

@@ -248,6 +248,18 @@ class TestRedact:
         assert await names(log) == [None] * 8
         assert (await log.verify()).redacted_count == 8
 
+    async def test_several_in_several_commits_go_in_one_call_and_the_others_stay(self, logs: Logs) -> None:
+        log, head = await written(logs)
+        gone = (1, 2, 5, head.position)
+        before = (await log.list_after(0, limit=head.position)).events
+        await log.redact(*reversed(gone), 1)
+        after = (await logs.open().list_after(0, limit=head.position)).events
+        assert [event for event in after if event.body is not None] == [
+            event for event in before if event.position not in gone
+        ]
+        verification = await log.verify(head)
+        assert (verification.ok, verification.redacted_count) == (True, len(gone))
+
     async def test_a_redacted_client_id_is_still_known_and_its_digest_is_gone(self, logs: Logs) -> None:
         log, own = logs.open(), client_id()
         await log.append([entry("a", own)])
