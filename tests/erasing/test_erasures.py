@@ -145,7 +145,7 @@ async def test_what_is_interrupted_anywhere_goes_on_and_ends(
     calls = 0
     while True:
         calls += 1
-        stored = await (process, other)[calls % 2].erasures.erase(OWNER, NAME, call_s=0.05)
+        stored = await (process, other)[calls % 2].erasures.erase(OWNER, NAME, call_s=0.0)
         assert stored.record.erasure is not None
         if stored.record.erasure.state == "erased":
             break
