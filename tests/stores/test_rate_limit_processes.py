@@ -139,6 +139,7 @@ class TestLostReplies:
                 random=random.Random(source.random()),
             )
             one.driver._driver = one.faults
+            one.faults.script(Fault.LOST_APPLIED)  # Met for certain, however few leases there are.
         three = [limited(one, a_limit(limit, window_seconds=10)) for one in homes]
 
         async def ask(number: int) -> None:

@@ -73,8 +73,9 @@ DESCRIPTION: Final = DriverDescription(
     example={"path": "/var/lib/engines/data.db"},
     control_plane_url="sqlite:///PATH",
     proven={
-        "SQLite, as Python brings it": "the conformance kit, the log, moves, and kill -9 of the process under"
-        " load; it has no network that could be disturbed",
+        "SQLite, as Python brings it": "the conformance kit, the log, moves, and in script/soak 200 times"
+        " kill -9 of the process under load, with 24,943 changes acknowledged and none lost or doubled; it has"
+        " no network that could be disturbed",
     },
 )
 

