@@ -388,6 +388,24 @@ class TestGates:
         assert gates.asked == [(len(events), keyed())]
         assert {event.gate_status for event in await everything(analytics)} == {"fail"}
 
+    async def test_what_a_broken_off_request_appends_later_says_the_same(
+        self, home: Home, small: EventSpine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gates = Gates(FAILED)
+        analytics = gated(home, small, gates)
+
+        async def broken(_: RequestContext, parts: Any) -> Any:
+            return [Unavailable("gone") for _ in parts]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(small, "append_parts", broken)
+            with pytest.raises(Unavailable):
+                await analytics.ingest(context(), [seen()], request=keyed())
+        gates.says = GateStatus(status="pass")
+        await analytics.ingest(context(), [seen()], request=keyed())
+        (event,) = await everything(analytics)
+        assert (event.gate_status, event.gate, len(gates.asked)) == ("fail", "budget", 1)
+
     async def test_of_two_at_once_under_a_key_one_says_what_holds_for_both(
         self, home: Home, small: EventSpine
     ) -> None:
