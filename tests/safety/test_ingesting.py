@@ -229,6 +229,28 @@ class TestFaults:
         )
         assert await house.decisions() == []
 
+    async def test_a_decision_that_is_recorded_too_late_is_an_error_and_stands_all_the_same(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await house.guarding("kill_switch", action=INGEST)
+        analytics = over(house)
+        append, let_go = house.spine.append_system, asyncio.Event()
+
+        async def slow(*given: Any, **named: Any) -> Any:
+            await let_go.wait()
+            return await append(*given, **named)
+
+        monkeypatch.setattr("engines.stores.analytics.GATES_TIMEOUT_S", 0.02)
+        monkeypatch.setattr(house.spine, "append_system", slow)
+        first = await analytics.ingest(context(), EVENTS, request=request())
+        assert [(event.status, event.gate_status) for event in first.events] == [(201, "error")] * 3
+        let_go.set()
+        await house.gates.close()
+        assert len(await house.decisions()) == 1
+        assert (await analytics.ingest(context(), EVENTS, request=request())).events == first.events
+        assert {said(event) for event in await kept(analytics)} == {("error", None, None, "TimeoutError")}
+        assert len(await house.decisions()) == 1
+
     async def test_a_process_that_may_be_out_of_date_does_not_say_that_nothing_guards_it(
         self, house: House
     ) -> None:
