@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import costs, gating, report, sharing
+from bench import costs, gating, guarding, report, sharing
 from bench.appending import append_postgres, append_sqlite
 from bench.backends import NotRun
 from bench.budgets import budget_postgres
@@ -43,6 +43,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Stage], list[Result]]]] = {
     "recorder": append_recorder,
     "ingest-postgres": ingest_postgres,
     "ingest-sqlite": ingest_sqlite,
+    **{f"ingest-guarded-{driver}": guarding.comparison(driver) for driver in guarding.LABELS},
     "http-postgres": http_postgres,
     "http-sqlite": http_sqlite,
     "limits-postgres": limits_postgres,

@@ -102,7 +102,7 @@ async def _compare(
     database: Database, storage: Storage, stage: Stage, analytics: Analytics, *, keyed: bool
 ) -> Result:
     batches = max(1, stage.sizes.appends_each // BATCH)
-    events = [_event(number) for number in range(CALLERS * batches * BATCH)]
+    events = [page_view(number) for number in range(CALLERS * batches * BATCH)]
     written: list[Entry] = []
     word = "keyed" if keyed else "plain"
 
@@ -118,7 +118,7 @@ async def _compare(
                 told = await analytics.ingest(context, batch, request=request)
                 assert told.accepted == BATCH
 
-        rate = await _rate(len(events), caller)
+        rate = await rate_of(len(events), caller)
         written[:] = await _bodies(storage, context.env, len(events))
         return rate
 
@@ -131,7 +131,7 @@ async def _compare(
                 start = (index * batches + batch) * BATCH
                 await log.append(written[start : start + BATCH])
 
-        rate = await _rate(len(written), caller)
+        rate = await rate_of(len(written), caller)
         await log.close()
         return rate
 
@@ -149,7 +149,8 @@ async def _compare(
     )
 
 
-async def _rate(count: int, caller: Callable[[int], Coroutine[None, None, None]]) -> float:
+async def rate_of(count: int, caller: Callable[[int], Coroutine[None, None, None]]) -> float:
+    """`count` events by all callers at once, a second."""
     watch = Stopwatch()
     async with asyncio.TaskGroup() as group:
         for index in range(CALLERS):
@@ -181,7 +182,8 @@ def _request(key: str) -> Request:
     return identify(TENANT, ENV, "u_bench", "POST", "/analytics/events", key, body=key.encode())
 
 
-def _event(number: int) -> dict[str, Any]:
+def page_view(number: int) -> dict[str, Any]:
+    """An event as a body's JSON was decoded."""
     return {
         "event_type": "page_view",
         "platform": "web",

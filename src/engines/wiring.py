@@ -52,6 +52,7 @@ from engines.routing.participation import Participation
 from engines.routing.router import Router, Where
 from engines.routing.routes import BackendRecords, Routes
 from engines.safety.evaluations import Gates
+from engines.safety.ingesting import IngestGate
 from engines.safety.joined import gates_over
 from engines.scope import SYSTEM_TENANT, RequestContext
 from engines.stores.analytics import Analytics
@@ -294,7 +295,9 @@ def _assemble(
         kill_switches=KillSwitches(service),
         gate_configs=GateConfigs(service, deciding.gates.mounted),
         gates=deciding.gates,
-        analytics=Analytics(router, spine, ContractDefinitions(definitions, clock), clock),
+        analytics=Analytics(
+            router, spine, ContractDefinitions(definitions, clock), clock, gate=IngestGate(deciding.gates)
+        ),
         strategy_locks=deciding.strategy_locks,
         firearms=deciding.firearms,
         approvals=Approvals(router, announcements, deciding.firearms.class_of_action, ids, clock),

@@ -150,6 +150,74 @@ class TestIngest:
         until(lambda: house["member"].get("/analytics/events").status == 200)
 
 
+def guard(house: Tenant, *gates: str) -> None:
+    """A rule of the tenant on chat: these gates guard taking events in."""
+    rule = {"action": "analytics.ingest", "gates": gates}
+    made(house["admin"].put("/gates/config/chat", {"rules": [rule]}))
+
+
+def decisions(house: Tenant) -> list[dict[str, Any]]:
+    """What the spine says was decided about taking events in."""
+    return [event["payload"] for event in house["viewer"].items("/events?event_type=safety")]
+
+
+class TestGates:
+    @pytest.fixture
+    def house(self, cast: Cast) -> Tenant:
+        return cast.tenant("viewer", "member", "admin")
+
+    def test_events_are_kept_with_what_the_gates_said_by_one_decision_a_request(self, house: Tenant) -> None:
+        session = fresh("s")
+        body = {"events": [view(number, session_id=session) for number in range(3)]}
+        plain = made(house["member"].post("/analytics/events", body)).body
+        assert not any("gate_status" in event for event in plain["events"])
+        assert decisions(house) == []
+        guard(house, "budget")
+        guarded = made(house["member"].post("/analytics/events", body)).body
+        assert [event["gate_status"] for event in guarded["events"]] == ["fail"] * 3
+        assert (guarded["accepted"], guarded["refused"]) == (3, 0)
+        found = house["viewer"].items(f"/analytics/events?session_id={session}")
+        assert ["gate_status" in event for event in found] == [False] * 3 + [True] * 3
+        assert {(event["gate_status"], event["gate"], event["gate_reason_code"]) for event in found[3:]} == {
+            ("fail", "budget", "cost_not_told")
+        }
+        (payload,) = decisions(house)
+        assert (payload["action"], payload["result"], payload["asked"]) == (
+            "analytics.ingest",
+            "block",
+            {"events": 3},
+        )
+
+    def test_what_is_switched_off_is_kept_and_says_so(self, house: Tenant) -> None:
+        made(house["admin"].put("/gates/kill-switch", {"engaged": True}))
+        ingested = made(house["member"].post("/analytics/events", view(0))).body
+        assert ingested["events"][0]["gate_status"] == "fail"
+        assert decisions(house)[-1]["details"]["off"] == "everything"
+
+    def test_a_repeat_under_its_key_is_decided_once(self, house: Tenant) -> None:
+        guard(house, "kill_switch")
+        first = made(house["member"].post("/analytics/events", view(0), idempotency_key="k"))
+        made(house["admin"].put("/gates/kill-switch", {"engaged": True}))
+        again = made(house["member"].post("/analytics/events", view(0), idempotency_key="k"))
+        assert again.replayed
+        assert again.body == first.body
+        assert again.body["events"][0]["gate_status"] == "pass"
+        assert len(decisions(house)) == 1
+
+    def test_what_a_page_sends_is_judged_too(self, house: Tenant) -> None:
+        guard(house, "kill_switch")
+        key = {"user_id": house.users["viewer"], "role": "beacon", "origins": [ORIGIN]}
+        secret = made(house["admin"].post("/keys", key)).body["key"]
+        until(lambda: TestBeacon.preflight(house, secret, ORIGIN).status == 204)
+        session = fresh("s")
+        content = b'{"event_type":"page_view","session_id":"%s"}' % session.encode()
+        assert TestBeacon.send(house, f"?key={secret}", content).status == 204
+        (event,) = house["viewer"].items(f"/analytics/events?session_id={session}")
+        assert event["gate_status"] == "pass"
+        (decided,) = house["viewer"].items("/events?event_type=safety")
+        assert (decided["user_id"], decided["payload"]["asked"]) == (house.users["viewer"], {"events": 1})
+
+
 class TestAttribution:
     def test_values_are_validated_against_the_contract_in_force(self, tenant: Tenant) -> None:
         terms = contract(tenant, allowed_fields=["page_url"])

@@ -69,20 +69,26 @@ class Kept:
         return self.contracts.get(platform)
 
 
-class Gates:
-    """Gates that say what the payload's `gate` asks for."""
+FAILED = GateStatus(status="fail", gate="budget", reason_code="cost_not_told")
 
-    async def judge(self, _: RequestContext, event: NewAnalyticsEvent) -> GateStatus | None:
-        asked = event.payload.get("gate", "pass")
-        if asked == "none":
-            return None
-        if asked == "raise":
-            raise RuntimeError("secret words")
-        if asked == "hang":
+
+class Gates:
+    """Gates that say what they were told to say, raise it, or never answer."""
+
+    def __init__(self, says: GateStatus | Exception | None = None, *, hangs: bool = False) -> None:
+        self.says = says
+        self.hangs = hangs
+        self.asked: list[tuple[int, Request | None]] = []
+        self.came = asyncio.Event()
+
+    async def judge(self, _: RequestContext, *, count: int, request: Request | None) -> GateStatus | None:
+        self.asked.append((count, request))
+        self.came.set()
+        if self.hangs:
             await asyncio.Event().wait()
-        if asked == "fail":
-            return GateStatus(status="fail", gate="budget", reason_code="HardLimit")
-        return GateStatus(status="pass")
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
 
 
 @pytest.fixture
@@ -333,57 +339,107 @@ class TestContracts:
 
 
 class TestGates:
-    async def test_an_event_is_kept_with_what_the_gates_said_and_if_they_fail(
-        self, home: Home, small: EventSpine
+    @pytest.mark.parametrize(
+        ("says", "shown"),
+        [
+            (None, (None, None, None, None)),
+            (GateStatus(status="pass"), ("pass", None, None, None)),
+            (FAILED, ("fail", "budget", "cost_not_told", None)),
+            (RuntimeError("secret words"), ("error", None, None, "RuntimeError")),
+            (Unavailable("secret words"), ("error", None, None, "Unavailable")),
+        ],
+    )
+    async def test_events_are_kept_with_what_the_gates_said_and_if_they_fail(
+        self,
+        home: Home,
+        small: EventSpine,
+        says: GateStatus | Exception | None,
+        shown: tuple[str | None, ...],
     ) -> None:
-        analytics = gated(home, small, Gates())
-        events = [
-            seen(number, payload={"n": number, "gate": said})
-            for number, said in enumerate(("pass", "fail", "raise"))
-        ]
-        ingested = await analytics.ingest(context(), events)
-        assert [event.gate_status for event in ingested.events] == ["pass", "fail", "error"]
-        assert ingested.accepted == 3
-        passed, failed, broken = await everything(analytics)
-        assert (passed.gate_status, passed.gate_error) == ("pass", None)
-        assert (failed.gate_status, failed.gate, failed.gate_reason_code) == ("fail", "budget", "HardLimit")
-        assert (broken.gate_status, broken.gate_error) == ("error", "RuntimeError")
+        analytics = gated(home, small, Gates(says))
+        ingested = await analytics.ingest(context(), [seen(number) for number in range(3)])
+        assert (ingested.accepted, [event.gate_status for event in ingested.events]) == (3, [shown[0]] * 3)
+        for event in await everything(analytics):
+            found = (event.gate_status, event.gate, event.gate_reason_code, event.gate_error)
+            assert found == shown
         assert "secret words" not in str([event.payload for event in (await small.list(context())).items])
 
-    async def test_what_was_said_stands_with_its_own_event_and_in_a_repeat_as_at_first(
+    async def test_they_are_asked_once_about_what_is_left_of_a_request(
         self, home: Home, small: EventSpine
     ) -> None:
-        analytics = gated(home, small, Gates())
-        said = ["pass", "none", "fail", "bad", "raise", "none", "fail"]
-        events = [seen(number, payload={"n": number, "gate": what}) for number, what in enumerate(said)]
-        events[3] = seen(3, platform="a b")
-        first = await analytics.ingest(context(), events, request=keyed())
-        expected = ["pass", None, "fail", None, "error", None, "fail"]
-        assert [event.gate_status for event in first.events] == expected
-        assert [event.gate_status for event in await everything(analytics)] == expected[:3] + expected[4:]
-        ungated = Analytics(home, small, Kept(), home.clock)
-        assert (await ungated.ingest(context(), events, request=keyed())).events == first.events
+        gates = Gates(FAILED)
+        analytics = gated(home, small, gates)
+        events = [seen(0), seen(1, platform="a b"), seen(2, event_id=str(uuid.uuid4())), seen(3)]
+        ingested = await analytics.ingest(context(), events)
+        assert [event.gate_status for event in ingested.events] == ["fail", None, "fail", "fail"]
+        assert gates.asked == [(3, None)]
+        await analytics.ingest(context(), [seen(0, platform="a b")])
+        assert len(gates.asked) == 1, "nothing was left to ask about"
 
-    async def test_a_gate_that_does_not_answer_holds_an_event_up_and_does_not_lose_it(
+    async def test_a_repeat_has_what_was_said_at_first(self, home: Home, small: EventSpine) -> None:
+        gates = Gates(FAILED)
+        analytics = gated(home, small, gates)
+        events = [seen(number) for number in range(2 * PART_EVENTS_MAX)]
+        first = await analytics.ingest(context(), events, request=keyed())
+        gates.says = GateStatus(status="pass")
+        again = await analytics.ingest(context(), events, request=keyed())
+        ungated = await Analytics(home, small, Kept(), home.clock).ingest(context(), events, request=keyed())
+        assert first.events == again.events == ungated.events
+        assert gates.asked == [(len(events), keyed())]
+        assert {event.gate_status for event in await everything(analytics)} == {"fail"}
+
+    async def test_what_a_broken_off_request_appends_later_says_the_same(
         self, home: Home, small: EventSpine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("engines.stores.analytics.GATE_TIMEOUT_S", 0.01)
-        analytics = gated(home, small, Gates())
-        ingested = await analytics.ingest(context(), [seen(0, payload={"n": 0, "gate": "hang"}), seen(1)])
-        assert [event.gate_status for event in ingested.events] == ["error", "pass"]
-        assert [event.gate_error for event in await everything(analytics)] == ["TimeoutError", None]
+        gates = Gates(FAILED)
+        analytics = gated(home, small, gates)
+
+        async def broken(_: RequestContext, parts: Any) -> Any:
+            return [Unavailable("gone") for _ in parts]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(small, "append_parts", broken)
+            with pytest.raises(Unavailable):
+                await analytics.ingest(context(), [seen()], request=keyed())
+        gates.says = GateStatus(status="pass")
+        await analytics.ingest(context(), [seen()], request=keyed())
+        (event,) = await everything(analytics)
+        assert (event.gate_status, event.gate, len(gates.asked)) == ("fail", "budget", 1)
+
+    async def test_of_two_at_once_under_a_key_one_says_what_holds_for_both(
+        self, home: Home, small: EventSpine
+    ) -> None:
+        one, other = gated(home, small, Gates(FAILED)), gated(home, small, Gates(GateStatus(status="pass")))
+        events = [seen(number) for number in range(3)]
+        both = await asyncio.gather(
+            one.ingest(context(), events, request=keyed()), other.ingest(context(), events, request=keyed())
+        )
+        assert both[0].events == both[1].events
+        stored = [event.gate_status for event in await everything(one)]
+        assert stored == [event.gate_status for event in both[0].events]
+
+    async def test_a_key_that_decided_about_another_request_is_no_verdict(
+        self, home: Home, small: EventSpine
+    ) -> None:
+        analytics = gated(home, small, Gates(IdempotencyKeyReused("reused", field="Idempotency-Key")))
+        with pytest.raises(IdempotencyKeyReused):
+            await analytics.ingest(context(), [seen()], request=keyed())
+        assert await everything(analytics) == []
+
+    async def test_gates_that_do_not_answer_hold_events_up_and_do_not_lose_them(
+        self, home: Home, small: EventSpine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("engines.stores.analytics.GATES_TIMEOUT_S", 0.01)
+        analytics = gated(home, small, Gates(hangs=True))
+        ingested = await analytics.ingest(context(), [seen(0), seen(1)])
+        assert [event.gate_status for event in ingested.events] == ["error", "error"]
+        assert [event.gate_error for event in await everything(analytics)] == ["TimeoutError"] * 2
 
     async def test_a_caller_that_goes_away_is_no_verdict(self, home: Home, small: EventSpine) -> None:
-        class Asked(Gates):
-            came = asyncio.Event()
-
-            async def judge(self, who: RequestContext, event: NewAnalyticsEvent) -> GateStatus | None:
-                self.came.set()
-                return await super().judge(who, event)
-
-        analytics = gated(home, small, Asked())
-        call = asyncio.create_task(analytics.ingest(context(), [seen(0, payload={"gate": "hang"})]))
-        await Asked.came.wait()
+        gates = Gates(hangs=True)
+        analytics = gated(home, small, gates)
+        call = asyncio.create_task(analytics.ingest(context(), [seen(0)]))
+        await gates.came.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

@@ -23,7 +23,7 @@ What was decided here, and why:
   stands for one attempt at one action. What a gate takes, it takes under a name made of the key, so once.
 - An evaluation runs to its end though its caller goes away, so nothing is left half-taken; every step of it
   has a time limit.
-- A route of ours is judged where a rule names its action, a switch covers it, or its surface refuses what no
+- A call of ours is judged where a rule names its action, a switch covers it, or its surface refuses what no
   rule names. Elsewhere nothing is evaluated and no event written: reads and writes of records are not worth
   one. A repeat of a guarded request is judged anew, even under its Idempotency-Key: a pass of yesterday opens
   nothing today.
@@ -152,13 +152,23 @@ class Gates:
 
         Raises GateDenied, and MissingRoute where that is what the gate that refuses lacks.
         """
-        with _undecided():
-            if not (await self._plan(context, action)).guards:
-                return
         evaluation = EvaluationInput(action=action, subject=subject[:SUBJECT_CHARS_MAX])
-        decided = await self._to_its_end(self._decide(context, evaluation))
-        if not decided.passed:
+        decided = await self.decide_if_guarded(context, evaluation)
+        if decided is not None and not decided.passed:
             raise _denial(decided.answer)
+
+    async def decide_if_guarded(
+        self, context: RequestContext, evaluation: EvaluationInput, *, request: Request | None = None
+    ) -> Decided | None:
+        """Decide about a call of ours, and record it; None, and no event, where nothing guards the action.
+
+        The evaluation is one that we made: nothing in it is looked at again. Raises IdempotencyKeyReused,
+        Conflict (the first answer was redacted).
+        """
+        with _undecided():
+            if not (await self._plan(context, evaluation.action)).guards:
+                return None
+        return await self._to_its_end(self._decide(context, evaluation, request=request))
 
     async def close(self) -> None:
         """Wait for the evaluations that are under way."""

@@ -13,8 +13,9 @@ What becomes of a request:
    that breaks a rule is refused, and its neighbours are not. Where no contract is in force there is nothing
    to validate against: the event is taken in, and shows no `contract`. An identity that is not the caller's
    refuses the whole request, as everywhere.
-2. The gates are asked about each. Whatever they say, and if they fail or take too long, the event is kept,
-   with what they said.
+2. The gates are asked once about all that are left: what they judge by, the caller and the action, is the
+   same for each. Whatever they say, and if they fail or take too long, the events are kept, with what they
+   said.
 3. What was decided is written down first where the request has an Idempotency-Key: a repeat is then judged as
    it was at first, though a contract has changed meanwhile, and appended in the same parts.
 4. The events are appended in parts, each of them whole or not at all: a request to the log takes no more than
@@ -41,6 +42,7 @@ from engines.errors import (
     Conflict,
     EnginesError,
     Forbidden,
+    IdempotencyKeyReused,
     Invalid,
     OutcomeUnknown,
     TooLarge,
@@ -73,7 +75,6 @@ from engines.stores.analytics_plans import (
     refusal_of,
     results_of,
     standing_plan,
-    with_gates,
 )
 from engines.stores.attribution import (
     ContractInForce,
@@ -102,8 +103,8 @@ __all__ = [
 
 EVENTS_MAX: Final = 1_000
 PLATFORMS_MAX: Final = 20
-GATES_AT_ONCE: Final = 32
-GATE_TIMEOUT_S: Final = 2.0
+# The gates have a limit of their own, below this one: they are to say themselves which of them was late.
+GATES_TIMEOUT_S: Final = 5.0
 # From here up a status says that the backend could not, not that the event may not.
 HTTP_THROTTLED: Final = 429
 
@@ -129,7 +130,10 @@ class Analytics:
         *,
         gate: EventGate | None = None,
     ) -> None:
-        """`projector` is to be run beside requests; without it lists look through the spine."""
+        """`projector` is to be run beside requests; without it lists look through the spine.
+
+        `gate`: None where no gates are to be asked.
+        """
         self._places = places
         self._spine = spine
         self._contracts = contracts
@@ -239,13 +243,13 @@ class Analytics:
                 accepted[index] = _by_contract(event, rules)
             except EnginesError as error:
                 refused[index] = refusal_of(error)
-        gates = await self._ask_gates(context, accepted)
+        gates = await self._ask_gates(context, len(accepted), request) if accepted else None
         references = {name: found.ref for name, found in contracts.items() if found is not None}
         entries: list[Entry] = []
         made = EventEntries(context)
         for index, event in accepted.items():
             try:
-                entry = made.entry(event, references.get(event.platform or ""), gates.get(index))
+                entry = made.entry(event, references.get(event.platform or ""), gates)
                 check_size(entry)
             except EnginesError as error:
                 refused[index] = refusal_of(error)
@@ -271,22 +275,17 @@ class Analytics:
         return dict(zip(asked, found, strict=True))
 
     async def _ask_gates(
-        self, context: RequestContext, events: Mapping[int, NewAnalyticsEvent]
-    ) -> dict[int, GateStatus]:
-        gate = self._gate
-        if gate is None:
-            return {}
-        at_once = asyncio.Semaphore(GATES_AT_ONCE)
-
-        async def ask(event: NewAnalyticsEvent) -> GateStatus | None:
-            try:
-                async with at_once, asyncio.timeout(GATE_TIMEOUT_S):
-                    return await gate.judge(context, event)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the event is kept and says so)
-                return GateStatus(status="error", error=type(error).__name__)
-
-        said = await asyncio.gather(*map(ask, events.values()))
-        return {index: status for index, status in zip(events, said, strict=True) if status is not None}
+        self, context: RequestContext, count: int, request: Request | None
+    ) -> GateStatus | None:
+        if self._gate is None:
+            return None
+        try:
+            async with asyncio.timeout(GATES_TIMEOUT_S):
+                return await self._gate.judge(context, count=count, request=request)
+        except IdempotencyKeyReused:  # Another request's decision stands under the key: no verdict on this.
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever it is, the events are kept and say so)
+            return GateStatus(status="error", error=type(error).__name__)
 
     async def _write_down(self, context: RequestContext, plan: Plan, request: Request) -> tuple[Plan, bool]:
         """Keep the plan, or learn the one that an identical request has just kept; whether it did."""
@@ -312,12 +311,8 @@ class Analytics:
             start += count
         outcomes = await self._spine.append_parts(context, parts)
         self._notice(context, outcomes)
-        results = itertools.chain.from_iterable(map(results_of, outcomes, plan.parts))
-        if not plan.gates:
-            return results
-        indices = (index for index in itertools.count() if index not in plan.refused)
-        return (
-            with_gates(result, plan.gates.get(index)) for result, index in zip(results, indices, strict=False)
+        return itertools.chain.from_iterable(
+            map(results_of, outcomes, plan.parts, itertools.repeat(plan.gates))
         )
 
     def _notice(self, context: RequestContext, outcomes: Sequence[AppendedEvents | EnginesError]) -> None:
@@ -383,5 +378,5 @@ def _entries(context: RequestContext, judged: Judged, plan: Plan) -> list[Entry]
         if isinstance(event, EnginesError):
             raise event
         contract = plan.contracts.get(event.platform or "")
-        entries.append(made.entry(event, contract, plan.gates.get(index)))
+        entries.append(made.entry(event, contract, plan.gates))
     return entries

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 
 from engines.codec import check_json_value, escaped_bytes
+from engines.core.idempotency import Request
 from engines.core.log import Entry
 from engines.errors import Invalid, TooLarge
 from engines.scope import RequestContext, check_id, normalise_surface
@@ -91,7 +92,7 @@ class DecodedEvent(NewAnalyticsEvent, frozen=True, kw_only=True, forbid_unknown_
 
 
 class GateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the gates said of an event. `error`: what kind of failure kept them from saying it."""
+    """What the gates said. `error`: what kind of failure kept one of them, or all, from saying it."""
 
     status: GateVerdict
     gate: str | None = None
@@ -100,10 +101,16 @@ class GateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EventGate(Protocol):
-    """How the gates are asked about an event. It is kept whatever they say, and if they fail."""
+    """How the gates are asked about the events of a request, which are kept whatever they say."""
 
-    async def judge(self, context: RequestContext, event: NewAnalyticsEvent) -> GateStatus | None:
-        """What they say; None where none guards it. Whatever is raised becomes the status `error`."""
+    async def judge(
+        self, context: RequestContext, *, count: int, request: Request | None
+    ) -> GateStatus | None:
+        """What they say of `count` events at once; None where nothing guards taking them in.
+
+        Under the same `request` they say the same again. Raises IdempotencyKeyReused; whatever else is raised
+        becomes the status `error`.
+        """
         ...
 
 

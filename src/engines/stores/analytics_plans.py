@@ -64,13 +64,13 @@ class Plan(
 ):
     """What was decided about a request before anything of it was appended.
 
-    `request` is its digest. `refused` and `gates` go by an event's place in the request; `parts` says how
-    many of the events that were not refused make each part, in order.
+    `request` is its digest. `refused` goes by an event's place in the request; what the gates said in
+    `gates` holds for all that were not refused; `parts` says how many of these make each part, in order.
     """
 
     request: str
     refused: dict[int, IngestedEvent] = {}
-    gates: dict[int, GateStatus] = {}
+    gates: GateStatus | None = None
     contracts: dict[str, ContractRef] = {}
     parts: list[int] = []
 
@@ -117,11 +117,21 @@ def part_request(request: Request | None, number: int) -> Request | None:
     )
 
 
-def results_of(outcome: AppendedEvents | EnginesError, count: int) -> Sequence[IngestedEvent]:
+def results_of(
+    outcome: AppendedEvents | EnginesError, count: int, gates: GateStatus | None
+) -> Sequence[IngestedEvent]:
+    """What became of the `count` events of a part."""
     if isinstance(outcome, EnginesError):
         return [refusal_of(outcome)] * count
+    gate_status = None if gates is None else gates.status
     return [
-        IngestedEvent(status=STORED, event_id=event.event_id, position=event.position, cursor=event.cursor)
+        IngestedEvent(
+            status=STORED,
+            event_id=event.event_id,
+            position=event.position,
+            cursor=event.cursor,
+            gate_status=gate_status,
+        )
         for event in outcome.events
     ]
 
@@ -135,9 +145,3 @@ def refusal_of(error: EnginesError) -> IngestedEvent:
 def _shortened(text: str, chars_max: int) -> str:
     """A name that a client chose may be as long as its request is."""
     return text[:chars_max].encode("ascii", "replace").decode()
-
-
-def with_gates(result: IngestedEvent, gates: GateStatus | None) -> IngestedEvent:
-    if gates is None or result.status != STORED:
-        return result
-    return msgspec.structs.replace(result, gate_status=gates.status)
