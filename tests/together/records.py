@@ -63,7 +63,7 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
 
     put: Callable[..., Awaitable[Seen]]
     get: Callable[[], Awaitable[Seen]]
-    list: Callable[[], Awaitable[list[Any]]] | None = None
+    listed: Callable[[], Awaitable[list[Any]]] | None = None
     versions: Callable[[], Awaitable[list[Any]]] | None = None
     delete: Callable[..., Awaitable[Any]] | None = None
 
@@ -83,10 +83,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogDoor(msgspec.Struct, frozen=True, kw_only=True):
-    """One log through one door. `append` takes a number and a key; `list` gives the numbers, in order."""
+    """One log through one door. `append` takes a number and a key; `listed` gives the numbers, in order."""
 
     append: Callable[[int, str], Awaitable[Any]]
-    list: Callable[[], Awaitable[list[int]]]
+    listed: Callable[[], Awaitable[list[int]]]
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +139,7 @@ def by_client(
     return Door(
         put=put,
         get=get,
-        list=listed,
+        listed=listed,
         versions=versions if has_versions else None,
         delete=partial(group.delete, *key) if deletes else None,
     )
@@ -177,7 +177,7 @@ def in_process(
     return Door(
         put=put,
         get=get,
-        list=listed,
+        listed=listed,
         versions=versions if has_versions else None,
         delete=delete if deletes else None,
     )
@@ -234,7 +234,7 @@ class _NoteDoor:
         async def delete(**how: Any) -> None:
             await client.notes.delete(self.note_id, **how)
 
-        return Door(put=put, get=get, list=listed, delete=delete)
+        return Door(put=put, get=get, listed=listed, delete=delete)
 
     def in_process(self, opened: engines.Engines, who: RequestContext) -> Door:
         async def put(value: Any, *, if_absent: bool = False, **how: Any) -> Seen:
@@ -254,7 +254,7 @@ class _NoteDoor:
         async def delete(**how: Any) -> None:
             await opened.notes.delete(who, self.note_id, **asked(how))
 
-        return Door(put=put, get=get, list=listed, delete=delete)
+        return Door(put=put, get=get, listed=listed, delete=delete)
 
 
 def _definition(schema: Schema) -> Record:
@@ -377,7 +377,7 @@ def _project_by_client(client: AsyncEngines) -> Door:
         return [int(project.name) async for project in client.projects.each()]
 
     door = one(put, partial(client.projects.get, "p"), lambda project: int(project.name))
-    return msgspec.structs.replace(door, list=listed)
+    return msgspec.structs.replace(door, listed=listed)
 
 
 def _project_in_process(opened: engines.Engines, who: RequestContext) -> Door:
@@ -391,7 +391,7 @@ def _project_in_process(opened: engines.Engines, who: RequestContext) -> Door:
         return [int(project.record.name) for project in (await opened.projects.list(who)).items]
 
     door = one(put, partial(opened.projects.get, who, "p"), lambda project: int(project.name))
-    return msgspec.structs.replace(door, list=listed)
+    return msgspec.structs.replace(door, listed=listed)
 
 
 # A route of a blackboard, whose options may differ between its versions.
@@ -418,7 +418,7 @@ def _route_by_client(client: AsyncEngines) -> Door:
 
     door = one(put, get, _kept)
     delete = partial(client.routes.delete, _ROUTED, scope=scope)
-    return msgspec.structs.replace(door, list=listed, versions=versions, delete=delete)
+    return msgspec.structs.replace(door, listed=listed, versions=versions, delete=delete)
 
 
 def _route_in_process(opened: engines.Engines, who: RequestContext) -> Door:
@@ -443,7 +443,7 @@ def _route_in_process(opened: engines.Engines, who: RequestContext) -> Door:
         await opened.routes.delete(who, _ROUTED, scope, **asked(how))
 
     door = one(put, get, _kept)
-    return msgspec.structs.replace(door, list=listed, versions=versions, delete=delete)
+    return msgspec.structs.replace(door, listed=listed, versions=versions, delete=delete)
 
 
 def _own(found: Any) -> Any:
@@ -562,7 +562,7 @@ def _spine_by_client(client: AsyncEngines) -> LogDoor:
     async def listed() -> list[int]:
         return _numbers([event async for event in client.events.each(event_type="message")])
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _spine_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
@@ -573,7 +573,7 @@ def _spine_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
     async def listed() -> list[int]:
         return _numbers((await opened.spine.list(who, EventFilter(event_type="message"))).items)
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _stream_by_client(client: AsyncEngines) -> LogDoor:
@@ -584,7 +584,7 @@ def _stream_by_client(client: AsyncEngines) -> LogDoor:
     async def listed() -> list[int]:
         return _numbers([event async for event in client.streams.each("s")])
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _stream_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
@@ -595,7 +595,7 @@ def _stream_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
     async def listed() -> list[int]:
         return _numbers((await opened.streams.list(who, "s")).items)
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _measured_by_client(client: AsyncEngines) -> LogDoor:
@@ -605,7 +605,7 @@ def _measured_by_client(client: AsyncEngines) -> LogDoor:
     async def listed() -> list[int]:
         return [int(one.value or 0) async for one in client.kpis.each_measurement("measured")]
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _measured_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
@@ -616,7 +616,7 @@ def _measured_in_process(opened: engines.Engines, who: RequestContext) -> LogDoo
     async def listed() -> list[int]:
         return [int(one.value or 0) for one in (await opened.kpis.measurements(who, "measured")).items]
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _usage_by_client(client: AsyncEngines) -> LogDoor:
@@ -627,7 +627,7 @@ def _usage_by_client(client: AsyncEngines) -> LogDoor:
     async def listed() -> list[int]:
         return [entry.units async for entry in client.budget.each()]
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _usage_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
@@ -638,7 +638,7 @@ def _usage_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
     async def listed() -> list[int]:
         return [entry.units for entry in (await opened.budget.usage(who)).items]
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _analytics_by_client(client: AsyncEngines) -> LogDoor:
@@ -651,7 +651,7 @@ def _analytics_by_client(client: AsyncEngines) -> LogDoor:
     async def listed() -> list[int]:
         return _numbers([event async for event in client.analytics.each(event_type="page_view")])
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _analytics_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
@@ -665,7 +665,7 @@ def _analytics_in_process(opened: engines.Engines, who: RequestContext) -> LogDo
         where = analytics.AnalyticsFilter(event_type="page_view")
         return _numbers((await opened.analytics.list(who, where)).items)
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _decided_by_client(client: AsyncEngines) -> LogDoor:
@@ -675,7 +675,7 @@ def _decided_by_client(client: AsyncEngines) -> LogDoor:
     async def listed() -> list[int]:
         return _actions([event async for event in client.events.each(event_type="safety")])
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _decided_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
@@ -686,7 +686,7 @@ def _decided_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor
     async def listed() -> list[int]:
         return _actions((await opened.spine.list(who, EventFilter(event_type="safety"))).items)
 
-    return LogDoor(append=append, list=listed)
+    return LogDoor(append=append, listed=listed)
 
 
 def _actions(events: Sequence[Any]) -> list[int]:
@@ -710,7 +710,5 @@ LOGS: Final = (
         client=_analytics_by_client,
         process=_analytics_in_process,
     ),
-    Log(
-        name="decisions", kind=catalogue.EVENT_SPINE, client=_decided_by_client, process=_decided_in_process
-    ),
+    Log(name="decisions", kind=catalogue.EVENT_SPINE, client=_decided_by_client, process=_decided_in_process),
 )
