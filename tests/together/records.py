@@ -1,16 +1,15 @@
-"""Every record that is served, and how to get at it: by the client over HTTP, and in process.
+"""Every record that is written on what one expects to be there, and how to get at it by both doors.
 
-Owns two tables. `RECORDS` are written by one who expects something to be there, and each of their rows has
-two doors; `LOGS` are appended to. A kind that begins to be served needs a row in one of them. Leaves what
-must hold of all of them to the tests.
+Owns the rows; a kind that begins to be served needs one here or in `logs.py`. Leaves what must hold of all of
+them to the tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -19,196 +18,40 @@ from engines import catalogue
 from engines.client import (
     AsyncEngines,
     BudgetLimit,
-    NewAnalyticsEvent,
+    GateRule,
     NewBudgetPolicy,
-    NewEvent,
     NewNote,
-    NewUsage,
     RateLimit,
     RouteScope,
     Switch,
 )
-from engines.client import GateRule as ClientRule
 from engines.control import records as control
-from engines.core.idempotency import Request, identify
-from engines.core.records import Condition
 from engines.errors import NotFound
-from engines.safety.asks import EvaluationInput
 from engines.scope import SYSTEM_TENANT, RequestContext
 from engines.scope import RouteScope as Scope
-from engines.stores import analytics, budget_policy, budget_records, event_records, kpi_records, rate_limits
+from engines.stores import budget_policy, rate_limits
 from engines.stores.blackboard import BlackboardInput
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMAS, Schema
-from engines.stores.events import EventFilter
 from engines.stores.memory import MemoryInput
 from engines.stores.notes import NoteInput
 from engines.stores.tables import TableRowInput
 from tests.stores.definition_samples import SAMPLES
+from tests.together.doors import (
+    Door,
+    Payload,
+    Record,
+    Seen,
+    asked,
+    blob_of,
+    by_client,
+    in_process,
+    one,
+    value_of,
+)
 
-Payload = Mapping[str, Any]
 # A backend that is offered to everybody, and that nothing but the row of routes is led to.
 ASIDE: Final = "aside"
-
-
-class Seen(NamedTuple):
-    """What a record says, and its ETag as the server gave it."""
-
-    value: Any
-    etag: str
-
-
-class Door(msgspec.Struct, frozen=True, kw_only=True):
-    """One record through one door. `put` and `delete` take what the client's own methods take."""
-
-    put: Callable[..., Awaitable[Seen]]
-    get: Callable[[], Awaitable[Seen]]
-    listed: Callable[[], Awaitable[list[Any]]] | None = None
-    versions: Callable[[], Awaitable[list[Any]]] | None = None
-    delete: Callable[..., Awaitable[Any]] | None = None
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A record, two things that it may say, and which of the spine's payloads are about it, if any are."""
-
-    name: str
-    kind: str
-    client: Callable[[AsyncEngines], Door]
-    process: Callable[[engines.Engines, RequestContext], Door]
-    first: Any = 1
-    second: Any = 2
-    told: Callable[[Payload], bool] | None = None
-    # A record that the server names is made again and again.
-    is_named_by_server: bool = False
-
-
-class LogDoor(msgspec.Struct, frozen=True, kw_only=True):
-    """One log through one door. `append` takes a number and a key; `listed` gives the numbers, in order."""
-
-    append: Callable[[int, str], Awaitable[Any]]
-    listed: Callable[[], Awaitable[list[int]]]
-
-
-class Log(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    kind: str
-    client: Callable[[AsyncEngines], LogDoor]
-    process: Callable[[engines.Engines, RequestContext], LogDoor]
-    # What has to be there before anything is appended.
-    prepare: Callable[[AsyncEngines], Awaitable[Any]] | None = None
-
-
-# --- how the doors differ ---
-
-
-def asked(how: Mapping[str, Any]) -> dict[str, Any]:
-    """What a store is told, where the client is told `if_match`, `if_absent` and `idempotency_key`."""
-    told: dict[str, Any] = {}
-    if how.get("if_absent"):
-        told["condition"] = Condition(absent=True)
-    if how.get("if_match"):
-        told["condition"] = Condition(versions=(how["if_match"].strip('"'),))
-    if how.get("idempotency_key"):
-        told["request"] = under(how["idempotency_key"])
-    return told
-
-
-def under(key: str) -> Request:
-    return identify("test", key, body=b"")
-
-
-def by_client(
-    group: Any, *key: str, shows: Callable[[Any], Any], has_versions: bool = False, deletes: bool = True
-) -> Door:
-    """A group of the client whose methods take the record's key; a list takes all of it but the end."""
-
-    async def put(value: Any, **how: Any) -> Seen:
-        record = await group.put(*key, value, **how)
-        return Seen(shows(record), record.etag)
-
-    async def get() -> Seen:
-        record = await group.get(*key)
-        return Seen(shows(record), record.etag)
-
-    async def listed() -> list[Any]:
-        return [shows(record) async for record in group.each(*key[:-1])]
-
-    async def versions() -> list[Any]:
-        return [shows(record) async for record in group.versions(*key)]
-
-    return Door(
-        put=put,
-        get=get,
-        listed=listed,
-        versions=versions if has_versions else None,
-        delete=partial(group.delete, *key) if deletes else None,
-    )
-
-
-def in_process(
-    store: Any,
-    who: RequestContext,
-    *key: Any,
-    body: Callable[[Any], Any],
-    shows: Callable[[Any], Any],
-    has_versions: bool = False,
-    deletes: bool = True,
-) -> Door:
-    """A store whose methods take the context and the record's key."""
-    write = store.set if hasattr(store, "set") else store.put
-
-    async def put(value: Any, **how: Any) -> Seen:
-        change = await write(who, *key, body(value), **asked(how))
-        return Seen(shows(change.record), change.etag)
-
-    async def get() -> Seen:
-        record = await store.get(who, *key)
-        return Seen(shows(record), record.etag)
-
-    async def listed() -> list[Any]:
-        return [shows(record) for record in (await store.list(who, *key[:-1])).items]
-
-    async def versions() -> list[Any]:
-        return [shows(record) for record in (await store.versions(who, *key)).items]
-
-    async def delete(**how: Any) -> None:
-        await store.delete(who, *key, **asked(how))
-
-    return Door(
-        put=put,
-        get=get,
-        listed=listed,
-        versions=versions if has_versions else None,
-        delete=delete if deletes else None,
-    )
-
-
-def one(
-    put: Callable[..., Awaitable[Any]], get: Callable[[], Awaitable[Any]], shows: Callable[[Any], Any]
-) -> Door:
-    """What there is one of: a policy, a switch. `put` takes what the client's does."""
-
-    async def seen(record: Any) -> Seen:
-        return Seen(shows(getattr(record, "record", record)), record.etag)
-
-    async def write(value: Any, **how: Any) -> Seen:
-        return await seen(await put(value, **how))
-
-    async def read() -> Seen:
-        return await seen(await get())
-
-    return Door(put=write, get=read)
-
-
-def value_of(record: Any) -> Any:
-    return record.value
-
-
-def blob_of(record: Any) -> Any:
-    return record.json_blob
-
-
-# --- records ---
 
 
 class _NoteDoor:
@@ -348,7 +191,7 @@ def _switched(switch: Any) -> int:
 
 def _gates_by_client(client: AsyncEngines) -> Door:
     def put(value: int, **how: Any) -> Awaitable[Any]:
-        rule = ClientRule(action=f"never-{value}", gates=("kill_switch",))
+        rule = GateRule(action=f"never-{value}", gates=("kill_switch",))
         return client.gates.put_config("canvas", rules=[rule], **how)
 
     return one(put, partial(client.gates.config, "canvas"), _ruled)
@@ -544,171 +387,4 @@ RECORDS: Final = (
         process=_route_in_process,
         told=_of_table("routes"),
     ),
-)
-
-
-# --- logs ---
-
-
-def _numbers(events: Sequence[Any]) -> list[int]:
-    return [event.payload["n"] for event in events if "n" in event.payload]
-
-
-def _spine_by_client(client: AsyncEngines) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        event = NewEvent(event_type="message", payload={"n": number})
-        return await client.events.append([event], idempotency_key=key)
-
-    async def listed() -> list[int]:
-        return _numbers([event async for event in client.events.each(event_type="message")])
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _spine_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        event = event_records.NewEvent(event_type="message", payload={"n": number})
-        return (await opened.spine.append(who, [event], request=under(key))).events
-
-    async def listed() -> list[int]:
-        return _numbers((await opened.spine.list(who, EventFilter(event_type="message"))).items)
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _stream_by_client(client: AsyncEngines) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        event = NewEvent(event_type="message", payload={"n": number})
-        return await client.streams.append("s", [event], idempotency_key=key)
-
-    async def listed() -> list[int]:
-        return _numbers([event async for event in client.streams.each("s")])
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _stream_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        event = event_records.NewEvent(event_type="message", payload={"n": number})
-        return (await opened.streams.append(who, "s", [event], request=under(key))).events
-
-    async def listed() -> list[int]:
-        return _numbers((await opened.streams.list(who, "s")).items)
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _measured_by_client(client: AsyncEngines) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        return await client.kpis.measure("measured", number, idempotency_key=key)
-
-    async def listed() -> list[int]:
-        return [int(one.value or 0) async for one in client.kpis.each_measurement("measured")]
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _measured_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        said = kpi_records.MeasurementInput(value=float(number))
-        return (await opened.kpis.measure(who, "measured", said, request=under(key))).record
-
-    async def listed() -> list[int]:
-        return [int(one.value or 0) for one in (await opened.kpis.measurements(who, "measured")).items]
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _usage_by_client(client: AsyncEngines) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        usage = NewUsage(units=number, cost=Decimal("0.1"), currency="USD")
-        return await client.budget.record(usage, idempotency_key=key)
-
-    async def listed() -> list[int]:
-        return [entry.units async for entry in client.budget.each()]
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _usage_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        usage = budget_records.UsageInput(units=number, cost="0.1", currency="USD")
-        return (await opened.budget.record(who, usage, request=under(key))).record
-
-    async def listed() -> list[int]:
-        return [entry.units for entry in (await opened.budget.usage(who)).items]
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _analytics_by_client(client: AsyncEngines) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        event = NewAnalyticsEvent(event_type="page_view", payload={"n": number})
-        ingested = await client.analytics.ingest([event], idempotency_key=key)
-        assert ingested.accepted == 1
-        return ingested
-
-    async def listed() -> list[int]:
-        return _numbers([event async for event in client.analytics.each(event_type="page_view")])
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _analytics_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        event = analytics.NewAnalyticsEvent(event_type="page_view", payload={"n": number})
-        ingested = await opened.analytics.ingest(who, [event], request=under(key))
-        assert ingested.accepted == 1
-        return ingested.events
-
-    async def listed() -> list[int]:
-        where = analytics.AnalyticsFilter(event_type="page_view")
-        return _numbers((await opened.analytics.list(who, where)).items)
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _decided_by_client(client: AsyncEngines) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        return await client.gates.evaluate(f"act-{number}", idempotency_key=key)
-
-    async def listed() -> list[int]:
-        return _actions([event async for event in client.events.each(event_type="safety")])
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _decided_in_process(opened: engines.Engines, who: RequestContext) -> LogDoor:
-    async def append(number: int, key: str) -> Any:
-        asked_for = EvaluationInput(action=f"act-{number}")
-        return (await opened.gates.evaluate(who, asked_for, request=under(key))).answer
-
-    async def listed() -> list[int]:
-        return _actions((await opened.spine.list(who, EventFilter(event_type="safety"))).items)
-
-    return LogDoor(append=append, listed=listed)
-
-
-def _actions(events: Sequence[Any]) -> list[int]:
-    return [int(event.payload["action"].removeprefix("act-")) for event in events]
-
-
-LOGS: Final = (
-    Log(name="spine", kind=catalogue.EVENT_SPINE, client=_spine_by_client, process=_spine_in_process),
-    Log(name="stream", kind=catalogue.EVENT_STREAM, client=_stream_by_client, process=_stream_in_process),
-    Log(
-        name="measurements",
-        kind=catalogue.KPIS,
-        client=_measured_by_client,
-        process=_measured_in_process,
-        prepare=lambda client: client.kpis.create({"aggregation": "sum"}, definition_id="measured"),
-    ),
-    Log(name="usage", kind=catalogue.BUDGET, client=_usage_by_client, process=_usage_in_process),
-    Log(
-        name="analytics",
-        kind=catalogue.ANALYTICS,
-        client=_analytics_by_client,
-        process=_analytics_in_process,
-    ),
-    Log(name="decisions", kind=catalogue.EVENT_SPINE, client=_decided_by_client, process=_decided_in_process),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -25,7 +26,10 @@ from tests.api.serving import serving
 from tests.backends import DYNAMODB_CREDENTIALS, new_backend, new_url, session_server
 from tests.contexts import ADMIN
 from tests.deployment.conftest import AUDIENCE, ISSUER, KEY, token
-from tests.together.records import ASIDE, LOGS, RECORDS, Door, Log, LogDoor, Payload, Record
+from tests.together.doors import Door, Log, LogDoor, Payload, Record
+from tests.together.logs import LOGS
+from tests.together.records import ASIDE, RECORDS
+from tests.together.verbs import VERBS, Verb
 
 in_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,6 +42,9 @@ TOLD_WITHIN_S: Final = 20.0
 TAKEN: Final = (Conflict, PreconditionFailed)
 
 
+credential = functools.cache(token)
+
+
 class Served(msgspec.Struct, frozen=True):
     """A deployment whose control plane and tenants are all on one backend, in this process and on a port."""
 
@@ -45,7 +52,7 @@ class Served(msgspec.Struct, frozen=True):
     url: str
 
     def client(self, tenant_id: str, user_id: str = "owner") -> AsyncEngines:
-        return AsyncEngines(self.url, token(user_id), tenant_id=tenant_id)
+        return AsyncEngines(self.url, credential(user_id), tenant_id=tenant_id)
 
     async def door(self, row: Record, name: str, tenant_id: str, client: AsyncEngines) -> Door:
         if name == "client":
@@ -58,7 +65,7 @@ class Served(msgspec.Struct, frozen=True):
         return row.process(self.opened, await self._context(tenant_id))
 
     async def _context(self, tenant_id: str) -> Any:
-        return await self.opened.contexts.context(token("owner"), {"x-tenant-id": tenant_id})
+        return await self.opened.contexts.context(credential("owner"), {"x-tenant-id": tenant_id})
 
 
 def untold(_: object) -> None:
@@ -204,3 +211,10 @@ async def test_a_log_keeps_what_was_appended_once_and_in_order(served: Served, r
                 await (await served.log(row, name, STRANGER, stranger)).listed()
         else:
             assert await (await served.log(row, name, STRANGER, stranger)).listed() == []
+
+
+@in_the_modules_loop
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+async def test_a_kind_does_what_it_is_for(served: Served, verb: Verb) -> None:
+    async with served.client("t_verbs") as one, served.client("t_verbs", "other") as another:
+        await verb(one, another)
