@@ -102,9 +102,21 @@ def backend_at(url: str, backend_id: str, *, secrets: Mapping[str, str] | None =
     )
 
 
+def new_url(driver: str, server: Server | None, directory: Path) -> str:
+    """The same as a control plane's URL. DynamoDB's SDK looks for credentials in the environment."""
+    return _URLS[driver](server, directory, f"kept_{uuid.uuid4().hex}")
+
+
+def session_server(request: pytest.FixtureRequest, driver: str) -> Server | None:
+    """The session's server of a driver, running. Where it cannot run, the test is *not run*."""
+    server: Server | None = request.getfixturevalue(_FIXTURES[driver]) if driver in _FIXTURES else None
+    make_running(server)
+    return server
+
+
 def new_backend(driver: str, server: Server | None, directory: Path, backend_id: str) -> Backend:
     """Storage that nobody has used, on `server` or, for a driver that has none, in `directory`."""
-    url = _URLS[driver](server, directory, f"kept_{uuid.uuid4().hex}")
+    url = new_url(driver, server, directory)
     return backend_at(url, backend_id, secrets=DYNAMODB_CREDENTIALS if driver == "dynamodb" else None)
 
 
@@ -131,6 +143,5 @@ def make_running(server: Server | None) -> None:
 
 def session_backend(request: pytest.FixtureRequest, driver: str, backend_id: str) -> Backend:
     """Fresh storage on the session's server. Where that cannot run, the test is *not run*."""
-    server = request.getfixturevalue(_FIXTURES[driver]) if driver in _FIXTURES else None
-    make_running(server)
+    server = session_server(request, driver)
     return new_backend(driver, server, request.getfixturevalue("tmp_path"), backend_id)

@@ -189,7 +189,7 @@ class TestTemperature:
 
 
 class TestApprovals:
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def action(self, cast: Cast, tenant: Tenant) -> str:
         """An action bound to a class of t_system's that is offered to the tenant."""
         action, class_id = fresh("refund"), fresh("payments")

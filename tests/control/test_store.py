@@ -49,6 +49,32 @@ async def test_two_who_claim_one_identity_at_once_have_one_winner(another: Anoth
     assert all("another record" in loser.detail for loser in losers)
 
 
+@pytest.mark.parametrize("is_repeat", [True, False])
+async def test_a_name_that_the_same_request_or_record_took_meanwhile_is_no_others(
+    another: Another, *, is_repeat: bool
+) -> None:
+    slower, faster = (await another()).store, (await another()).store
+    request = identify("t_system", "prod", "u_admin", "POST", "/users", "k", body=b"{}")
+    condition = Condition(absent=True) if is_repeat else Condition()
+    user = User(user_id="u1", identities=(UserIdentity("iss", "s1"),))
+    won: list[Stored[User]] = []
+
+    async def overtaken(_: User | None) -> User:
+        if not won:
+            store, twin = faster, request if is_repeat else None
+            won.append(await store.put(USERS, ["u1"], as_it_is, actor=ACTOR, request=twin))
+        return user
+
+    async def as_it_is(_: User | None) -> User:
+        return user
+
+    found = await slower.put(
+        USERS, ["u1"], overtaken, actor=ACTOR, condition=condition, request=request if is_repeat else None
+    )
+    assert (found.version, found.replayed) == ((1, True) if is_repeat else (2, False))
+    assert found.record == won[0].record == user
+
+
 async def test_an_identity_given_up_is_free_for_another(another: Another) -> None:
     store = (await another()).store
     identity = (UserIdentity("iss", "s1"),)

@@ -14,6 +14,7 @@ from engines.stores.announcements import Announcements
 from engines.stores.definitions import Definitions
 from engines.stores.events import Event, EventFilter, EventSpine
 from tests.stores.home import Home, context
+from tests.stores.ticking import ticking
 
 PLEDGES = "pledges"
 
@@ -35,8 +36,11 @@ class Told:
         self.definitions = Definitions(home, self.announcements, home.ids, home.clock)
 
     async def close(self) -> None:
+        # Who leaves the log's next slot to others waits by the clock, and what is told waits for that.
+        time = asyncio.create_task(ticking(self.home.clock))
         await self.announcements.close()
         await self.spine.close()
+        time.cancel()
 
     async def events(self, mine: RequestContext | None = None, *, event_type: str = "audit") -> list[Event]:
         """What the spine was told so far."""

@@ -177,6 +177,18 @@ async def test_a_change_is_made_while_the_spine_cannot_be_reached_and_told_once_
     await well.close()
 
 
+async def test_a_process_that_ends_does_not_sit_out_a_pause(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcements, "PAUSE_S", announcements.CLOSE_TIMEOUT_S)
+    await told.spine.close()
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await until(lambda: failed_once(told))
+    async with asyncio.timeout(announcements.CLOSE_TIMEOUT_S / 2):
+        await told.announcements.close()
+    assert await waiting(told.home) == 1
+
+
 async def test_past_the_bound_changes_are_throttled(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(announcements, "WAITING_MAX", 2)
     await told.spine.close()

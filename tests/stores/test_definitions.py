@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,8 +24,10 @@ from engines.errors import (
     PreconditionRequired,
     TooLarge,
 )
+from engines.ports.documents import Doc
 from engines.stores.definition_records import Definition, DefinitionFilter, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED, SCHEMAS, Schema
+from engines.stores.scoped import Change
 from engines.testing.faults import Fault
 from tests.stores.definition_samples import REFUSED, SAMPLES
 from tests.stores.definitions_home import Told
@@ -34,6 +36,7 @@ from tests.stores.home import Home, context
 FLOWS = SCHEMA_NAMED["flows"]
 PAGES = SCHEMA_NAMED["pages"]
 ABSENT = Condition(absent=True)
+PRESENT = Condition(versions=("*",))
 ADA = context()
 BOB = context(user_id="bob")
 
@@ -55,6 +58,24 @@ def page(slug: str, **members: Any) -> DefinitionInput:
 
 def at(record: Definition) -> Condition:
     return Condition(versions=(record.etag.strip('"'),))
+
+
+def before_slugs_are_read(
+    told: Told, monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[Change[Definition]]]
+) -> list[Change[Definition]]:
+    """Between the next change's two reads this one is made; the list will have it."""
+    made: list[Change[Definition]] = []
+    documents = told.home.documents
+    read = documents.get_many
+
+    async def after_another(partition: str, keys: Sequence[str]) -> dict[str, Doc]:
+        if any(key.startswith("u!") for key in keys):
+            monkeypatch.undo()
+            made.append(await change())
+        return await read(partition, keys)
+
+    monkeypatch.setattr(documents, "get_many", after_another)
+    return made
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
@@ -195,6 +216,37 @@ class TestSlugs:
         assert {type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)} == {Conflict}
         found = await told.definitions.list(ADA, PAGES, DefinitionFilter(slug="about"))
         assert [one.id for one in found.items] == [won[0].record.id]
+
+    async def test_a_slug_that_the_same_request_took_meanwhile_is_its_own(
+        self, told: Told, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        request = identify("t", "e", "u", "POST", "/pages", "key", body=b"1")
+        faster = before_slugs_are_read(
+            told, monkeypatch, lambda: told.definitions.create(ADA, PAGES, page("about"), request=request)
+        )
+        slower = await told.definitions.create(ADA, PAGES, page("about"), request=request)
+        (first,) = faster
+        assert (slower.record, slower.replayed, first.replayed) == (first.record, True, False)
+        assert len((await told.definitions.list(ADA, PAGES)).items) == 1
+
+    @pytest.mark.parametrize("is_exact", [True, False])
+    async def test_a_slug_that_its_own_definition_took_meanwhile_is_a_lost_race(
+        self, told: Told, monkeypatch: pytest.MonkeyPatch, *, is_exact: bool
+    ) -> None:
+        first = await told.definitions.create(ADA, PAGES, page("one"))
+        id_, condition = first.record.id, at(first.record) if is_exact else PRESENT
+        faster = before_slugs_are_read(
+            told,
+            monkeypatch,
+            lambda: told.definitions.put(ADA, PAGES, id_, page("two"), condition=PRESENT),
+        )
+        slower = told.definitions.put(ADA, PAGES, id_, page("two"), condition=condition)
+        if is_exact:
+            with pytest.raises(PreconditionFailed):
+                await slower
+        else:
+            assert (await slower).record.version == 3
+        assert [change.record.version for change in faster] == [2]
 
     async def test_a_new_slug_frees_the_old_one_and_so_does_a_deletion(self, told: Told) -> None:
         first = await told.definitions.create(ADA, PAGES, page("one"))

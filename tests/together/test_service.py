@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from engines.client import AsyncEngines, NewNote
+from engines.client import AsyncEngines, Engines, NewNote
 from engines.control.bootstrap import Seed, apply_seed
 from engines.drivers.registry import document_driver, driver_of_url
 from engines.wiring import open_control_plane
@@ -72,12 +72,14 @@ def test_a_control_plane_may_be_on_each_backend(
     service = Service(tmp_path, url, {})
     services.append(service)
     service.init()
-    for _ in range(2):
-        service.start()
-        listed = service.engines("backends", "list", "--json").json["items"]
-        assert [(each["backend_id"], each["driver"]) for each in listed] == [("control", driver)]
-        assert service.engines("backends", "probe", "control", "--json").json["ok"] is True
-        service.stop()
+    service.start()
+    assert service.engines("backends", "probe", "control", "--json").json["ok"] is True
+    service.stop()
+    service.start()
+    with Engines(service.url, service.admin_key) as client:
+        assert [(each.backend_id, each.driver) for each in client.backends.each()] == [("control", driver)]
+        assert client.backends.probe("control").ok
+    service.stop()
     secret = document_driver(driver).config_from_url(url)[1]
     check_unsaid(service, secret)
 
@@ -111,7 +113,9 @@ async def test_a_server_has_tenants_on_every_backend(
     service.start()
     for driver, url in urls.items():
         put(service, url, driver)
-        assert service.engines("backends", "probe", driver, "--json").json["ok"] is True
+    async with AsyncEngines(service.url, service.admin_key) as admin:
+        for driver in urls:
+            assert (await admin.backends.probe(driver)).ok
     key = token("owner")
     routes = [(tenant_of(driver), kind, driver) for driver in DRIVERS for kind in DATA_KINDS]
     routes += [("t_mixed", kind, driver) for kind, driver in MIXED.items()]
@@ -119,14 +123,16 @@ async def test_a_server_has_tenants_on_every_backend(
         async with AsyncEngines(service.url, key, tenant_id=tenant_id) as client:
             await client.routes.put(kind, backend_id, if_absent=True)
     for tenant_id in TENANTS:
-        report = service.engines("doctor", "--json", "--tenant", tenant_id, key=key)
-        assert report.code == 0, report.out
-        used = {kind["resource_kind"]: kind["backend_id"] for kind in report.json["kinds"]}
-        expected = {kind: tenant_id.removeprefix("t_") for kind in DATA_KINDS}
-        if tenant_id == "t_mixed":
-            expected = {**MIXED, **dict.fromkeys(NOT_MIXED, "control")}
-        assert {kind: used[kind] for kind in DATA_KINDS} == expected
         async with AsyncEngines(service.url, key, tenant_id=tenant_id) as client:
+            used = {kind.resource_kind: kind.backend_id for kind in await client.diagnostics.routes()}
+            expected = {kind: tenant_id.removeprefix("t_") for kind in DATA_KINDS}
+            if tenant_id == "t_mixed":
+                expected = {**MIXED, **dict.fromkeys(NOT_MIXED, "control")}
+                report = service.engines("doctor", "--json", "--tenant", tenant_id, key=key)
+                assert report.code == 0, report.out
+                doctored = {kind["resource_kind"]: kind["backend_id"] for kind in report.json["kinds"]}
+                assert {kind: doctored[kind] for kind in DATA_KINDS} == expected
+            assert {kind: used[kind] for kind in DATA_KINDS} == expected
             await client.notes.create(NewNote(title="kept", content=tenant_id))
     service.stop()
     service.start()

@@ -320,7 +320,14 @@ class ControlStore:
             existing = None if live is None else table.decode(live.record)
             record = await build(existing)
             envelope = _envelope(before, record, actor, timestamp(self.documents.now()), deleting=deleting)
-            indexes = await self._index_ops(table, existing, None if deleting else record)
+            try:
+                indexes = await self._index_ops(table, existing, None if deleting else record)
+            except Conflict as taken:
+                if await self.documents.get_many(PARTITION, keys) == found:
+                    raise
+                # Who took the name since the first read may be this same request, or this record.
+                lost = taken
+                continue
             ops = [
                 *_head_ops(key, head, envelope),
                 *indexes,

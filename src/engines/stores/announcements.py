@@ -121,7 +121,7 @@ class Announcements:
         self._clock = clock
         self._deliveries: dict[str, _Delivery] = {}
         self._at_once = asyncio.Semaphore(DELIVERIES_AT_ONCE)
-        self._closed = False
+        self._closing = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def announcing(self, context: RequestContext, place: Place, partition: str) -> AsyncIterator[None]:
@@ -176,7 +176,7 @@ class Announcements:
 
     async def close(self) -> None:
         """Deliver what is under way, for a moment; what is left, another process delivers."""
-        self._closed = True
+        self._closing.set()
         tasks = [delivery.task for delivery in self._deliveries.values() if delivery.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
@@ -192,12 +192,12 @@ class Announcements:
         if delivery is None:
             delivery = self._deliveries[name] = _Delivery(_WHERES.decode(name))
         delivery.partitions[partition] = delivery.partitions.get(partition, False) or repeated
-        if delivery.task is None and not self._closed:
+        if delivery.task is None and not self._closing.is_set():
             delivery.task = asyncio.create_task(self._run(name, delivery), name="announce")
 
     async def _run(self, name: str, delivery: _Delivery) -> None:
         """Until nothing waits at the place, or the process ends."""
-        while delivery.partitions and not self._closed:
+        while delivery.partitions and not self._closing.is_set():
             partition, repeated = next(iter(delivery.partitions.items()))
             del delivery.partitions[partition]
             self.promises.keep(name)
@@ -227,7 +227,10 @@ class Announcements:
             error=type(error).__name__,
             pause_s=pause_s,
         )
-        await asyncio.sleep(pause_s)
+        # A process that ends has nothing to wait for: what is left, another one delivers.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._closing.wait()
 
     async def _deliver(self, where: _Where, partition: str, *, repeated: bool) -> None:
         """Everything that waits in a partition, or wherever it was moved to since."""

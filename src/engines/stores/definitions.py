@@ -363,7 +363,11 @@ class Definitions:
             record = make(None if former is None else former.record)
             draft, wanted = step.draft(record, former, self._announcements)
             if wanted and await documents.get_many(partition, wanted):
-                raise step.taken()
+                lost = step.taken()
+                if await documents.get_many(partition, keys) == found:
+                    raise lost
+                # Who took the slug since the first read may be this same request, or this definition.
+                continue
             try:
                 return await records.write(
                     documents, partition, step.key, draft, replaced=head, created=not is_live, request=request
