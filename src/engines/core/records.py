@@ -107,7 +107,13 @@ async def replace(
         if request is not None and marker_doc is not None:
             return replayed(key, marker_doc, request)
         standing = _if_live(doc, is_live)
-        condition.check(standing)
+        try:
+            condition.check(standing)
+        except PreconditionFailed:
+            if (marker_doc := await _late_marker(documents, partition, request)) is None:
+                raise
+            assert request is not None
+            return replayed(key, marker_doc, request)
         try:
             return await write(
                 documents,
@@ -146,9 +152,16 @@ async def remove(
             first_answer(marker_doc, request)
             return True
         doc = _if_live(doc, is_live)
-        condition.check(doc)
-        if doc is None:
-            raise NotFound("there is no such record")
+        try:
+            condition.check(doc)
+            if doc is None:
+                raise NotFound("there is no such record")
+        except (PreconditionFailed, NotFound):
+            if (marker_doc := await _late_marker(documents, partition, request)) is None:
+                raise
+            assert request is not None
+            first_answer(marker_doc, request)
+            return True
         ops: list[Op] = [Delete(key, Match(doc.version)), *(also(doc) if also else ())]
         if request is not None:
             ops.append(marker_put(request, now=documents.now()))
@@ -173,6 +186,15 @@ async def _read(
     keys = (key,) if request is None else (key, request.key)
     found = await documents.get_many(partition, keys)
     return found.get(key), found.get(keys[-1]) if request is not None else None
+
+
+async def _late_marker(documents: Documents, partition: str, request: Request | None) -> Doc | None:
+    """The marker, looked for again before a refusal.
+
+    What a driver reads of several keys need not be of one moment, so a request that is landing may have
+    shown its record and not yet its marker. One write made both: whoever saw the one finds the other now.
+    """
+    return None if request is None else await documents.get(partition, request.key)
 
 
 def _if_live(doc: Doc | None, is_live: Callable[[Doc], bool] | None) -> Doc | None:

@@ -1,0 +1,72 @@
+"""Records under reads that are not of one moment, as DynamoDB's batch reads are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from engines.core.idempotency import Request, identify
+from engines.core.records import Condition, Draft, create, remove, replace
+from engines.errors import NotFound, PreconditionFailed
+from engines.ports.documents import Doc
+from tests.core.conftest import NewDocuments
+
+PARTITION = "notes.t_a.prod.0"
+KEY = "n!ada!1"
+
+
+def keyed(name: str) -> Request:
+    return identify(name, body=b"{}")
+
+
+def torn(driver: object, monkeypatch: pytest.MonkeyPatch, between: Callable[[], Awaitable[object]]) -> None:
+    """The next read of several keys reads the last of them, then something lands, then the others."""
+    get = driver.get  # type: ignore[attr-defined]
+
+    async def read_in_two(partition: str, keys: Sequence[str]) -> dict[str, Doc]:
+        if len(keys) == 1:
+            return await get(partition, keys)  # type: ignore[no-any-return]
+        monkeypatch.undo()
+        last = await get(partition, keys[-1:])
+        await between()
+        return {**last, **await get(partition, keys[:-1])}
+
+    monkeypatch.setattr(driver, "get", read_in_two)
+
+
+async def test_a_repeat_that_meets_its_first_as_it_lands_is_no_failed_condition(
+    new_documents: NewDocuments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents, driver = await new_documents()
+    made = await create(documents, PARTITION, KEY, Draft('"one"'))
+    condition = Condition(versions=(made.doc.version,))
+
+    async def change(request: Request = keyed("a")) -> bool:
+        written = await replace(
+            documents, PARTITION, KEY, lambda _: Draft('"two"'), condition=condition, request=request
+        )
+        assert written.doc.body == '"two"'
+        return written.replayed
+
+    torn(driver, monkeypatch, change)
+    assert await change()
+    with pytest.raises(PreconditionFailed):
+        await change(keyed("b"))
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+async def test_so_is_one_that_finds_its_record_removed(
+    new_documents: NewDocuments, monkeypatch: pytest.MonkeyPatch, *, conditional: bool
+) -> None:
+    documents, driver = await new_documents()
+    made = await create(documents, PARTITION, KEY, Draft('"one"'))
+    condition = Condition(versions=(made.doc.version,) if conditional else ())
+
+    async def delete(request: Request = keyed("a")) -> bool:
+        return await remove(documents, PARTITION, KEY, condition=condition, request=request)
+
+    torn(driver, monkeypatch, delete)
+    assert await delete()
+    with pytest.raises(PreconditionFailed if conditional else NotFound):
+        await delete(keyed("b"))
