@@ -20,6 +20,9 @@ def keyed(name: str) -> Request:
     return identify(name, body=b"{}")
 
 
+FIRST = keyed("a")
+
+
 def torn(driver: object, monkeypatch: pytest.MonkeyPatch, between: Callable[[], Awaitable[object]]) -> None:
     """The next read of several keys reads the last of them, then something lands, then the others."""
     get = driver.get  # type: ignore[attr-defined]
@@ -42,7 +45,7 @@ async def test_a_repeat_that_meets_its_first_as_it_lands_is_no_failed_condition(
     made = await create(documents, PARTITION, KEY, Draft('"one"'))
     condition = Condition(versions=(made.doc.version,))
 
-    async def change(request: Request = keyed("a")) -> bool:
+    async def change(request: Request = FIRST) -> bool:
         written = await replace(
             documents, PARTITION, KEY, lambda _: Draft('"two"'), condition=condition, request=request
         )
@@ -63,7 +66,7 @@ async def test_so_is_one_that_finds_its_record_removed(
     made = await create(documents, PARTITION, KEY, Draft('"one"'))
     condition = Condition(versions=(made.doc.version,) if conditional else ())
 
-    async def delete(request: Request = keyed("a")) -> bool:
+    async def delete(request: Request = FIRST) -> bool:
         return await remove(documents, PARTITION, KEY, condition=condition, request=request)
 
     torn(driver, monkeypatch, delete)
