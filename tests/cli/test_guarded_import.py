@@ -231,6 +231,7 @@ def test_a_decision_an_entry_and_a_measurement_too_many_are_told(
         client.budget.record(
             NewUsage(tool="ping", units=1, cost=Decimal("0.0000000000000000001"), currency="USD")
         )
+        client.budget.record(NewUsage(units=0, cost=Decimal(0), currency="USD", note="0/0"))
         client.kpis.measure(f"{project}-success", 1.0, labels={"dataset": project, "run": "1/1"})
         client.kpis.measure(f"{project}-success", 1.0)
     done = engines(*options(lab, project))
@@ -238,6 +239,9 @@ def test_a_decision_an_entry_and_a_measurement_too_many_are_told(
     assert done.json["verified"]["difference_count"] == 0
     assert differences(done) == [
         ("decision", "doubled"),
+        ("ledger entry", "different"),
+        ("ledger entry", "doubled"),
+        ("ledger entry", "unexpected"),
         ("measurement", "different"),
         ("measurement", "doubled"),
         ("measurement", "unexpected"),
@@ -277,7 +281,8 @@ def test_what_was_never_replayed_is_told_as_missing(engines: Engines, lab: LabPr
     with client_of(lab, "member", project) as client:
         assert client.kpis.reading(f"{project}-success").count == 1
     assert differences(engines(*options(lab, f"{project}-x", "--project", project, "--limit", "0"))) == [
-        ("measurement", "unexpected")
+        *[("ledger entry", "unexpected")] * 4,
+        ("measurement", "unexpected"),
     ]
 
 

@@ -14,7 +14,9 @@ from engines.control.directory import Directory
 from engines.control.products import apps, projects, surfaces
 from engines.control.records import App, Issuer, Mode, Project, Surface, Tenant, User, UserIdentity
 from engines.control.service import Service
-from engines.control.tables import KEYS
+from engines.control.store import Actor
+from engines.control.subjects import DataSubjects
+from engines.control.tables import KEYS, PROJECTS
 from engines.control.tenants import Members, Modes, Tenants, Users
 from engines.core.records import Condition
 from engines.core.secrets import Secrets
@@ -274,3 +276,20 @@ async def test_two_admins_at_once_lose_no_change(service: Service) -> None:
     assert not [result for result in results if isinstance(result, EnginesError)]
     listed = await Users(service).list(ADMIN, limit=1000)
     assert {f"v{number}" for number in range(8)} <= {item.record.user_id for item in listed.items}
+
+
+@pytest.mark.parametrize("count", [0, 3])
+async def test_what_a_user_changed_waits_until_the_spine_is_told(service: Service, count: int) -> None:
+    subjects = DataSubjects(service, Members(service), Keys(service), CLOCK)
+
+    async def build(_: Project | None) -> Project:
+        return Project(project_id="p", name="P")
+
+    for number in range(count + 2):
+        who = "ada" if number < count else "bob"
+        actor = Actor(user_id=who, tenant_id="t_a", request_id="r", tenants=("t_a", "t_b"))
+        await service.store.put(PROJECTS, ["t_a", f"p{number}"], build, actor=actor)
+    for tenant_id in ("t_a", "t_b"):
+        assert await subjects.waiting(context(tenant_id), "ada") == count
+        assert await subjects.waiting(context(tenant_id), "bob") == 2
+    assert await subjects.waiting(context("t_c"), "ada") == 0

@@ -25,8 +25,9 @@ from engines.routing.sides import each
 from engines.safety.asks import EvaluationInput
 from engines.scope import RequestContext
 from engines.stores.analytics_events import NewAnalyticsEvent
-from engines.stores.approval_records import ApprovalInput
+from engines.stores.approval_records import AnswerInput, ApprovalInput
 from engines.stores.blackboard import BlackboardInput
+from engines.stores.budget_policy import Limit, PolicyInput
 from engines.stores.budget_records import UsageInput
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
@@ -34,6 +35,7 @@ from engines.stores.events import NewEvent
 from engines.stores.kpi_records import MeasurementInput
 from engines.stores.memory import MemoryInput
 from engines.stores.notes import NoteInput
+from engines.stores.strategy_locks import LockDecisionInput, LockReview
 from engines.stores.tables import TableRowInput
 from tests.contexts import ADMIN, context
 from tests.moves.conftest import Open, make_deployment, sqlite_backend
@@ -108,6 +110,9 @@ async def leave_everything(process: engines.Engines, who: RequestContext) -> Non
         events = [NewEvent(event_type="note", payload={"n": start + n}) for n in range(40)]
         await me.spine.append(who, events)
     await me.streams.append(who, "shared", [NewEvent(event_type="note", payload={"by": name})])
+    if who is ADA:
+        limit = Limit(limit_id="all", period="total", hard="100")
+        await me.budget.put_policy(who, PolicyInput(currency="EUR", limits=(limit,)))
     await me.budget.record(who, UsageInput(cost="1.25", currency="EUR", note=f"{name}'s lunch"))
     await me.analytics.ingest(who, [NewAnalyticsEvent(platform="web", payload={"by": name})])
     await me.gates.evaluate(who, EvaluationInput(action="look", subject=name))
@@ -129,12 +134,23 @@ async def _define(process: engines.Engines, who: RequestContext) -> None:
     await definitions.put(who, SCHEMA_NAMED["kpis"], of, kpi, condition=NEW)
     await process.kpis.measure(who, of, MeasurementInput(value=1))
     asked = ApprovalInput(
-        action="refund", subject="order-1", reason=f"{who.user_id} asks", class_id="payments"
+        action="refund", subject=f"order of {who.user_id}", reason=f"{who.user_id} asks", class_id="payments"
     )
     await process.approvals.request(who, asked)
 
 
 Found = dict[tuple[str, str, str], Doc]
+
+
+async def decide(process: engines.Engines) -> None:
+    """Ada approves a strategy lock of Bob's, and the owner answers what each of them asked."""
+    lock = DefinitionInput(json_blob={"allowed_actions": ["*"]})
+    await process.definitions.put(BOB, SCHEMA_NAMED["strategy-locks"], "lock", lock, condition=NEW)
+    review = LockReview(verdict="pass", reviewers=(ADA.user_id, "eve"), note=f"{ADA.user_id} likes it")
+    said = LockDecisionInput(note=f"says {ADA.user_id}", review=review)
+    await process.strategy_locks.approve(ADA, "lock", said, condition=Condition(versions=("*",)))
+    for asked in (await process.approvals.list(OWNER)).items:
+        await process.approvals.answer(OWNER, asked.approval_id, AnswerInput(answer="yes"))
 
 
 async def all_documents(process: engines.Engines, tenant: RequestContext) -> Found:

@@ -11,15 +11,17 @@ import pytest
 
 import engines
 from engines.control import subjects
-from engines.control.records import Project
+from engines.control.records import Project, Surface
 from engines.core.listing import Window
 from engines.core.records import Condition
 from engines.drivers.registry import DOCUMENT_DRIVERS
-from engines.errors import Conflict, Forbidden, NotFound
+from engines.errors import Conflict, Forbidden, NotFound, Throttled
 from engines.routing import erasures
 from engines.scope import RequestContext, RouteScope
 from engines.stores import erasing
+from engines.stores.budget_records import HEAD_KEY, UsageInput
 from engines.stores.budget_summary import SummaryQuery
+from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.erasing import ERASED, Taken
 from engines.stores.event_records import Event
 from engines.stores.events import EventFilter
@@ -35,6 +37,7 @@ from tests.erasing.conftest import (
     Found,
     Open,
     all_documents,
+    decide,
     join,
     leave_everything,
     make_deployment,
@@ -99,6 +102,7 @@ async def test_all_of_a_users_goes_and_nothing_of_anybody_elses(
         for who in (ADA, BOB):
             await join(process, who)
             await leave_everything(process, who)
+        await decide(process)
         await process.announcements.close()
         before = await all_documents(process, OWNER)
         bobs = await events_of(process, BOB)
@@ -108,6 +112,8 @@ async def test_all_of_a_users_goes_and_nothing_of_anybody_elses(
         after = await all_documents(process, OWNER)
         touched = mentioning(before, NAME)
         untouched = {at: doc for at, doc in beside_the_spine(before).items() if at not in touched}
+        # Of the budget's head only what it says of the policy, which she wrote.
+        del untouched[next(at for at in untouched if at[2] == HEAD_KEY)]
         assert len(untouched) > 30
         assert {at: after.get(at) for at in untouched} == untouched
         assert (await events_of(process, BOB))[: len(bobs)] == bobs
@@ -131,6 +137,11 @@ async def _check_what_is_shared(process: engines.Engines) -> None:
     assert (entry.user_id, entry.value, entry.version) == (ERASED, None, 2)
     approvals = {one.requested_by: one.reason for one in (await process.approvals.list(OWNER)).items}
     assert approvals == {ERASED: ERASED, "bob": "bob asks"}
+    assert (await process.budget.record(BOB, UsageInput(cost="1"))).record.position == 3
+    lock = (await process.definitions.get(BOB, SCHEMA_NAMED["strategy-locks"], "lock")).state
+    assert lock is not None
+    assert (lock["status"], lock["proposed_by"], lock["decided_by"]) == ("approved", ["bob"], ERASED)
+    assert lock["review"]["reviewers"] == [ERASED, "eve"]
 
 
 async def test_what_is_interrupted_anywhere_goes_on_and_ends(
@@ -277,6 +288,84 @@ async def test_a_move_that_left_a_copy_is_retired_first_and_a_pass_beside_it_pro
     assert await process.subjects.complete(OWNER, NAME, clean) is None
     await erased(process)
     await check_gone(process)
+
+
+async def test_a_surface_of_another_mode_stands_in_nobodys_way(open_process: Open) -> None:
+    process = await open_process()
+    await join(process, ADA)
+    surface = Surface(surface_id="shop", os_id="engines", name="Shop", mode="saas")
+    await process.surfaces.create(ADMIN, surface)
+    await process.notes.create(ADA, NoteInput(content="x"))
+    await erased(process)
+
+
+async def test_who_is_let_in_again_meanwhile_is_not_called_erased(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await open_process()
+    await join(process, ADA)
+    complete = process.subjects.complete
+    let_in: list[Any] = []
+
+    async def complete_late(*args: Any) -> Any:
+        if not let_in:
+            await process.members.put(OWNER, "t_a", NAME, "member")
+            await process.members.accept(NAME, "t_a", request_id="r")
+            let_in.append(await process.notes.create(ADA, NoteInput(content="back")))
+            done = await complete(*args)
+            assert done is None, "she belongs to the tenant"
+            return done
+        return await complete(*args)
+
+    monkeypatch.setattr(process.subjects, "complete", complete_late)
+    await erased(process, call_s=2.0)
+    with pytest.raises(NotFound):
+        await process.notes.get(ADA, let_in[0].record.note_id)
+
+
+async def test_an_earlier_call_does_not_end_a_later_erasure(open_process: Open) -> None:
+    process = await open_process()
+    await join(process, ADA)
+    earlier = (await process.subjects.begin(OWNER, NAME)).record.erasure
+    assert earlier is not None
+    await process.members.put(OWNER, "t_a", NAME, "member")
+    later = (await process.subjects.begin(OWNER, NAME)).record.erasure
+    assert later is not None
+    assert later.final_from_s > earlier.final_from_s
+    passed = msgspec.structs.replace(earlier, pass_began_s=process.clock.now())
+    assert await process.subjects.complete(OWNER, NAME, passed) is None
+    assert (await process.subjects.keep(OWNER, NAME, passed)).record.erasure == later
+
+
+async def test_what_the_control_plane_is_still_to_tell_of_them_is_waited_for(
+    open_process: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message of hers may be delivered after a pass read the spine: such a pass proves nothing."""
+    process = await open_process()
+    await join(process, ADA)
+    await erased(process)
+    counted = [1, 1, 0, 0, 0]
+
+    async def waiting(*_: Any) -> int:
+        return counted.pop(0)
+
+    monkeypatch.setattr(process.subjects, "waiting", waiting)
+    stored = await process.erasures.erase(OWNER, NAME)
+    assert stored.record.erasure is not None
+    assert (stored.record.erasure.state, stored.record.erasure.passes) == ("erased", 3)
+
+
+async def test_one_tenant_has_one_at_a_time_and_a_process_few(open_process: Open) -> None:
+    process = await open_process()
+    await join(process, ADA)
+    await join(process, BOB)
+    first = asyncio.create_task(process.erasures.erase(OWNER, NAME))
+    await asyncio.sleep(0)
+    with pytest.raises(Throttled) as refused:
+        await process.erasures.erase(OWNER, "bob")
+    assert refused.value.retry_after_s
+    await first
+    await erased(process, "bob")
 
 
 async def test_who_may(open_process: Open) -> None:

@@ -44,11 +44,49 @@ def doc(key: str, body: Any) -> Doc:
         (catalogue.ANALYTICS, "x!spine-1!user_id!ada!000000000001", {}, GONE),
         (catalogue.TABLES, "t!a!b!c", {"record": {"user_id": "bob", "value": "ada"}}, None),
         (catalogue.TABLES, "t!a!b!c", {"record": {"surface_id": "ada"}}, None),
+        (catalogue.TABLES, "t!a!b!c", {"record": {"user_id": "bob", "value": {"user_id": "ada"}}}, None),
+        (catalogue.NOTES, "n!bob!1", {"record": {"user_id": "bob", "source": {"created_by": "ada"}}}, None),
         (
             catalogue.TABLES,
             "t!a!b!c",
-            {"record": {"user_id": "bob", "value": [{"created_by": "ada", "value": 1}]}},
-            {"record": {"user_id": "bob", "value": [{"created_by": ERASED, "value": 1}]}},
+            {"record": {"user_id": "ada", "value": {"user_id": "ada"}}},
+            {"record": {"user_id": ERASED, "value": {"user_id": "ada"}}},
+        ),
+        (
+            catalogue.FIREARMS,
+            "d!firearms-grants!-!-!g",
+            {"record": {"user_id": "bob", "json_blob": {"class_id": "c", "user_id": "ada"}}},
+            {"record": {"user_id": "bob", "json_blob": {"class_id": "c", "user_id": ERASED}}},
+        ),
+        (
+            catalogue.FIREARMS,
+            "v!d!firearms-grants!-!-!g!0000000001",
+            {"record": {"user_id": "ada", "json_blob": None}},
+            {"record": {"user_id": ERASED, "json_blob": None}},
+        ),
+        (
+            catalogue.STRATEGY_LOCKS,
+            "d!strategy-locks!-!-!l",
+            {
+                "record": {
+                    "user_id": "bob",
+                    "state": {
+                        "decided_by": "ada",
+                        "note": "n",
+                        "review": {"reviewers": ["ada", "eve"], "note": "r"},
+                    },
+                }
+            },
+            {
+                "record": {
+                    "user_id": "bob",
+                    "state": {
+                        "decided_by": ERASED,
+                        "note": ERASED,
+                        "review": {"reviewers": [ERASED, "eve"], "note": ERASED},
+                    },
+                }
+            },
         ),
         (
             catalogue.STRATEGY_LOCKS,
@@ -62,12 +100,7 @@ def doc(key: str, body: Any) -> Doc:
             {"record": {"user_id": "ada", "value": {"a": 1}}, "oldest": 1},
             {"record": {"user_id": ERASED, "value": None}, "oldest": 1},
         ),
-        (
-            catalogue.BLACKBOARD,
-            "b!-!run!k",
-            {"record": {"user_id": "bob", "value": {"user_id": "ada", "value": 1}}, "oldest": 1},
-            {"record": {"user_id": "bob", "value": {"user_id": ERASED, "value": 1}}, "oldest": 1},
-        ),
+        (catalogue.BLACKBOARD, "b!-!r!k", {"record": {"user_id": "bob", "value": {"user_id": "ada"}}}, None),
         (
             catalogue.FIREARMS,
             "a!1",
@@ -181,10 +214,19 @@ async def test_faults_leave_nothing_behind_and_nothing_else_is_touched(
     assert (verified.ok, verified.redacted_count) == (True, 75)
 
 
-async def test_what_waits_to_be_told_is_left_and_counted(home: Home, walk: Walk) -> None:
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        {"event_type": "audit", "user_id": "ada", "payload": {}},
+        {"event_type": "audit", "user_id": "bob", "payload": {"requested_by": "ada"}},
+    ],
+)
+async def test_what_waits_to_be_told_is_left_and_counted(
+    home: Home, walk: Walk, waiting: dict[str, Any]
+) -> None:
     place = await home.place(catalogue.NOTES, ADA)
     (partition, *_) = await place.partitions()
-    message = encode_json({"event_type": "audit", "user_id": "ada", "payload": {}})
+    message = encode_json(waiting)
     key = join("o", "g", "r", "0000000001", "salt")
     await home.documents.write(partition, [Put(key, message, ABSENT)])
     assert await walk.passed(catalogue.NOTES) == 1

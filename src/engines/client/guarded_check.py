@@ -104,6 +104,7 @@ async def check_agreement(
     decisions = await _decisions(bound, dataset, after)
     _compare_decisions(agreement, counts, decisions)
     await _compare_ledger(agreement, bound, counts, decisions)
+    await _compare_entries(agreement, bound, counts, decisions, target)
     await _compare_kpi(agreement, bound, counts, dataset, target)
     await _compare_rewards(agreement, bound, counts, dataset, after)
     return agreement
@@ -193,6 +194,31 @@ async def _compare_ledger(
         ),
         Row("cost of the runs, cost in the ledger", _plain(counts.cost), _plain(summary.total.cost)),
     ]
+
+
+async def _compare_entries(
+    agreement: Agreement,
+    client: AsyncEngines,
+    counts: FileCounts,
+    decisions: Iterable[Event],
+    target: Target,
+) -> None:
+    """One entry of one unit for each call that happened, and the run's own cost for each that has one."""
+    used_calls = {
+        event.payload["subject"]: event.payload["action"].removeprefix(ACTION)
+        for event in decisions
+        if event.payload is not None and event.payload["result"] == "pass"
+    }
+    seen: Counter[str] = Counter()
+    async for entry in client.budget.each(project_id=target.project_id):
+        place = entry.note or entry.usage_id
+        seen[place] += 1
+        cost = Decimal(entry.cost)
+        is_call = (entry.tool, entry.units) == (used_calls.get(place), 1) and cost == 0
+        is_cost = (entry.tool, entry.units) == (None, 0) and cost == counts.costs.get(place)
+        if (place in used_calls and not is_call) or (place in counts.costs and not is_cost):
+            agreement.differ("ledger entry", place, "different")
+    _compare_places(agreement, "ledger entry", {**used_calls, **counts.costs}, seen)
 
 
 def _plain(amount: Decimal) -> str:

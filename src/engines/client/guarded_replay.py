@@ -260,8 +260,9 @@ class _Replay:
         )
         found: dict[str, Event] = {}
         async for event in events:
-            if event.payload is not None and event.payload["asked"].get("dataset") == dataset:
-                found.setdefault(event.payload["subject"], event)
+            said = event.payload
+            if said is not None and said["asked"].get("dataset") == dataset and not said["dry_run"]:
+                found.setdefault(said["subject"], event)
         return found
 
     async def _entered(self) -> frozenset[str]:

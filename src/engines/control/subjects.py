@@ -14,14 +14,16 @@ from typing import Final
 import msgspec
 
 from engines.clock import Clock, epoch_ms, timestamp
+from engines.codec import decode_json
 from engines.control.access import Keys
 from engines.control.moves import moves_of
 from engines.control.records import DataSubject, Erasure, Hold, Membership
 from engines.control.service import Service, actor, require_in_tenant
-from engines.control.store import Stored
+from engines.control.store import PARTITION, Stored
 from engines.control.tables import DATA_SUBJECTS, MEMBERSHIPS
 from engines.control.tenants import Members
 from engines.core.idempotency import Request
+from engines.core.keys import within
 from engines.core.records import ANYTHING, Condition
 from engines.errors import Conflict, NotFound
 from engines.scope import RequestContext
@@ -132,7 +134,7 @@ class DataSubjects:
                 await self._members.revoke(context, tenant_id, user_id)
         await self._revoke_keys(context, user_id)
         ended = await self._last_membership(tenant_id, user_id)
-        final_from_s = epoch_ms(ended.updated_at) / 1_000 + SETTLE_S
+        final_from_s = _final_from_s(ended)
         if found is not None and _goes_on(found.record.erasure, final_from_s):
             await self._moves(tenant_id)
             return found
@@ -150,6 +152,17 @@ class DataSubjects:
 
         return await self._put(context, user_id, build)
 
+    async def waiting(self, context: RequestContext, user_id: str) -> int:
+        """How many changes by the user the tenant's spine is still to be told of. Some reads."""
+        above, below = within("o", context.tenant_id)
+        count = 0
+        resume: str | None = above
+        while resume is not None:
+            page = await self._store.documents.scan(PARTITION, above=resume, below=below)
+            count += sum(_is_of(doc.body, user_id) for doc in page.docs)
+            resume = page.resume
+        return count
+
     async def check(self, context: RequestContext, user_id: str) -> None:
         """Whether the erasure may go on. One read. Raises Conflict (held)."""
         self._check_not_held(await self._store.read(DATA_SUBJECTS, context.tenant_id, user_id))
@@ -161,7 +174,7 @@ class DataSubjects:
             if existing is None or existing.erasure is None:
                 raise NotFound("nothing is being erased")
             self._check_record(existing)
-            if existing.erasure.began_at == erasure.began_at and existing.erasure.state == "erased":
+            if not _is_same(existing.erasure, erasure) or existing.erasure.state == "erased":
                 return existing
             return msgspec.structs.replace(existing, erasure=erasure)
 
@@ -184,23 +197,29 @@ class DataSubjects:
     ) -> Stored[DataSubject] | None:
         """Call it complete, if the pass that just ended proves that; None where another one has to.
 
-        That no kind was moved meanwhile holds when this is written.
+        That the user was not let in again, and no kind was moved meanwhile, holds when this is written.
         """
         if erasure.found or erasure.pass_began_s < erasure.final_from_s:
             return None
         done = msgspec.structs.replace(erasure, state="erased", erased_at=self._now(), step=None, after=None)
-        moved = False
+        is_proven = False
 
         async def build(existing: DataSubject | None) -> DataSubject:
-            nonlocal moved
+            nonlocal is_proven
             if existing is None or existing.erasure is None:
                 raise NotFound("nothing is being erased")
             self._check_record(existing)
-            moved = await self._moves(context.tenant_id) != erasure.moves
-            return existing if moved else msgspec.structs.replace(existing, erasure=done)
+            last = await self._last_membership(context.tenant_id, user_id)
+            is_proven = (
+                _is_same(existing.erasure, erasure)
+                and last.deleted
+                and _final_from_s(last) == erasure.final_from_s
+                and await self._moves(context.tenant_id) == erasure.moves
+            )
+            return msgspec.structs.replace(existing, erasure=done) if is_proven else existing
 
         stored = await self._put(context, user_id, build)
-        return None if moved else stored
+        return stored if is_proven else None
 
     async def moves(self, context: RequestContext) -> int:
         """How many moves the tenant ever had. Raises Conflict where one is under way or left a copy."""
@@ -259,5 +278,18 @@ class DataSubjects:
         return timestamp(self._clock.now())
 
 
+def _final_from_s(ended: Stored[Membership]) -> float:
+    return epoch_ms(ended.updated_at) / 1_000 + SETTLE_S
+
+
 def _goes_on(erasure: Erasure | None, final_from_s: float) -> bool:
     return erasure is not None and erasure.state == "running" and erasure.final_from_s == final_from_s
+
+
+def _is_same(standing: Erasure, erasure: Erasure) -> bool:
+    """Whether what stands is the erasure that a call works on, and no later one."""
+    return (standing.began_at, standing.final_from_s) == (erasure.began_at, erasure.final_from_s)
+
+
+def _is_of(message: str, user_id: str) -> bool:
+    return user_id in message and decode_json(message)["actor"]["user_id"] == user_id

@@ -20,7 +20,8 @@ from engines.catalogue import SERVED
 from engines.clock import Clock
 from engines.control.records import DataSubject, ErasedCounts, Erasure
 from engines.control.store import Stored
-from engines.control.subjects import DataSubjects
+from engines.control.subjects import ERASE, DataSubjects
+from engines.errors import Throttled
 from engines.routing.homes import Homes
 from engines.routing.routes import CONTROL_KINDS
 from engines.routing.sides import each
@@ -29,7 +30,11 @@ from engines.stores.erasing import Erasing, Step, Taken
 
 # A call does what it can in this time and says how far it is.
 CALL_S: Final = 8.0
+KEEP_S: Final = 3.0
 WAIT_S: Final = 0.25
+# Of one process; and of a tenant one.
+UNDER_WAY_MAX: Final = 4
+BUSY_RETRY_S: Final = 2.0
 STEPS_AT_ONCE: Final = 16
 KINDS_AT_ONCE: Final = 8
 _KINDS: Final = tuple(kind.name for kind in SERVED if kind.name not in CONTROL_KINDS)
@@ -43,6 +48,7 @@ class Erasures:
         self._homes = homes
         self._erasing = erasing
         self._clock = clock
+        self._under_way: set[str] = set()
 
     async def close(self) -> None:
         await self._erasing.close()
@@ -53,8 +59,19 @@ class Erasures:
         """End the user's membership and erase what they left, for about `call_s`; call again while `running`.
 
         Raises Forbidden, NotFound (never a member), Conflict (held; the caller's own data; a move that is
-        under way or left a copy), and what the backends raise: then what was done so far is done.
+        under way or left a copy), Throttled (this process has enough of them under way, or one of the
+        tenant's), and what the backends raise: then what was done so far is done.
         """
+        context.require_data(ERASE)
+        if context.tenant_id in self._under_way or len(self._under_way) >= UNDER_WAY_MAX:
+            raise Throttled("another erasure is under way", retry_after_s=BUSY_RETRY_S)
+        self._under_way.add(context.tenant_id)
+        try:
+            return await self._erase(context, user_id, call_s)
+        finally:
+            self._under_way.discard(context.tenant_id)
+
+    async def _erase(self, context: RequestContext, user_id: str, call_s: float) -> Stored[DataSubject]:
         stored = await self._subjects.begin(context, user_id)
         until_s = self._clock.monotonic() + call_s
         assert stored.record.erasure is not None
@@ -74,11 +91,19 @@ class Erasures:
         self, context: RequestContext, user_id: str, erasure: Erasure, until_s: float
     ) -> tuple[Erasure, bool]:
         """Go on with the present pass, by some pages at least, until it is whole or the time is over."""
+        if erasure.step is None:
+            waiting = await self._subjects.waiting(context, user_id)
+            erasure = msgspec.structs.replace(erasure, found=erasure.found + waiting)
+        kept_s = self._clock.monotonic()
         steps = [pair for pair in await self._steps(context) if pair[1].name >= (erasure.step or "")]
         for start in range(0, len(steps), STEPS_AT_ONCE):
             some = steps[start : start + STEPS_AT_ONCE]
             if start and self._clock.monotonic() >= until_s:
                 return msgspec.structs.replace(erasure, step=some[0][1].name, after=None), False
+            if start and self._clock.monotonic() - kept_s >= KEEP_S:  # So much at most is done again.
+                at_step = msgspec.structs.replace(erasure, step=some[0][1].name, after=None)
+                await self._subjects.keep(context, user_id, at_step)
+                kept_s = self._clock.monotonic()
             at = erasure
 
             async def take(pair: tuple[RequestContext, Step]) -> tuple[list[Taken], str | None]:

@@ -14,8 +14,7 @@ import msgspec
 from engines.control.records import Route
 from engines.control.store import ControlStore
 from engines.control.tables import SURFACES, TENANTS
-from engines.core.place import Place
-from engines.errors import MissingRoute
+from engines.errors import ForbiddenBackendClass, MissingRoute
 from engines.routing.router import Router
 from engines.routing.routes import own_routes
 from engines.scope import SYSTEM_TENANT, RequestContext
@@ -34,7 +33,8 @@ class Homes:
     async def of(self, context: RequestContext, kind: str) -> list[RequestContext]:
         """A context for each home of the kind in the context's tenant, in all envs, in a fixed order.
 
-        Where no route leads nothing lies, so that is no error. Raises what opening a backend raises.
+        Where no route leads nothing lies, and nothing where a surface's mode forbids it: those are passed
+        over. Raises ForbiddenBackendClass for the tenant's own mode, and what opening a backend raises.
         """
         routes = await own_routes(self._store, context.tenant_id, kind)
         if context.tenant_id != SYSTEM_TENANT:
@@ -48,16 +48,16 @@ class Homes:
                     context, env=env, mode=mode, surface_id=NO_SURFACE, app_id=None, project_id=None
                 )
                 for home in _scoped(at, routes):
-                    place = await self._place(kind, home)
-                    if place is not None:
-                        found.setdefault((env, place.backend_id, place.generation), home)
+                    try:
+                        place = await self._router.place(kind, home)
+                    except MissingRoute:
+                        continue
+                    except ForbiddenBackendClass:
+                        if mode == tenant.mode:
+                            raise
+                        continue
+                    found.setdefault((env, place.backend_id, place.generation), home)
         return [found[key] for key in sorted(found)]
-
-    async def _place(self, kind: str, home: RequestContext) -> Place | None:
-        try:
-            return await self._router.place(kind, home)
-        except MissingRoute:
-            return None
 
     async def _modes_of_surfaces(self) -> set[str]:
         modes: set[str] = set()

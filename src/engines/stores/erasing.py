@@ -4,13 +4,15 @@ Owns the rules, one document or event at a time:
 
 - a document whose key says that it is the user's alone is removed: a note, an entry of session memory, a row
   of a table that is called by the user's id, a posting of an index that lists the user's events;
-- in every other document the user's id gives way to `ERASED` where a member names a person (`user_id`,
-  `created_by` and the like), and what the user wrote there in their own words is emptied (`_OWN_WORDS`);
-- an event that the user appended is redacted: its place and digest stay, so the log still verifies;
-- a message that waits to become an event is left, and counted: it is redacted once it was delivered.
+- in every other record the user's id gives way to `ERASED` where a member of the record's own names a person
+  (`user_id`, `created_by` and the like), and what the user wrote there in their own words is emptied
+  (`_OWN_WORDS`); what a record holds for its tenant (values, contents, blobs) is not looked into;
+- an event that the user appended is redacted, and so is one of the server's that says what they asked for:
+  its place and digest stay, so the log still verifies;
+- a message that waits to become such an event is left, and counted: it is redacted once it was delivered.
 
-What others wrote keeps its bytes and its version. Leaves which places there are, in which order and how far
-it is to `routing/erasures.py`, and who may ask to `control/subjects.py`.
+A record that does not name the user keeps its bytes and its version. Leaves which places there are, in which
+order and how far it is to `routing/erasures.py`, and who may ask to `control/subjects.py`.
 """
 
 from __future__ import annotations
@@ -25,15 +27,17 @@ from engines import catalogue
 from engines.clock import Clock
 from engines.codec import decode_json, encode_json, escaped_bytes
 from engines.core.chain import Address, Chain
+from engines.core.documents import Documents
 from engines.core.index import index_partitions
 from engines.core.keys import SEPARATOR
 from engines.core.log import SEGMENT_SIZE_DEFAULT
 from engines.core.place import Place, Places
 from engines.core.transfer import EVERYTHING_ABOVE, EVERYTHING_BELOW, stream_names
-from engines.errors import Conflict, Unavailable
+from engines.errors import Conflict, Corrupt, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import Delete, Doc, Match, Op, Put
 from engines.scope import RequestContext
+from engines.stores.budget_records import HEAD, HEAD_KEY, POLICY_KEY
 from engines.stores.open_logs import OpenLogs
 
 # Stands where an id stood; no user can be called so.
@@ -46,7 +50,7 @@ REDACTIONS_AT_ONCE: Final = 20
 WRITE_OPS: Final = 50
 WRITE_BYTES: Final = 512 * 1024
 
-# Members that name a person, wherever they stand in a document.
+# Members of a record's own that name a person, or several.
 _PEOPLE: Final = frozenset(
     {
         "user_id",
@@ -56,8 +60,11 @@ _PEOPLE: Final = frozenset(
         "answered_by",
         "proposed_by",
         "decided_by",
+        "reviewers",
     }
 )
+# Where a record's own members stand: in it, and in these members of it.
+_OWN_PARTS: Final = ("record", "answer", "state", "review")
 # Which parts of a key say whose a document is, by the key's first part.
 _OWNERS: Final[Mapping[str, Mapping[str, slice]]] = {
     catalogue.NOTES: {"n": slice(1, 2)},
@@ -69,10 +76,16 @@ _OWN_WORDS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     catalogue.BLACKBOARD: {"user_id": {"value": None}},
     catalogue.BUDGET: {"user_id": {"note": ERASED}},
     catalogue.FIREARMS: {
-        "requested_by": {"reason": ERASED, "context": {}},
+        "requested_by": {"subject": ERASED, "reason": ERASED, "context": {}},
         "answered_by": {"note": ERASED},
     },
+    catalogue.STRATEGY_LOCKS: {
+        "decided_by": {"note": ERASED},
+        "reviewers": {"note": ERASED},
+    },
 }
+# A grant is about a user, and says so in its blob.
+_GRANTS: Final = "d!firearms-grants!", "v!d!firearms-grants!"
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +98,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        return f"{self.place} {self.what} {self.target}"
+        """In the order in which they are taken: what waits in a document may become an event meanwhile, and
+        is met as the one or the other where documents come first."""
+        return f"{'2' if self.what == 'log' else '1'} {self.place} {self.target}"
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,8 +135,9 @@ class Erasing:
         if known.family == "log" or known.has_streams:
             for partition in partitions:
                 streams += await stream_names(place.documents, partition)
-        for stream in streams:
-            partitions += await index_partitions(await _chain(place, stream))
+        if kind == catalogue.EVENT_SPINE:
+            for stream in streams:
+                partitions += await index_partitions(await _chain(place, stream))
         named = name_of(place)
         return [
             *(Step(kind=kind, what="log", target=stream, place=named) for stream in streams),
@@ -152,7 +168,7 @@ class Erasing:
         for batch in _batches(ops):
             try:
                 async with self._changing(context, step) as place:
-                    await place.documents.write(step.target, batch)
+                    await _write(place.documents, step, batch)
             except Conflict:  # One of them was changed meanwhile: the next pass meets what it is then.
                 waiting += len(batch)
             else:
@@ -206,9 +222,24 @@ def erased(kind: str, doc: Doc, user_id: str) -> Op | None:
     if doc.key.startswith("k" + SEPARATOR) and _names(body.get("answer"), "user_id", user_id):
         return Delete(doc.key, Match(doc.version))  # Nobody is left who may repeat that request.
     without = _without(body, user_id, _OWN_WORDS.get(kind, {}))
+    if doc.key.startswith(_GRANTS):
+        without["record"]["json_blob"] = _without(without["record"]["json_blob"], user_id, {})
     if without == body:
         return None
     return Put(doc.key, encode_json(without), Match(doc.version), expires_at=doc.expires_at)
+
+
+async def _write(documents: Documents, step: Step, batch: Sequence[Op]) -> None:
+    """A budget's head names the version of its policy, so the two are written together."""
+    ops, write_id = list(batch), documents.new_write_id()
+    if step.kind == catalogue.BUDGET and any(op.key == POLICY_KEY for op in batch):
+        doc = await documents.get(step.target, HEAD_KEY)
+        if doc is None:
+            raise Corrupt("a budget has a policy and no head")
+        head = HEAD.decode(doc.body)
+        head.policy = write_id
+        ops.append(Put(HEAD_KEY, HEAD.encode(head), Match(doc.version)))
+    await documents.write(step.target, ops, write_id=write_id)
 
 
 def _check_same(place: Place, step: Step) -> None:
@@ -236,7 +267,13 @@ def _is_message_by(doc: Doc, user_id: str) -> bool:
 
 
 def _is_by(body: str, user_id: str) -> bool:
-    return user_id in body and _names(decode_json(body), "user_id", user_id)
+    """Whether the user appended an event, or the server says in it what they asked for."""
+    if user_id not in body:
+        return False
+    event = decode_json(body)
+    if _names(event, "user_id", user_id):
+        return True
+    return event.get("event_type") == "audit" and _names(event.get("payload"), "requested_by", user_id)
 
 
 def _names(value: Any, member: str, user_id: str) -> bool:
@@ -247,14 +284,12 @@ def _names(value: Any, member: str, user_id: str) -> bool:
 
 
 def _without(value: Any, user_id: str, own_words: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The same value without the user. `own_words` counts in the record itself, not in what it holds."""
-    if isinstance(value, list):
-        return [_without(item, user_id, {}) for item in value]
+    """A record without the user."""
     if not isinstance(value, dict):
         return value
     emptied: dict[str, Any] = {}
     for member, words in own_words.items():
-        if value.get(member) == user_id:
+        if value.get(member) == user_id or user_id in _listed(value.get(member)):
             emptied.update((name, empty) for name, empty in words.items() if name in value)
     without: dict[str, Any] = {}
     for name, item in value.items():
@@ -263,8 +298,12 @@ def _without(value: Any, user_id: str, own_words: Mapping[str, Mapping[str, Any]
         elif name in _PEOPLE:
             without[name] = _unnamed(item, user_id)
         else:
-            without[name] = _without(item, user_id, own_words if name in ("record", "answer") else {})
+            without[name] = _without(item, user_id, own_words) if name in _OWN_PARTS else item
     return without
+
+
+def _listed(item: Any) -> list[Any]:
+    return item if isinstance(item, list) else []
 
 
 def _unnamed(item: Any, user_id: str) -> Any:
