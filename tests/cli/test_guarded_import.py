@@ -338,6 +338,10 @@ async def test_wherever_a_replay_was_left_it_is_taken_up_there(
         else:
             is_over = True
         monkeypatch.setattr(module, "KEYS", "agent-run")
+        # A rehearsal is no decision of the call that it is about.
+        about = member.bound(project_id=name, run_id=runs[0].plan.run_id, step_id=runs[0].calls[0].step_id)
+        first = runs[0].calls[0]
+        await about.gates.evaluate(first.action, subject=first.subject, details=first.details, dry_run=True)
         await guarded_replay(member, runs, target, clock=SystemClock())
         agreement = await check_agreement(member, counts, name, plans, target)
         assert agreement.agrees, f"left after {writes} writes: {agreement}"

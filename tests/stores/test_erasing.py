@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -22,6 +22,7 @@ from tests.stores.ticking import ticking
 
 ADA, BOB = context(user_id="ada"), context(user_id="bob")
 GONE = "gone"
+WHATS: tuple[Literal["documents", "log"], ...] = ("documents", "log")
 
 
 def doc(key: str, body: Any) -> Doc:
@@ -142,6 +143,17 @@ def test_what_becomes_of_a_document(kind: str, key: str, body: Any, expected: An
         assert isinstance(op, Put)
         assert json.loads(op.body) == expected
         assert op.expires_at == 1_900_000_000
+
+
+def test_documents_come_before_logs_whatever_they_are_called() -> None:
+    """What waits in a document to be told is met there, or in the log that is read afterwards."""
+    steps = [
+        Step(kind=kind, what=what, target="t", place=f"{kind} prod a 0")
+        for kind in ("a_store", "event_spine", "z_store")
+        for what in WHATS
+    ]
+    ordered = sorted(steps, key=lambda step: step.name)
+    assert [step.what for step in ordered] == ["documents"] * 3 + ["log"] * 3
 
 
 class Walk:

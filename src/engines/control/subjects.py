@@ -211,9 +211,7 @@ class DataSubjects:
             self._check_record(existing)
             last = await self._last_membership(context.tenant_id, user_id)
             is_proven = (
-                _is_same(existing.erasure, erasure)
-                and last.deleted
-                and _final_from_s(last) == erasure.final_from_s
+                _final_from_s(last) == erasure.final_from_s
                 and await self._moves(context.tenant_id) == erasure.moves
             )
             return msgspec.structs.replace(existing, erasure=done) if is_proven else existing
