@@ -356,6 +356,7 @@ def test_an_interrupt_ends_a_command_without_a_traceback(tmp_path: Path) -> None
         process = start_engines("tenants", "list", "--url", url, "--token", "x", cwd=tmp_path)
         connection, _ = silent.accept()
         with connection:
+            assert connection.recv(1), "it asked, so now it waits"
             os.kill(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=30)
     assert process.returncode == 130
