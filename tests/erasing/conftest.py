@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 
@@ -38,7 +35,14 @@ from engines.stores.notes import NoteInput
 from engines.stores.strategy_locks import LockDecisionInput, LockReview
 from engines.stores.tables import TableRowInput
 from tests.contexts import ADMIN, context
-from tests.moves.conftest import Open, make_deployment, sqlite_backend
+from tests.moves.conftest import (
+    Open,
+    control_plane_url,
+    make_deployment,
+    open_process,
+    sqlite_backend,
+    stack,
+)
 
 KINDS = tuple(kind for kind in SERVED if kind.name not in CONTROL_KINDS)
 NEW = Condition(absent=True)
@@ -54,25 +58,6 @@ __all__ = ["Open", "control_plane_url", "make_deployment", "open_process", "sqli
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's request is under way here, so no erasure waits for one to end."""
     monkeypatch.setattr(subjects, "SETTLE_S", 0.0)
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def control_plane_url(tmp_path: Path) -> str:
-    url = f"sqlite://{tmp_path}/control.db"
-    await make_deployment(url, sqlite_backend(tmp_path, "a"), sqlite_backend(tmp_path, "b"))
-    return url
-
-
-@pytest.fixture
-def open_process(control_plane_url: str, stack: AsyncExitStack) -> Open:
-    """Each call is another process of the deployment, in this one."""
-    return lambda: stack.enter_async_context(engines.open(control_plane_url))
 
 
 async def join(process: engines.Engines, who: RequestContext, role: str = "member") -> None:

@@ -247,12 +247,12 @@ class PartitionTransfer:
 
     async def _write(self, ops: Sequence[Op], *, copied_to: str | None = None) -> None:
         """Write at the target behind the fence. The mark moves with the last batch, when all is there."""
-        batches = list(_batches(ops))
-        if copied_to is not None and not batches:
-            batches = [[]]
-        for number, batch in enumerate(batches, 1):
+        parts = list(batches(ops))
+        if copied_to is not None and not parts:
+            parts = [[]]
+        for number, batch in enumerate(parts, 1):
             fence = self._fence
-            if copied_to is not None and number == len(batches):
+            if copied_to is not None and number == len(parts):
                 fence = msgspec.structs.replace(fence, copied_to=copied_to)
             put = Put(FENCE_KEY, _FENCE.encode(fence), Match(self._fence_version))
             try:
@@ -327,7 +327,7 @@ class LogTransfer:
             there = await self._source.documents.get_many(self._source.partition(segment), keys)
             found += there.values()
         # Markers first: a commit that is there says that they are.
-        for batch in _batches([_if_new(doc) for doc in (*found, *docs)]):
+        for batch in batches([_if_new(doc) for doc in (*found, *docs)]):
             await self._put(self._target.partition(segment), batch)
         self._tally.add(docs)
 
@@ -369,13 +369,15 @@ def _if_new(doc: Doc) -> Put:
     return Put(doc.key, doc.body, ABSENT, expires_at=doc.expires_at, write_id=doc.version)
 
 
-def _batches(ops: Sequence[Op]) -> Iterator[list[Op]]:
+def batches(
+    ops: Sequence[Op], *, ops_max: int = BATCH_OPS, bytes_max: int = BATCH_BYTES
+) -> Iterator[list[Op]]:
     """Successive parts of `ops`, each within one write."""
     batch: list[Op] = []
     size = 0
     for op in ops:
         op_bytes = escaped_bytes(op.body) if isinstance(op, Put) else 0
-        if batch and (len(batch) == BATCH_OPS or size + op_bytes > BATCH_BYTES):
+        if batch and (len(batch) == ops_max or size + op_bytes > bytes_max):
             yield batch
             batch, size = [], 0
         batch.append(op)

@@ -18,21 +18,21 @@ order and how far it is to `routing/erasures.py`, and who may ask to `control/su
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
 from engines import catalogue
 from engines.clock import Clock
-from engines.codec import decode_json, encode_json, escaped_bytes
+from engines.codec import decode_json, encode_json
 from engines.core.chain import Address, Chain
 from engines.core.documents import Documents
 from engines.core.index import index_partitions
 from engines.core.keys import SEPARATOR
 from engines.core.log import SEGMENT_SIZE_DEFAULT
 from engines.core.place import Place, Places
-from engines.core.transfer import EVERYTHING_ABOVE, EVERYTHING_BELOW, stream_names
+from engines.core.transfer import EVERYTHING_ABOVE, EVERYTHING_BELOW, batches, stream_names
 from engines.errors import Conflict, Corrupt, Unavailable
 from engines.ids import Ids
 from engines.ports.documents import Delete, Doc, Match, Op, Put
@@ -165,7 +165,7 @@ class Erasing:
         docs = (doc for doc in page.docs if not _is_kept_for_itself(doc.key))
         ops = [op for doc in docs if (op := erased(step.kind, doc, user_id)) is not None]
         removed = rewritten = 0
-        for batch in _batches(ops):
+        for batch in batches(ops, ops_max=WRITE_OPS, bytes_max=WRITE_BYTES):
             try:
                 async with self._changing(context, step) as place:
                     await _write(place.documents, step, batch)
@@ -322,17 +322,3 @@ async def _chain(place: Place, stream: str) -> Chain:
         generation=place.generation,
     )
     return Chain(place.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)
-
-
-def _batches(ops: Sequence[Op]) -> Iterator[list[Op]]:
-    batch: list[Op] = []
-    size = 0
-    for op in ops:
-        op_bytes = escaped_bytes(op.body) if isinstance(op, Put) else 0
-        if batch and (len(batch) == WRITE_OPS or size + op_bytes > WRITE_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(op)
-        size += op_bytes
-    if batch:
-        yield batch
