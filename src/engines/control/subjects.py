@@ -53,7 +53,10 @@ class DataSubjects:
     async def get(self, context: RequestContext, user_id: str) -> Stored[DataSubject]:
         """Raises Forbidden, NotFound (neither held nor erased)."""
         require_in_tenant(context, HOLD)
-        return await self._store.get(DATA_SUBJECTS, context.target_tenant_id, user_id)
+        stored = await self._store.read(DATA_SUBJECTS, context.target_tenant_id, user_id)
+        if stored is None:
+            raise NotFound("nobody asked to hold or to erase this user's data")
+        return stored
 
     async def hold(
         self,
