@@ -270,15 +270,22 @@ class TestRules:
         with pytest.raises(MissingRoute):
             await one.facts()
 
-    async def test_warm_facts_cost_one_read(self, one: Armed, home: Home) -> None:
-        await one.arm()
+    @pytest.mark.parametrize(
+        ("needs", "reads"),
+        [({}, []), ({"cooldown_seconds": 60}, ["get"]), ({"human_approval": True}, ["get"])],
+        ids=["nothing", "cooldown", "approval"],
+    )
+    async def test_warm_facts_cost_a_read_only_where_a_use_leaves_something(
+        self, one: Armed, home: Home, needs: dict[str, Any], reads: list[str]
+    ) -> None:
+        await one.arm(**needs)
         await one.close()  # Nothing else reads while calls are counted.
         other = Armed(home, "two")
         try:
             await other.facts()
             home.driver.calls.clear()
             await other.facts()
-            assert home.driver.calls == ["get"]
+            assert home.driver.calls == reads
         finally:
             await other.close()
 

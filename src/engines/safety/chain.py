@@ -1,19 +1,18 @@
 """The chain: asking several gates in order, whatever may go wrong with one of them.
 
-Owns the order, what is asked at once, the time that a gate has, and that a gate which raises, hangs or is
-missing refuses. Leaves which gates guard an action, and the record of the decision, to
-`safety/evaluations.py`.
+Owns the order, the time that the gates have, and that a gate which raises, hangs or is missing refuses.
+Leaves which gates guard an action, and the record of the decision, to `safety/evaluations.py`.
 
-The first gate that refuses decides. The gates that must be first are asked one by one; those behind them that
-only read are asked at once, up to the next one that consumes, which is asked alone: nothing is taken of a
-budget or a quota for an action that a gate before it refuses.
+The first gate that refuses decides, and none behind it is asked: nothing is taken of a budget or a quota for
+an action that a gate before it refuses. None is asked beside another, since a gate mostly answers from what
+its store read within the last second: a task for each would cost more than the gates themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import structlog
@@ -27,9 +26,6 @@ from engines.safety.reasons import ReasonCode
 FIRST: Final = ("kill_switch", "firearms")
 # What all gates of a chain together may take. Those of a warm process answer in a hundredth of it.
 GATES_TIMEOUT_S: Final = 2.0
-
-Stage: TypeAlias = tuple[Gate, ...]
-"""Gates that may be asked at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -45,45 +41,26 @@ class Outcome(msgspec.Struct, frozen=True):
         return next((one for one in self.judged if one.result == "block"), None)
 
 
-async def judge_in_order(stages: Sequence[Stage], ask: Ask, *, timeout_s: float = GATES_TIMEOUT_S) -> Outcome:
+async def judge_in_order(gates: Sequence[Gate], ask: Ask, *, timeout_s: float = GATES_TIMEOUT_S) -> Outcome:
     """Ask the gates until one refuses; together they have `timeout_s`. Raises nothing but cancellation.
 
     `took` are those that may have taken something, the one that failed half-way included.
     """
     judged: list[Judged] = []
     took: list[ConsumingGate] = []
-    asked: Stage = ()
-    verdicts: dict[str, Verdict] = {}
     try:
         async with asyncio.timeout(timeout_s):
-            for asked in stages:
-                took += [gate for gate in asked if consumes(gate) and not ask.dry_run]
-                await _ask(asked, ask, verdicts)
-                judged += [_judged(gate, verdicts[gate.name]) for gate in asked]
-                if any(verdicts[gate.name].result == "block" for gate in asked):
+            for gate in gates:
+                if consumes(gate) and not ask.dry_run:
+                    took.append(gate)
+                judged.append(_judged(gate, await _verdict(gate, ask)))
+                if judged[-1].result == "block":
                     break
     except TimeoutError:
-        # Every verdict may be in hand by now: those that pass came too late all the same, and the gates
-        # behind them were never asked.
+        # It is over while a gate is waited for, and that one has no verdict.
         late = _failed("gate_timeout", {"timeout_s": timeout_s})
-        for gate in asked:
-            verdict = verdicts.get(gate.name, late)
-            judged.append(_judged(gate, verdict if verdict.result == "block" else late))
+        judged.append(_judged(gates[len(judged)], late))
     return Outcome(tuple(judged), tuple(took))
-
-
-def in_stages(gates: Iterable[Gate]) -> tuple[Stage, ...]:
-    """The gates in order, in groups that may be asked at once."""
-    stages: list[list[Gate]] = []
-    is_reading = False
-    for gate in gates:
-        asked_alone = gate.name in FIRST or consumes(gate)
-        if is_reading and not asked_alone:
-            stages[-1].append(gate)
-        else:
-            stages.append([gate])
-        is_reading = not asked_alone
-    return tuple(map(tuple, stages))
 
 
 async def undo(gates: Sequence[ConsumingGate], ask: Ask, *, timeout_s: float = GATES_TIMEOUT_S) -> None:
@@ -94,18 +71,6 @@ async def undo(gates: Sequence[ConsumingGate], ask: Ask, *, timeout_s: float = G
                 await gate.undo(ask)
         except Exception as error:  # noqa: BLE001 (whatever broke, the decision stands)
             log.warning("a gate did not give back what it took", gate=gate.name, error=type(error).__name__)
-
-
-async def _ask(gates: Stage, ask: Ask, verdicts: dict[str, Verdict]) -> None:
-    """Have the verdicts of these gates, by name; of those that do not answer in time there is none."""
-    if len(gates) == 1:
-        verdicts[gates[0].name] = await _verdict(gates[0], ask)
-        return
-
-    async def one(gate: Gate) -> None:
-        verdicts[gate.name] = await _verdict(gate, ask)
-
-    await asyncio.gather(*map(one, gates))
 
 
 async def _verdict(gate: Gate, ask: Ask) -> Verdict:

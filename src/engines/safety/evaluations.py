@@ -69,7 +69,7 @@ from engines.safety.asks import (
     decision_of,
     recorded_decision,
 )
-from engines.safety.chain import FIRST, GATES_TIMEOUT_S, Outcome, Stage, in_stages, judge_in_order, undo
+from engines.safety.chain import FIRST, GATES_TIMEOUT_S, Outcome, judge_in_order, undo
 from engines.safety.gates import CONFIG, ConsumingGate, Gate, KillSwitchGate, Refusing, consumes
 from engines.safety.judging import judge_kill_switch, rule_for
 from engines.safety.reasons import REASONS
@@ -89,7 +89,7 @@ T = TypeVar("T")
 class _Plan(msgspec.Struct, frozen=True):
     """What guards an action on a surface, the kill switch first. `guards`: a call of ours is to be judged."""
 
-    stages: tuple[Stage, ...]
+    gates: tuple[Gate, ...]
     consuming: tuple[ConsumingGate, ...]
     guards: bool
 
@@ -196,7 +196,7 @@ class Gates:
                     if not first.passed:  # Its reply may have been lost before what it took was given back.
                         await undo(plan.consuming, ask, timeout_s=self._timeout_s)
                     return first
-            outcome = await judge_in_order(plan.stages, ask, timeout_s=self._timeout_s)
+            outcome = await judge_in_order(plan.gates, ask, timeout_s=self._timeout_s)
             # What stands under the key is not known yet: another attempt may need what was taken, and if
             # none does it lapses.
             keeps = request is not None
@@ -260,7 +260,7 @@ class Gates:
             gates.append(_UNNAMED)
         verdict = judge_kill_switch(switches, surface_id=surface_id, action=action)
         return _Plan(
-            in_stages(gates),
+            tuple(gates),
             consuming=tuple(gate for gate in gates if consumes(gate)),
             guards=rule is not None or refuses_unnamed or verdict.result == "block",
         )
@@ -272,7 +272,7 @@ class Gates:
         """The kill switch once more, where the control plane changed while the gates were asked."""
         if outcome.refusal is not None or self._directory.generation == generation:
             return outcome
-        kill_switch = (await self._plan(ask.context, ask.action)).stages[:1]
+        kill_switch = (await self._plan(ask.context, ask.action)).gates[:1]
         again = await judge_in_order(kill_switch, ask, timeout_s=self._timeout_s)
         if again.refusal is None:
             return outcome

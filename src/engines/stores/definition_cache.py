@@ -73,6 +73,11 @@ class DefinitionCache(Generic[T]):
             weigh=lambda known: _DEFINITION_BYTES + sum(weight for _, weight in known.versions.values()),
         )
 
+    def kept(self, context: RequestContext) -> Mapping[str, T] | None:
+        """What `get` returns, where that takes no read; else None."""
+        known = self._sets.kept(_scope(context), None)
+        return None if known is None or context.acting_on is not None else known.compiled
+
     async def get(self, context: RequestContext) -> Mapping[str, T]:
         """By id, all that are not deleted, none older than a second. No read while they are fresh.
 

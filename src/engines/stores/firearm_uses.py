@@ -72,6 +72,8 @@ class Standing(msgspec.Struct, frozen=True):
     last: Mapping[str, LastUse]
 
 
+# Of classes that neither cool down nor ask for an approval nothing is read.
+NOTHING_LEFT: Final = Standing({}, None, {})
 _USES: Final = Codec(LastUse)
 
 

@@ -30,7 +30,7 @@ from engines.stores.firearm_rules import (
     grant_of,
     licence_of,
 )
-from engines.stores.firearm_uses import FirearmUses, Standing, Using
+from engines.stores.firearm_uses import NOTHING_LEFT, FirearmUses, Standing, Using
 from engines.stores.strategy_locks import StrategyLocks
 
 # The server's own context in t_system, for nothing but reading.
@@ -127,7 +127,9 @@ class Firearms:
             return None, None, (), None
         class_ids = [one.class_id for one in bound]
         using = Using(context=context, action=action, subject=subject, class_ids=class_ids, use_id=use_id)
-        standing = await self._uses.standing(using)
+        standing = NOTHING_LEFT
+        if any(one.needs.human_approval or one.needs.cooldown_seconds for one in bound):
+            standing = await self._uses.standing(using)
         has_lock = False
         if any(one.needs.strategy_lock for one in bound):
             has_lock = await self._locks.in_force(context, action, at_s=at_s) is not None
@@ -135,14 +137,18 @@ class Firearms:
 
     async def _rules(self, context: RequestContext) -> Rules:
         system = await self._system_context()
-        found: Sequence[Mapping[str, Any]] = await asyncio.gather(
-            self._classes.get(system),
-            self._bindings.get(system),
-            self._classes.get(context),
-            self._bindings.get(context),
-            self._licences.get(context),
-            self._grants.get(context),
+        asked: Sequence[tuple[DefinitionCache[Any], RequestContext]] = (
+            (self._classes, system),
+            (self._bindings, system),
+            (self._classes, context),
+            (self._bindings, context),
+            (self._licences, context),
+            (self._grants, context),
         )
+        kept = [cache.kept(whose) for cache, whose in asked]
+        found: Sequence[Mapping[str, Any]] = [one for one in kept if one is not None]
+        if len(found) < len(asked):
+            found = await asyncio.gather(*(cache.get(whose) for cache, whose in asked))
         return Rules(
             system_classes=found[0],
             system_bindings=found[1],

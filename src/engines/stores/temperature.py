@@ -157,6 +157,9 @@ async def _readings(read: Read, names: Sequence[str]) -> Mapping[str, KpiReading
     found: dict[str, KpiReading | None] = {}
     for start in range(0, len(names), READINGS_AT_ONCE):
         some = names[start : start + READINGS_AT_ONCE]
+        if len(some) == 1:  # Without a task, which would cost more than a reading that is at hand.
+            found[some[0]] = await read(some[0])
+            continue
         found.update(zip(some, await asyncio.gather(*map(read, some)), strict=True))
     return found
 
