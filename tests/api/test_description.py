@@ -80,6 +80,8 @@ POST /strategy-locks/{id}/reject
 POST,GET /kpis/{id}/measurements
 GET /kpis/{id}/reading
 GET /temperature/{surface_id}/reading
+PUT,GET,DELETE /realtime/{room_kind}/{room_id}/members/{user_id}
+GET /realtime/{room_kind}/{room_id}/members
 POST,GET /approvals
 GET /approvals/{id}
 POST /approvals/{id}/answer

@@ -79,7 +79,8 @@ class RealtimeRegistry:
         """
         context.require_data(READ)
         at = address_of(room_kind, room_id)
-        seat = (await self._seats(context, at)).get(check_id(user_id, "user_id"))
+        check_id(user_id, "user_id")
+        seat = (await self._seats(context, at)).get(user_id)
         if seat is None:
             raise no_such_member()
         return shown(seat)
