@@ -233,9 +233,8 @@ class TestWhoMaySaySo:
         await rooms.put(ADA, "ada", HOST)
         await rooms.put(ADA, "bob", WRITER)
         for call in (rooms.put(ADA, "ada", WRITER), rooms.out(ADA, "ada")):
-            with pytest.raises(Conflict) as caught:
+            with pytest.raises(Conflict, match="last host"):
                 await call
-            assert caught.value.field == "role"
         assert (await rooms.put(ADA, "ada", HOST)).record.role == "host"
         await rooms.put(ADA, "bob", HOST)
         await rooms.out(ADA, "ada")

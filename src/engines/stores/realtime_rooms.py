@@ -240,7 +240,7 @@ def _keep_a_host(seats: Mapping[str, Seat], user_id: str, context: RequestContex
     if ADMIN in context.permissions or not _is_host(seats.get(user_id)):
         return
     if not any(_is_host(seat) for name, seat in seats.items() if name != user_id):
-        raise Conflict("this is the room's last host: make another one first", field="role")
+        raise Conflict("this is the room's last host: make another one first")
 
 
 def _record(
