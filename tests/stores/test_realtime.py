@@ -33,6 +33,7 @@ from tests.contexts import PERMISSIONS_OF
 from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
 from tests.stores.subjects import keyed
+from tests.torn import torn
 
 HOST, WRITER, READER = (RoomMemberInput(role=role) for role in ("host", "writer", "reader"))
 ABSENT = Condition(absent=True)
@@ -399,6 +400,19 @@ class TestOneChange:
         await rooms.put(ADA, "ada", HOST)
         await rooms.put(ADA, "bob", HOST)
         assert [await rooms.out(ADA, "ada", request=keyed("d")) for _ in range(2)] == [False, True]
+
+    async def test_a_repeat_that_meets_its_first_as_it_lands_learns_what_that_did(
+        self, home: Home, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await rooms.put(ADA, "ada", HOST)
+        await rooms.put(ADA, "bob", HOST)
+        torn(home.driver, monkeypatch, lambda: rooms.out(ADA, "ada", request=keyed("d")), of="realtime")
+        assert await rooms.out(ADA, "ada", request=keyed("d"))
+        torn(
+            home.driver, monkeypatch, lambda: rooms.put(BOB, "eve", READER, request=keyed("p")), of="realtime"
+        )
+        again = await rooms.put(BOB, "eve", READER, condition=ABSENT, request=keyed("p"))
+        assert (again.replayed, again.created, await rooms.role("eve")) == (True, True, "reader")
 
     async def test_repeats_at_once_are_one_change(self, home: Home, both: tuple[Rooms, Rooms]) -> None:
         home.faults.plan = FaultPlan(pause_s_max=0.002)
