@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
 
+from engines.api.realtime import put_room_member
 from engines.codec import escaped_bytes
 from engines.core.listing import Window
 from engines.core.records import RECORD_BYTES_MAX, Condition
@@ -453,6 +455,13 @@ class TestOneChange:
             "role": "writer",
             "expires_at": "2027-01-15T08:01:00.000Z",
         }
+
+
+def test_the_limit_is_the_documented_one() -> None:
+    said = f"at most {MEMBERS_MAX} members"
+    page = Path(__file__).resolve().parents[2] / "docs" / "records" / "realtime.md"
+    assert said in (put_room_member.__doc__ or "")
+    assert f"At most **{MEMBERS_MAX} members**" in page.read_text("utf-8")
 
 
 def test_the_largest_room_is_a_record() -> None:

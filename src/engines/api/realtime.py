@@ -35,7 +35,7 @@ async def put_room_member(call: Call) -> Sendable:
 
     A host of the room does, or an admin. Who names a thread or canvas that has no members yet makes the room,
     as its first host. A room keeps its last host, and
-    holds so many members and no more.
+    has at most 100 members.
     """
     context = await call.context()
     member = await call.body(RoomMemberInput)
