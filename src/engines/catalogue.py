@@ -65,6 +65,7 @@ KPIS: Final = "kpi_store"
 TEMPERATURES: Final = "temperature_store"
 FIREARMS: Final = "firearms_store"
 RATE_LIMITS: Final = "rate_limit_store"
+REALTIME: Final = "realtime_registry"
 
 # A record holds 256 KiB, in which quotes and backslashes count twice. What stands around a value in it (the
 # identity with its longest ids, the key, the version, two times) takes less than 2 KiB of that, and 4 KiB are
@@ -178,7 +179,7 @@ KINDS: Final = (
     Kind("embedder", "models", "text to vectors", "project", optional=True),
     Kind("chat_model", "models", "text generation", "project"),
     Kind("chat_bus", "bus", "live chat with replay", "thread"),
-    Kind("realtime_registry", "documents", "who may join what", "thread, canvas"),
+    Kind(REALTIME, "documents", "who may join a thread or canvas", "thread, canvas", served=True),
     Kind("session_store", "log", "agent sessions", "user, session"),
     Kind("checkpoint_store", "log", "agent checkpoints", "user, session"),
     Kind("trace_store", "log", "agent traces", "user, session"),

@@ -71,6 +71,7 @@ from engines.stores.kpis import Kpis
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.rate_limits import RateLimits
+from engines.stores.realtime import RealtimeRegistry
 from engines.stores.strategy_locks import StrategyLocks
 from engines.stores.tables import Tables
 from engines.stores.temperature import Temperatures
@@ -135,6 +136,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     approvals: Approvals
     kpis: Kpis
     temperatures: Temperatures
+    realtime: RealtimeRegistry
 
 
 @contextlib.asynccontextmanager
@@ -303,6 +305,7 @@ def _assemble(
         approvals=Approvals(router, announcements, deciding.firearms.class_of_action, ids, clock),
         kpis=deciding.kpis,
         temperatures=deciding.temperatures,
+        realtime=RealtimeRegistry(router, announcements, clock),
     )
     return backends, participation, engines
 

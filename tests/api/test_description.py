@@ -80,6 +80,8 @@ POST /strategy-locks/{id}/reject
 POST,GET /kpis/{id}/measurements
 GET /kpis/{id}/reading
 GET /temperature/{surface_id}/reading
+PUT,GET,DELETE /realtime/{room_kind}/{room_id}/members/{user_id}
+GET /realtime/{room_kind}/{room_id}/members
 POST,GET /approvals
 GET /approvals/{id}
 POST /approvals/{id}/answer
@@ -220,7 +222,7 @@ checks.ensure_resource_availability.enabled = false
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
 DATA = (
     r"^/(notes|memory|tables|blackboard|events|streams|ofrep|gates|analytics|attribution|budget|me|health"
-    r"|bootstrap)"
+    r"|realtime|bootstrap)"
 )
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
@@ -254,6 +256,7 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "TableRowInput",
         "MemoryInput",
         "BlackboardInput",
+        "RoomMemberInput",
         "UsageInput",
         "PolicyInput",
         "ReservationInput",

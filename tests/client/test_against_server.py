@@ -194,6 +194,20 @@ async def test_a_blackboard_entry_keeps_its_versions(member: AsyncEngines) -> No
         await member.blackboard.put(run_id, "k", 3, if_match=first.etag)
 
 
+async def test_a_host_says_who_is_in_a_room(member: AsyncEngines, owner: AsyncEngines) -> None:
+    room, me = ("thread", fresh("room")), (await member.me()).user_id
+    host = await member.realtime.put(*room, me, "host", if_absent=True)
+    guest = await member.realtime.put(*room, "guest", "writer", ttl_seconds=60)
+    assert (host.role, host.expires_at, guest.created_by) == ("host", None, me)
+    assert guest.expires_at is not None
+    assert await owner.realtime.get(*room, "guest") == guest
+    assert (await member.realtime.page(*room, order="desc")).items == (host, guest)
+    with pytest.raises(Conflict):
+        await member.realtime.delete(*room, me)
+    await member.realtime.delete(*room, "guest", if_match=guest.etag)
+    assert [one.user_id async for one in member.realtime.each(*room)] == [me]
+
+
 async def test_an_action_is_switched_off_and_on_and_each_decision_is_told(
     member: AsyncEngines, owner: AsyncEngines
 ) -> None:

@@ -16,8 +16,8 @@ NAMES = """
     KindState KpiHeat KpiReading LimitStanding LockReview Looked Me Measurement Measures Membership
     MemoryEntry Missing Mode Move MovePlan MoveProgress NO_RETRY NewAnalyticsEvent NewBudgetPolicy
     NewEvent NewNote NewUsage Note NoteSource NoteTimestamps Os Page Price Probe Project RateLimit
-    RateLimitPolicy Reservation Resolution RetryPolicy Route RouteScope Surface SurfaceDefaults Switch
-    TableRow TaggedLink TemperatureReading Tenant UsageEntry User UserIdentity Verification
+    RateLimitPolicy Reservation Resolution RetryPolicy RoomMember Route RouteScope Surface SurfaceDefaults
+    Switch TableRow TaggedLink TemperatureReading Tenant UsageEntry User UserIdentity Verification
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -52,6 +52,7 @@ METHODS = {
     "users": "create each erase erasure hold lift_hold page",
     "members": "accept delete get put",
     "keys": "create delete each page",
+    "realtime": "delete each get page put",
     "modes": "get put",
     "issuers": "delete get put",
     "rate_limits": "get put",

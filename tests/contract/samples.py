@@ -31,6 +31,7 @@ KINDS = {
     "table": Kind("/tables/t/p/{}", BOARD_1, BOARD_2),
     "memory": Kind("/memory/s/{}", BOARD_1, BOARD_2),
     "blackboard": Kind("/blackboard/r/{}", BOARD_1, BOARD_2, conditional=True, deletes=False),
+    "room member": Kind("/realtime/canvas/{}/members/u", {"role": "host"}, {"role": "writer"}, "admin"),
     "note": Kind("/notes/{}", {"content": "1"}, {"content": "2"}, created_by="POST", id_field="note_id"),
     "issuer": Kind(
         "/issuers/{}",

@@ -24,6 +24,14 @@ def call_named(cast: Cast, tenant: Tenant, name: str) -> tuple[Any, str, str, An
         "table": (member, "PUT", f"/tables/t/p/{n}", {"value": 1}, {"value": 2}, {}),
         "memory": (member, "PUT", f"/memory/s/{n}", {"value": 1}, {"value": 2}, {}),
         "blackboard": (member, "PUT", f"/blackboard/r/{n}", {"value": 1}, {"value": 2}, new),
+        "room member": (
+            admin,
+            "PUT",
+            f"/realtime/thread/{n}/members/u",
+            {"role": "host"},
+            {"role": "writer"},
+            {},
+        ),
         "usage": (
             member,
             "POST",
@@ -95,6 +103,7 @@ NAMES = [
     "table",
     "memory",
     "blackboard",
+    "room member",
     "usage",
     "reservation",
     "note",

@@ -30,6 +30,7 @@ NAMES = [
     "memory",
     "blackboard",
     "versions",
+    "room members",
     "notes",
     "tenants",
     "users",
@@ -61,6 +62,7 @@ def lists(cast: Cast) -> dict[str, Listed]:
             "/blackboard/lv/k", {"value": number}, **({"if_match": etag} if etag else {"if_none_match": "*"})
         )
         etag = version.etag
+        made(owner.put(f"/realtime/thread/l/members/k{number}", {"role": "host"}))
         made(member.post("/notes", {"content": str(number)}))
         made(owner.post("/projects", {"project_id": f"p{number}", "name": "P"}))
         made(owner.post("/keys", {"user_id": house.users["member"], "role": "viewer"}))
@@ -86,7 +88,7 @@ def lists(cast: Cast) -> dict[str, Listed]:
         route = changed.etag
     for kind in ("memory_store", "event_stream", "tabular_store", "blackboard_store"):
         made(owner.put(f"/routes/{kind}", {"backend_id": "lab"}, if_none_match="*"))
-    house.settled(1 + 2 * 2 + 3 * COUNT + 4)
+    house.settled(1 + 2 * 2 + 4 * COUNT + 4)
     return {
         "events": Listed(member, "/events", "event_id", "position"),
         "streams": Listed(member, "/streams/l/events", "event_id", "position"),
@@ -94,6 +96,7 @@ def lists(cast: Cast) -> dict[str, Listed]:
         "memory": Listed(member, "/memory/l", "key", "name"),
         "blackboard": Listed(member, "/blackboard/l", "key", "name"),
         "versions": Listed(member, "/blackboard/lv/k/versions", "version", "creation"),
+        "room members": Listed(owner, "/realtime/thread/l/members", "user_id", "name"),
         "notes": Listed(member, "/notes", "note_id", "creation"),
         "tenants": Listed(system, "/tenants", "tenant_id", "name"),
         "users": Listed(system, "/users", "user_id", "name"),
@@ -255,6 +258,7 @@ OWN_LISTS = [
     "memory",
     "blackboard",
     "versions",
+    "room members",
     "notes",
     "projects",
     "keys",

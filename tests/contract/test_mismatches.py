@@ -248,6 +248,8 @@ DATA_CALLS: list[tuple[str, str, Any]] = [
     ("PUT", "/memory/s/k", {"value": 1}),
     ("GET", "/blackboard/r", None),
     ("PUT", "/blackboard/r/k", {"value": 1}),
+    ("GET", "/realtime/thread/t/members", None),
+    ("PUT", "/realtime/thread/t/members/u", {"role": "host"}),
     ("GET", "/budget/usage", None),
     ("POST", "/budget/usage", {"cost": "1", "currency": "USD"}),
     ("GET", "/budget/policy", None),

@@ -97,6 +97,7 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.put("/memory/s/k", {"value": 1}),
         member.put("/blackboard/r/k", {"value": 1}, **NEW),
         member.put("/flows/f", {"json_blob": {}}, **NEW),
+        member.put(f"/realtime/thread/t/members/{house.users['member']}", {"role": "host"}),
         member.post("/budget/usage", {"cost": "1", "currency": "USD"}),
         member.post("/budget/reservations", {"amount": "1", "currency": "USD"}),
         member.post("/budget/reservations/r/settle", {"cost": "1"}),
@@ -178,6 +179,7 @@ def test_diagnostics_say_of_each_kind_whether_it_is_ready(tenant: Tenant) -> Non
             "blackboard_store",
             "notes_store",
             "budget_store",
+            "realtime_registry",
         ):
             assert states[kind] == "ready"
 
@@ -304,4 +306,6 @@ GET /flows/{}/versions
 GET /flows/{}/diff
 POST /flows/{}/restore
 POST /flows/{}/copy
+PUT,GET,DELETE /realtime/{}/{}/members/{}
+GET /realtime/{}/{}/members
 GET,POST,PUT,PATCH,DELETE /reserved/{}""".splitlines()

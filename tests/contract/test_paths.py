@@ -59,6 +59,8 @@ PATHS_WITH_IDS = [
     ("GET", "/memory/{}"),
     ("PUT", "/blackboard/{}/k"),
     ("GET", "/blackboard/r/{}/versions"),
+    ("GET", "/realtime/thread/{}/members"),
+    ("PUT", "/realtime/thread/t/members/{}"),
     ("POST", "/streams/{}/events"),
     ("GET", "/streams/{}/events"),
     ("GET", "/streams/{}/stream"),

@@ -155,6 +155,7 @@ UNKNOWN_FIELDS = [
     ("PUT", "/tables/t/p/unknown", {"value": 1}),
     ("PUT", "/memory/s/unknown", {"value": 1}),
     ("PUT", "/blackboard/r/unknown", {"value": 1}),
+    ("PUT", "/realtime/thread/unknown/members/u", {"role": "host"}),
     ("POST", "/notes", {"content": "x"}),
     ("POST", "/budget/usage", {"cost": "1", "currency": "USD"}),
     ("POST", "/budget/reservations", {"amount": "1", "currency": "USD"}),

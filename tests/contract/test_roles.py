@@ -20,6 +20,7 @@ READS = [
     "/tables/t/p",
     "/memory/s",
     "/blackboard/r",
+    "/realtime/thread/r/members",
     "/flows",
     "/approvals",
     "/temperature/chat/reading",
@@ -237,6 +238,7 @@ def test_nothing_of_one_tenant_shows_in_another(cast: Cast, tenant: Tenant) -> N
     made(here.put("/memory/iso/k", {"value": 1}))
     made(here.put("/tables/iso/p/s", {"value": 1}))
     made(here.put("/blackboard/iso/k", {"value": 1}, if_none_match="*"))
+    made(here.put(f"/realtime/canvas/iso/members/{user}", {"role": "host"}))
     event = made(here.post("/events", EVENT)).body["events"][0]["event_id"]
     made(here.post("/streams/iso/events", EVENT))
     for path in (
@@ -244,6 +246,7 @@ def test_nothing_of_one_tenant_shows_in_another(cast: Cast, tenant: Tenant) -> N
         "/memory/iso/k",
         "/tables/iso/p/s",
         "/blackboard/iso/k",
+        f"/realtime/canvas/iso/members/{user}",
         f"/events/{event}",
     ):
         problem(there.get(path), 404, "NotFound")

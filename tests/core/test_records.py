@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-
 import pytest
 
 from engines.core.idempotency import Request, identify
 from engines.core.records import Condition, Draft, create, remove, replace
 from engines.errors import NotFound, PreconditionFailed
-from engines.ports.documents import Doc
 from tests.core.conftest import NewDocuments
+from tests.torn import torn
 
 PARTITION = "notes.t_a.prod.0"
 KEY = "n!ada!1"
@@ -21,21 +19,6 @@ def keyed(name: str) -> Request:
 
 
 FIRST = keyed("a")
-
-
-def torn(driver: object, monkeypatch: pytest.MonkeyPatch, between: Callable[[], Awaitable[object]]) -> None:
-    """The next read of several keys reads the last of them, then something lands, then the others."""
-    get = driver.get  # type: ignore[attr-defined]
-
-    async def read_in_two(partition: str, keys: Sequence[str]) -> dict[str, Doc]:
-        if len(keys) == 1:
-            return await get(partition, keys)  # type: ignore[no-any-return]
-        monkeypatch.undo()
-        last = await get(partition, keys[-1:])
-        await between()
-        return {**last, **await get(partition, keys[:-1])}
-
-    monkeypatch.setattr(driver, "get", read_in_two)
 
 
 async def test_a_repeat_that_meets_its_first_as_it_lands_is_no_failed_condition(

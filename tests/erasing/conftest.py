@@ -32,6 +32,7 @@ from engines.stores.events import NewEvent
 from engines.stores.kpi_records import MeasurementInput
 from engines.stores.memory import MemoryInput
 from engines.stores.notes import NoteInput
+from engines.stores.realtime_rooms import RoomMemberInput
 from engines.stores.strategy_locks import LockDecisionInput, LockReview
 from engines.stores.tables import TableRowInput
 from tests.contexts import ADMIN, context
@@ -128,12 +129,19 @@ Found = dict[tuple[str, str, str], Doc]
 
 
 async def decide(process: engines.Engines) -> None:
-    """Ada approves a strategy lock of Bob's, and the owner answers what each of them asked."""
+    """Ada approves a strategy lock of Bob's and has a room; the owner lets her into another, and answers what
+    each of them asked."""
     lock = DefinitionInput(json_blob={"allowed_actions": ["*"]})
     await process.definitions.put(BOB, SCHEMA_NAMED["strategy-locks"], "lock", lock, condition=NEW)
     review = LockReview(verdict="pass", reviewers=(ADA.user_id, "eve"), note=f"{ADA.user_id} likes it")
     said = LockDecisionInput(note=f"says {ADA.user_id}", review=review)
     await process.strategy_locks.approve(ADA, "lock", said, condition=Condition(versions=("*",)))
+    put, writer = process.realtime.put, RoomMemberInput(role="writer")
+    await put(ADA, "thread", "hers", ADA.user_id, RoomMemberInput(role="host"))
+    await put(ADA, "thread", "hers", BOB.user_id, writer)
+    await put(OWNER, "canvas", "ours", OWNER.user_id, RoomMemberInput(role="host"))
+    for user_id in (ADA.user_id, "eve"):
+        await put(OWNER, "canvas", "ours", user_id, writer)
     for asked in (await process.approvals.list(OWNER)).items:
         await process.approvals.answer(OWNER, asked.approval_id, AnswerInput(answer="yes"))
 

@@ -138,6 +138,13 @@ async def _check_what_is_shared(process: engines.Engines) -> None:
     approvals = {one.requested_by: one.reason for one in (await process.approvals.list(OWNER)).items}
     assert approvals == {ERASED: ERASED, "bob": "bob asks"}
     assert (await process.budget.record(BOB, UsageInput(cost="1"))).record.position == 3
+    rooms = process.realtime
+    (bob,) = (await rooms.list(OWNER, "thread", "hers")).items
+    assert (bob.user_id, bob.role, bob.created_by) == ("bob", "writer", ERASED)
+    assert {one.user_id: one.created_by for one in (await rooms.list(OWNER, "canvas", "ours")).items} == {
+        OWNER.user_id: OWNER.user_id,
+        "eve": OWNER.user_id,
+    }
     lock = (await process.definitions.get(BOB, SCHEMA_NAMED["strategy-locks"], "lock")).state
     assert lock is not None
     assert (lock["status"], lock["proposed_by"], lock["decided_by"]) == ("approved", ["bob"], ERASED)

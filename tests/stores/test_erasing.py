@@ -122,6 +122,27 @@ def doc(key: str, body: Any) -> Doc:
                 }
             },
         ),
+        (
+            catalogue.REALTIME,
+            "r!thread!t",
+            {
+                "version": 3,
+                "seats": {
+                    "ada": {"record": {"user_id": "ada", "created_by": "bob"}},
+                    "bob": {"record": {"user_id": "bob", "created_by": "ada", "updated_by": "bob"}},
+                    "eve": {"record": {"user_id": "eve", "created_by": "bob"}},
+                },
+            },
+            {
+                "version": 3,
+                "seats": {
+                    "bob": {"record": {"user_id": "bob", "created_by": ERASED, "updated_by": "bob"}},
+                    "eve": {"record": {"user_id": "eve", "created_by": "bob"}},
+                },
+            },
+        ),
+        (catalogue.REALTIME, "r!thread!ada", {"version": 1, "seats": {"bob": {"record": {}}}}, None),
+        (catalogue.REALTIME, "k!1", {"answer": {"record": {"user_id": "ada", "role": "host"}}}, GONE),
         (catalogue.NOTES, "k!1", {"request": "d", "answer": {"record": {"user_id": "ada"}}}, GONE),
         (catalogue.NOTES, "k!1", {"request": "d", "answer": {"user_id": "bob"}}, None),
         (

@@ -20,8 +20,9 @@ from engines.clock import Clock
 from engines.core.listing import Window
 from engines.core.records import Condition
 from engines.drivers.registry import DOCUMENT_DRIVERS
-from engines.errors import Conflict, OutcomeUnknown, PreconditionFailed, Throttled, Unavailable
+from engines.errors import Conflict, Forbidden, OutcomeUnknown, PreconditionFailed, Throttled, Unavailable
 from engines.ports.documents import DocumentDriver
+from engines.stores import realtime_rooms
 from engines.stores.analytics import Analytics, NewAnalyticsEvent
 from engines.stores.attribution_contracts import ContractDefinitions
 from engines.stores.budget_records import ReservationInput, SettlementInput
@@ -29,14 +30,17 @@ from engines.stores.definition_records import Definition, DefinitionFilter, Defi
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.kpi_records import MeasurementInput
 from engines.stores.kpis import Kpis
+from engines.stores.realtime import RealtimeRegistry
+from engines.stores.realtime_rooms import RoomMemberInput
 from engines.stores.scoped import Change
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from engines.wiring import open_driver as open_url
 from tests.backends import DYNAMODB_CREDENTIALS, new_url, session_server
+from tests.contexts import PERMISSIONS_OF
 from tests.safety.house import House, asked
 from tests.stores.budget_home import ADA, Spender, hard
 from tests.stores.definitions_home import Told
-from tests.stores.home import Home
+from tests.stores.home import Home, context
 from tests.stores.subjects import keyed
 from tests.stores.ticking import ticking
 
@@ -241,6 +245,48 @@ async def test_no_decision_is_told_that_is_not_on_the_spine_once(home: Home) -> 
     assert len(subjects) == len(events) == SENDERS * TURNS
     for house in houses:
         await house.close()
+
+
+async def test_a_room_is_never_overfull_without_a_host_or_untold(
+    home: Home, two: tuple[Told, Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More come in at once than there is room for; then all who may say so leave at once."""
+    monkeypatch.setattr(realtime_rooms, "MEMBERS_MAX", LIMIT)
+    registries = [RealtimeRegistry(home, told.announcements, home.clock) for told in two]
+    people = [context(user_id=f"u{n}", permissions=PERMISSIONS_OF["member"]) for n in range(SENDERS * 2)]
+    host = RoomMemberInput(role="host")
+    break_down(home)
+
+    async def changed(call: Callable[[], Awaitable[object]]) -> int:
+        try:
+            await made(call)
+        except (Conflict, Forbidden):
+            return 0
+        return 1
+
+    async def come_in(number: int) -> int:
+        who, registry = people[number].user_id, registries[number % 2]
+        return await changed(
+            lambda: registry.put(people[0], "thread", "t", who, host, request=keyed(f"in-{who}"))
+        )
+
+    async def leave(number: int) -> int:
+        who, registry = people[number], registries[number % 2]
+        return await changed(
+            lambda: registry.delete(who, "thread", "t", who.user_id, request=keyed(f"out-{who.user_id}"))
+        )
+
+    assert await come_in(0) == 1
+    entered = sum(await asyncio.gather(*map(come_in, range(1, len(people)))))
+    inside = (await answered(lambda: registries[0].list(people[0], "thread", "t"))).items
+    assert entered + 1 == len(inside) == LIMIT
+    numbers = [int(one.user_id.removeprefix("u")) for one in inside]
+    left = sum(await asyncio.gather(*map(leave, numbers)))
+    await healed(home)
+    stayed = (await registries[1].list(people[0], "thread", "t")).items
+    assert (left, [one.role for one in stayed]) == (LIMIT - 1, ["host"])
+    told = await two[0].told(LIMIT + left)
+    assert [one["version"] for one in told] == list(range(1, LIMIT + left + 1))
 
 
 async def test_no_measurement_is_lost_or_doubled(home: Home, two: tuple[Told, Told]) -> None:

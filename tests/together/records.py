@@ -35,6 +35,7 @@ from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMAS, Schema
 from engines.stores.memory import MemoryInput
 from engines.stores.notes import NoteInput
+from engines.stores.realtime_rooms import RoomMemberInput
 from engines.stores.tables import TableRowInput
 from tests.stores.definition_samples import SAMPLES
 from tests.together.doors import (
@@ -300,6 +301,10 @@ def _kept(route: Any) -> int:
     return int(getattr(route, "route", route).options["versions_kept"])
 
 
+def _role_of(member: Any) -> Any:
+    return member.role
+
+
 RECORDS: Final = (
     Record(
         name="tables",
@@ -345,6 +350,21 @@ RECORDS: Final = (
         is_named_by_server=True,
     ),
     *map(_definition, SCHEMAS),
+    Record(
+        name="realtime",
+        kind=catalogue.REALTIME,
+        first="host",
+        second="writer",
+        client=lambda client: by_client(client.realtime, "thread", "t", "owner", shows=_role_of),
+        process=lambda opened, who: in_process(
+            opened.realtime,
+            who,
+            *("thread", "t", "owner"),
+            body=lambda value: RoomMemberInput(role=value),
+            shows=_role_of,
+        ),
+        told=lambda payload: payload.get("record") == "room",
+    ),
     Record(
         name="rate limits",
         kind=catalogue.RATE_LIMITS,

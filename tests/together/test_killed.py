@@ -37,7 +37,14 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 ACKNOWLEDGED: Final = 8
 START_TIMEOUT_S: Final = 60.0
 TOLD_WITHIN_S: Final = 20.0
-STORES: Final = {"versions": AUTHORS, "analytics": 1, "decisions": 1, "usage": 1, "measurements": 1}
+STORES: Final = {
+    "versions": AUTHORS,
+    "analytics": 1,
+    "decisions": 1,
+    "usage": 1,
+    "measurements": 1,
+    "rooms": 1,
+}
 
 
 async def prepared(url: str) -> None:
@@ -134,6 +141,7 @@ async def test_what_a_killed_process_acknowledged_stands_and_is_told_once(
         await finish(url, opened)
         await check_versions(opened, said["versions"])
         await check_usage(opened, said["usage"])
+        await check_room(opened, len(said["rooms"]))
         listed = await every(lambda window: opened.analytics.list(ADA, window=window))
         check_once(said["analytics"], [event.event_id for event in listed])
         check_once(said["decisions"], [event.event_id for event in await events(opened, "safety")])
@@ -158,6 +166,16 @@ async def check_versions(opened: engines.Engines, acknowledged: list[str]) -> No
             one["version"] for one in payloads if (one.get("definition"), one.get("id")) == ("flows", name)
         ]
         assert order == list(range(1, present.version + 1)), name
+
+
+async def check_room(opened: engines.Engines, acknowledged: int) -> None:
+    """Who is in is what the spine was told last, and it was told of every change once and in order."""
+    changes = [one for one in await told(opened, "audit", 0) if one.get("record") == "room"]
+    assert len(changes) > acknowledged
+    assert [one["version"] for one in changes] == list(range(1, len(changes) + 1))
+    members = (await opened.realtime.list(ADA, "thread", "t")).items
+    roles = {one["member_id"]: one["role"] for one in changes}
+    assert {one.user_id: one.role for one in members} == roles
 
 
 def _by_name(acknowledged: list[str]) -> dict[str, list[int]]:

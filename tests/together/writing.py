@@ -17,6 +17,7 @@ from engines.stores.budget_records import ReservationInput, SettlementInput
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.kpi_records import MeasurementInput
+from engines.stores.realtime_rooms import Role, RoomMemberInput
 from tests.contexts import context
 
 TENANT = "t_a"
@@ -68,10 +69,19 @@ async def measure(opened: engines.Engines) -> None:
         say("measurements", measured.record.measurement_id)
 
 
+async def seat(opened: engines.Engines) -> None:
+    put, room = opened.realtime.put, ("thread", "t")
+    await put(ADA, *room, ADA.user_id, RoomMemberInput(role="host"))
+    for number in itertools.count():
+        role: Role = "reader" if number % 2 else "writer"
+        await put(ADA, *room, "guest", RoomMemberInput(role=role))
+        say("rooms", role)
+
+
 async def main(url: str) -> None:
     async with engines.open(url) as opened:
         authors = (define(opened, f"f{number}") for number in range(AUTHORS))
-        await asyncio.gather(*authors, *(work(opened) for work in (ingest, decide, spend, measure)))
+        await asyncio.gather(*authors, *(work(opened) for work in (ingest, decide, spend, measure, seat)))
 
 
 if __name__ == "__main__":

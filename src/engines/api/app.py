@@ -29,6 +29,7 @@ from engines.api import (
     openapi,
     products,
     rate_limits,
+    realtime,
     reserved,
     routes,
     strategy_locks,
@@ -67,6 +68,7 @@ ROUTERS: Final[Sequence[Router]] = (
     approvals.router,
     kpis.router,
     temperature.router,
+    realtime.router,
     subjects.router,
     reserved.router,
 )

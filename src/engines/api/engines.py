@@ -37,6 +37,7 @@ from engines.stores.kpis import Kpis
 from engines.stores.memory import SessionMemory
 from engines.stores.notes import Notes
 from engines.stores.rate_limits import RateLimits
+from engines.stores.realtime import RealtimeRegistry
 from engines.stores.strategy_locks import StrategyLocks
 from engines.stores.tables import Tables
 from engines.stores.temperature import Temperatures
@@ -127,3 +128,5 @@ class Engines(Protocol):
     def kpis(self) -> Kpis: ...
     @property
     def temperatures(self) -> Temperatures: ...
+    @property
+    def realtime(self) -> RealtimeRegistry: ...

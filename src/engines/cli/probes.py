@@ -227,6 +227,7 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.TEMPERATURES: ReadingProbe(lambda client: client.temperature.page(limit=1)),
     catalogue.FIREARMS: ReadingProbe(lambda client: client.firearms.page(limit=1)),
     catalogue.RATE_LIMITS: ReadingProbe(lambda client: client.rate_limits.get()),
+    catalogue.REALTIME: ReadingProbe(lambda client: client.realtime.page("thread", NAME, limit=1)),
     catalogue.BUDGET: ReadingProbe(lambda client: client.budget.summary(by="day")),
     catalogue.ANALYTICS: ReadingProbe(lambda client: client.analytics.page(limit=1)),
 }

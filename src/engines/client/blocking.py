@@ -82,6 +82,16 @@ class Blackboard(Group[stores.Blackboard]):
     versions = iterating(stores.Blackboard.versions)
 
 
+class Realtime(Group[stores.Realtime]):
+    """`AsyncEngines.realtime`, blocking."""
+
+    put = blocking(stores.Realtime.put)
+    get = blocking(stores.Realtime.get)
+    delete = blocking(stores.Realtime.delete)
+    page = blocking(stores.Realtime.page)
+    each = iterating(stores.Realtime.each)
+
+
 class Notes(Group[stores.Notes]):
     """`AsyncEngines.notes`, blocking."""
 
@@ -331,6 +341,7 @@ class Engines:
         self.kpis = Kpis(client.kpis, loop)
         self.temperature = Temperature(client.temperature, loop)
         self.approvals = Approvals(client.approvals, loop)
+        self.realtime = Realtime(client.realtime, loop)
         self.firearms = Definitions(client.firearms, loop)
         self.firearm_licences = Definitions(client.firearm_licences, loop)
         self.firearm_grants = Definitions(client.firearm_grants, loop)

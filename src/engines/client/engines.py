@@ -25,7 +25,7 @@ from engines.client.logs import Events, Streams
 from engines.client.ofrep import Ofrep
 from engines.client.retry import Retries, RetryPolicy
 from engines.client.routing import Backends, Diagnostics, Moves, Routes
-from engines.client.stores import Blackboard, Memory, Notes, Tables
+from engines.client.stores import Blackboard, Memory, Notes, Realtime, Tables
 from engines.client.transport import CONNECTIONS_MAX, TIMEOUT_S, Transport
 from engines.clock import Clock, SystemClock
 from engines.ids import Ids
@@ -120,6 +120,7 @@ class AsyncEngines:
         self.kpis = Kpis(calls)
         self.temperature = Temperature(calls)
         self.approvals = Approvals(calls)
+        self.realtime = Realtime(calls)
         self.firearms = Definitions(calls, "firearms")
         self.firearm_licences = Definitions(calls, "firearms", "licences")
         self.firearm_grants = Definitions(calls, "firearms", "grants")

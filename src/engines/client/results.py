@@ -299,6 +299,19 @@ class BlackboardEntry(Stamped, frozen=True, kw_only=True):
     updated_at: str = ""
 
 
+class RoomMember(Stamped, frozen=True, kw_only=True):
+    """Who may join a room, and as what; `expires_at` only where the membership lapses."""
+
+    room_kind: Literal["thread", "canvas"]
+    room_id: str
+    role: Literal["host", "writer", "reader"]
+    created_by: str = ""
+    created_at: str = ""
+    updated_by: str = ""
+    updated_at: str = ""
+    expires_at: str | None = None
+
+
 class DefinitionOrigin(msgspec.Struct, frozen=True):
     """The definition that another was copied from."""
 

@@ -1,4 +1,4 @@
-"""The stores of a tenant's records: tables, session memory, blackboards and notes.
+"""The stores of a tenant's records: tables, session memory, blackboards, notes and who may join a room.
 
 Owns each store's paths, parameters and types. Leaves conditions, keys and pages to `client/calls.py`, and the
 logs to `client/logs.py`.
@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from engines.client.calls import NOTHING, Calls, Condition, Order
-from engines.client.results import BlackboardEntry, MemoryEntry, NewNote, Note, Page, TableRow
+from engines.client.results import BlackboardEntry, MemoryEntry, NewNote, Note, Page, RoomMember, TableRow
 
 
 class Tables:
@@ -282,3 +282,79 @@ class Notes:
         """Every note that the filters let through."""
         query = {"order": order, "surface_id": surface_id, "project_id": project_id, "tag": tag}
         return self._calls.each(Note, "notes", query=query)
+
+
+class Realtime:
+    """Who may join a thread or a canvas; `room_kind` is `"thread"` or `"canvas"`."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def put(
+        self,
+        room_kind: str,
+        room_id: str,
+        user_id: str,
+        role: str,
+        *,
+        ttl_seconds: int | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        idempotency_key: str | None = None,
+    ) -> RoomMember:
+        """Let a user in, or change their role: `"host"`, `"writer"` or `"reader"`.
+
+        Without `ttl_seconds` the membership does not lapse. Raises Forbidden (no host of the room),
+        PreconditionFailed, Conflict (the last host; a room that is full).
+        """
+        body = {"role": role} if ttl_seconds is None else {"role": role, "ttl_seconds": ttl_seconds}
+        return await self._calls.change(
+            RoomMember,
+            "PUT",
+            *("realtime", room_kind, room_id, "members", user_id),
+            body=body,
+            condition=Condition(if_match, if_absent),
+            idempotency_key=idempotency_key,
+        )
+
+    async def get(self, room_kind: str, room_id: str, user_id: str) -> RoomMember:
+        """Whether a user may join, and as what. Raises NotFound for who may not."""
+        return await self._calls.get(RoomMember, "realtime", room_kind, room_id, "members", user_id)
+
+    async def delete(
+        self,
+        room_kind: str,
+        room_id: str,
+        user_id: str,
+        *,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """Leave, or let a member out. Raises NotFound, Forbidden, PreconditionFailed, Conflict."""
+        await self._calls.change(
+            NOTHING,
+            "DELETE",
+            *("realtime", room_kind, room_id, "members", user_id),
+            condition=Condition(if_match),
+            idempotency_key=idempotency_key,
+        )
+
+    async def page(
+        self,
+        room_kind: str,
+        room_id: str,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+        order: Order | None = None,
+    ) -> Page[RoomMember]:
+        """One page of a room's members, by user id."""
+        query = {"limit": limit, "after": after, "order": order}
+        return await self._calls.page(RoomMember, "realtime", room_kind, room_id, "members", query=query)
+
+    def each(
+        self, room_kind: str, room_id: str, *, order: Order | None = None
+    ) -> AsyncGenerator[RoomMember, None]:
+        """Every member of a room."""
+        parts = ("realtime", room_kind, room_id, "members")
+        return self._calls.each(RoomMember, *parts, query={"order": order})

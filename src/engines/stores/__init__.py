@@ -28,6 +28,10 @@ permission, finds its place, and stamps the context's identity on what it writes
         reading(context)
     firearms.Firearms
         facts_of(context, action, subject, at_s=)         take, undo(context, action, subject, use_id=)
+    realtime.RealtimeRegistry
+        put(context, room_kind, room_id, user_id, RoomMemberInput)
+        get, delete(context, room_kind, room_id, user_id)
+        list(context, room_kind, room_id)
     approvals.Approvals
         request(context, ApprovalInput)                   answer(context, approval_id, AnswerInput)
         get(context, approval_id)                         list(context, ApprovalFilter)

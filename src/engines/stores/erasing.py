@@ -7,8 +7,9 @@ Owns the rules, one document or event at a time:
 - in every other record the user's id gives way to `ERASED` where a member of the record's own names a person
   (`user_id`, `created_by` and the like), and what the user wrote there in their own words is emptied
   (`_OWN_WORDS`); what a record holds for its tenant (values, contents, blobs) is not looked into;
-- an event that the user appended is redacted, and so is one of the server's that says what they asked for:
-  its place and digest stay, so the log still verifies;
+- a room holds all its members: the user's membership is taken out of it, and those of others stay;
+- an event that the user appended is redacted, and so is one of the server's that says what they asked for, or
+  into which room they were let: its place and digest stay, so the log still verifies;
 - a message that waits to become such an event is left, and counted: it is redacted once it was delivered.
 
 A record that does not name the user keeps its bytes and its version. Leaves which places there are, in which
@@ -84,8 +85,11 @@ _OWN_WORDS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "reviewers": {"note": ERASED},
     },
 }
+# Whom an audit event is about, where that is not who made the change.
+_ABOUT: Final = ("requested_by", "member_id")
 # A grant is about a user, and says so in its blob.
 _GRANTS: Final = "d!firearms-grants!", "v!d!firearms-grants!"
+_ROOM: Final = "r!"
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +228,10 @@ def erased(kind: str, doc: Doc, user_id: str) -> Op | None:
     without = _without(body, user_id, _OWN_WORDS.get(kind, {}))
     if doc.key.startswith(_GRANTS):
         without["record"]["json_blob"] = _without(without["record"]["json_blob"], user_id, {})
+    if kind == catalogue.REALTIME and doc.key.startswith(_ROOM):
+        without["seats"] = {
+            name: _without(seat, user_id, {}) for name, seat in body["seats"].items() if name != user_id
+        }
     if without == body:
         return None
     return Put(doc.key, encode_json(without), Match(doc.version), expires_at=doc.expires_at)
@@ -273,7 +281,9 @@ def _is_by(body: str, user_id: str) -> bool:
     event = decode_json(body)
     if _names(event, "user_id", user_id):
         return True
-    return event.get("event_type") == "audit" and _names(event.get("payload"), "requested_by", user_id)
+    if event.get("event_type") != "audit":
+        return False
+    return any(_names(event.get("payload"), member, user_id) for member in _ABOUT)
 
 
 def _names(value: Any, member: str, user_id: str) -> bool:

@@ -39,6 +39,7 @@ def _look(kind: str, context: RequestContext) -> tuple[str | None, tuple[str, ..
         catalogue.BLACKBOARD: ("blackboard.read", ("b",)),
         catalogue.NOTES: ("notes.read", ("n", context.user_id)),
         catalogue.RATE_LIMITS: ("rate_limits.read", ("q",)),
+        catalogue.REALTIME: ("realtime.read", ("r",)),
         catalogue.BUDGET: ("budget.read", ("u",)),
         **{schema.kind: ("definitions.read", ("d",)) for schema in SCHEMAS},
     }
