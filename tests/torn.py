@@ -1,4 +1,7 @@
-"""Reads of several documents that are not of one moment, as DynamoDB's batch reads are."""
+"""Reads that are not of one moment: several keys at once on some drivers, and one read after another on all.
+
+Owns making that happen where a repeated request would meet its first attempt as it lands.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,26 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
+from engines.core.documents import Documents
 from engines.ports.documents import Doc
+
+_MARKER = "k!"
 
 
 def torn(
-    driver: object,
-    monkeypatch: pytest.MonkeyPatch,
-    between: Callable[[], Awaitable[object]],
-    *,
-    of: str = "",
+    documents: Documents, monkeypatch: pytest.MonkeyPatch, between: Callable[[], Awaitable[object]]
 ) -> None:
-    """The next read of several keys reads the last of them, then something lands, then the others.
-
-    `of`: what the names of the partitions begin with whose reads are meant.
-    """
-    get = driver.get  # type: ignore[attr-defined]
+    """The next read of an idempotency marker and more reads the marker, then `between` is, then the rest."""
+    read = documents.get_many
 
     async def read_in_two(partition: str, keys: Sequence[str]) -> dict[str, Doc]:
-        if len(keys) == 1 or not partition.startswith(of):
-            return await get(partition, keys)  # type: ignore[no-any-return]
+        markers = [key for key in keys if key.startswith(_MARKER)]
+        others = [key for key in keys if key not in markers]
+        if not markers or not others:
+            return await read(partition, keys)
         monkeypatch.undo()
-        last = await get(partition, keys[-1:])
+        early = await read(partition, markers)
         await between()
-        return {**last, **await get(partition, keys[:-1])}
+        return {**early, **await read(partition, others)}
 
-    monkeypatch.setattr(driver, "get", read_in_two)
+    monkeypatch.setattr(documents, "get_many", read_in_two)

@@ -153,6 +153,9 @@ def test_what_the_gates_refuse_is_told_by_gate_and_takes_no_unit(
     assert counts_of(done)["decisions on the spine"] == ("12", "12")
     assert counts_of(done)["entries in the ledger"] == ("9", "9")
     assert engines(*options(own_lab, "unlicensed", file=file)).json["guarded"]["written"] == {}
+    printed = engines(*(part for part in options(own_lab, "unlicensed", file=file) if part != "--json"))
+    table = [line.split() for line in printed.out.splitlines()]
+    assert ["tool.cancel_reservation", "firearms", "ok", "unlicensed", "3"] in table
 
     set_up(own_lab, "spent", "--hard", "0.30")
     one_by_one = ("--concurrency", "1")

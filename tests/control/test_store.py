@@ -14,6 +14,7 @@ from engines.core.keys import within
 from engines.core.records import Condition
 from engines.errors import Conflict, IdempotencyKeyReused, NotFound, PreconditionFailed
 from engines.wiring import ControlPlane
+from tests.torn import torn
 
 Another = Callable[[], Awaitable[ControlPlane]]
 ACTOR = Actor(user_id="u_admin", tenant_id="t_system", request_id="r1", tenants=("t_system",))
@@ -183,6 +184,52 @@ async def test_a_repeated_request_gets_its_first_answer_and_changes_nothing(anot
     other = identify("t_system", "prod", "u_admin", "POST", "/users", "key-1", body=b'{"a":1}')
     with pytest.raises(IdempotencyKeyReused):
         await store.put(USERS, ["u1"], build, actor=ACTOR, request=other)
+
+
+async def test_a_repeat_that_meets_its_first_as_it_lands_gets_its_answer(
+    another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record, or another one, shows the first attempt; the marker was looked for before that landed."""
+    control, twin = await another(), await another()
+    ids = ["u1"]
+
+    async def create(store: ControlStore = control.store, key: str = "c") -> Stored[User]:
+        async def build(_: User | None) -> User:
+            return User(user_id="u1")
+
+        condition, request = Condition(absent=True), identify(key, body=b"{}")
+        return await store.put(USERS, ids, build, actor=ACTOR, condition=condition, request=request)
+
+    async def claim(store: ControlStore = control.store, key: str = "m") -> Stored[Membership]:
+        async def build(_: Membership | None) -> Membership:
+            if store is control.store and key == "m":
+                await claim(twin.store)
+            if await store.read(MEMBERSHIPS, "t_a", "u1") is not None:
+                raise Conflict("claimed")
+            return Membership(tenant_id="t_a", user_id="u1", role="owner", status="invited")
+
+        request = identify(key, body=b"{}")
+        return await store.put(MEMBERSHIPS, ["t_a", "u1"], build, actor=ACTOR, request=request)
+
+    async def delete(store: ControlStore = control.store, key: str = "d") -> Stored[User]:
+        return await store.delete(USERS, ids, actor=ACTOR, request=identify(key, body=b"{}"))
+
+    torn(control.documents, monkeypatch, lambda: create(twin.store))
+    created = await create()
+    assert (created.replayed, created.created, created.version) == (True, True, 1)
+    with pytest.raises(PreconditionFailed):
+        await create(key="another c")
+
+    claimed = await claim()
+    assert (claimed.replayed, claimed.version) == (True, 1)
+    with pytest.raises(Conflict, match="claimed"):
+        await claim(key="another m")
+
+    torn(control.documents, monkeypatch, lambda: delete(twin.store))
+    deleted = await delete()
+    assert (deleted.replayed, deleted.deleted, deleted.version) == (True, True, 2)
+    with pytest.raises(NotFound):
+        await delete(key="another d")
 
 
 async def test_what_a_change_read_of_other_records_still_holds_when_it_is_written(another: Another) -> None:

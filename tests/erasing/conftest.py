@@ -10,8 +10,6 @@ import engines
 from engines.catalogue import SERVED
 from engines.control import subjects
 from engines.control.records import User
-from engines.core.chain import Address, Chain
-from engines.core.log import SEGMENT_SIZE_DEFAULT
 from engines.core.place import Place
 from engines.core.records import Condition
 from engines.core.transfer import everything, segments, stream_names
@@ -160,16 +158,7 @@ async def all_documents(process: engines.Engines, tenant: RequestContext) -> Fou
         place, shard = at
         named: list[tuple[Place, str]] = []
         for stream in await stream_names(place.documents, shard):
-            address = Address(
-                kind=place.kind,
-                tenant_id=place.tenant_id,
-                env=place.env,
-                stream=stream,
-                shard_partition=shard,
-                generation=place.generation,
-            )
-            chain = Chain(place.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)
-            named += [(place, partition) for partition in await segments(chain)]
+            named += [(place, partition) for partition in await segments(await place.chain(stream))]
         return named
 
     shards = [(place, shard) for place in places for shard in await place.partitions()]

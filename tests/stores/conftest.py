@@ -13,9 +13,11 @@ from engines.clock import Clock
 from engines.drivers.registry import document_driver
 from engines.ports.documents import DocumentDriver
 from engines.ports.secrets import Secret
+from engines.stores.analytics import Analytics
 from engines.stores.events import EventSpine, EventStreams
 from engines.stores.notes import Notes
 from tests.servers.postgres import PostgresServer
+from tests.stores.analytics_home import SMALL, Kept
 from tests.stores.budget_home import Spender
 from tests.stores.home import Home, context
 from tests.stores.samples import COUNT, numbered
@@ -98,3 +100,20 @@ async def spender(home: Home) -> AsyncIterator[Spender]:
     spender = Spender(home)
     yield spender
     await spender.close()
+
+
+@pytest.fixture
+def contracts() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+async def small(home: Home) -> AsyncIterator[EventSpine]:
+    spine = EventSpine(home, home.ids, home.clock, index_layout_default=SMALL)
+    yield spine
+    await spine.close()
+
+
+@pytest.fixture
+def analytics(home: Home, small: EventSpine, contracts: Kept) -> Analytics:
+    return Analytics(home, small, contracts, home.clock)

@@ -31,6 +31,7 @@ from engines.ports.documents import ALWAYS, Put
 from engines.stores import budget_book
 from engines.stores.budget_records import Reservation, ReservationInput, SettlementInput, UsageEntry
 from engines.stores.budget_summary import SummaryQuery
+from engines.stores.scoped import Change
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.servers.postgres import PostgresServer
 from tests.stores.budget_home import ADA, Spender, hard, soft
@@ -38,6 +39,7 @@ from tests.stores.budget_process import home_at
 from tests.stores.home import Home, context
 from tests.stores.subjects import keyed
 from tests.stores.ticking import ticking
+from tests.torn import torn
 
 SPENDERS = 200
 FAULTS = FaultPlan(
@@ -101,6 +103,23 @@ class TestRaces:
         assert (summary.total.entries, Decimal(summary.total.cost)) == (46, Decimal("32.2"))
         assert len(await two[0].told(46)) == 46
         assert len(await two[0].told(1, "soft_limit_passed")) == 1
+
+    async def test_a_repeat_that_meets_its_first_as_it_lands_is_no_refusal(
+        self, two: tuple[Spender, Spender], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It finds the limit taken by what it took itself; refused, nobody would know what is held."""
+        await two[0].limit(hard("1"))
+
+        async def reserve(spender: Spender, key: str = "r") -> Change[Reservation]:
+            return await spender.budget.reserve(ADA, ReservationInput(amount="1"), request=keyed(key))
+
+        torn(two[0].home.documents, monkeypatch, lambda: reserve(two[1]))
+        again, first = await reserve(two[0]), await reserve(two[1])
+        assert (again.replayed, again.record) == (True, first.record)
+        with pytest.raises(EnginesError) as caught:
+            await reserve(two[0], "another")
+        assert caught.value.reason_code == "hard_limit"
+        assert await two[0].left() == (0, 1)
 
     async def test_no_process_starves_the_other(self, two: tuple[Spender, Spender]) -> None:
         counts = [0, 0]

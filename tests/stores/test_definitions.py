@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from engines.core.idempotency import identify
+from engines.core.idempotency import Request, identify
 from engines.core.listing import Window
 from engines.core.records import ANYTHING, Condition
 from engines.errors import (
@@ -27,11 +27,13 @@ from engines.errors import (
 from engines.ports.documents import Doc
 from engines.stores.definition_records import Definition, DefinitionFilter, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED, SCHEMAS, Schema
-from engines.stores.scoped import Change
+from engines.stores.scoped import Change, Deletion
 from engines.testing.faults import Fault
 from tests.stores.definition_samples import REFUSED, SAMPLES
 from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
+from tests.stores.subjects import keyed
+from tests.torn import torn
 
 FLOWS = SCHEMA_NAMED["flows"]
 PAGES = SCHEMA_NAMED["pages"]
@@ -193,6 +195,56 @@ class TestConditions:
         with pytest.raises(IdempotencyKeyReused):
             await told.definitions.put(ADA, FLOWS, "f", flow(), condition=ABSENT, request=other)
         assert len(await told.told(1)) == 1
+
+    async def test_a_repeat_that_meets_its_first_as_it_lands_gets_its_answer(
+        self, told: Told, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def create(request: Request) -> Change[Definition]:
+            given = DefinitionInput(json_blob=flow().json_blob, id="f")
+            return await told.definitions.create(ADA, FLOWS, given, request=request)
+
+        torn(told.home.documents, monkeypatch, lambda: create(keyed("c")))
+        made = await create(keyed("c"))
+        assert (made.replayed, made.created, made.record.version) == (True, True, 1)
+
+        def decided(former: Definition) -> dict[str, Any]:
+            if former.state:
+                raise Conflict("this was decided before")
+            return {"by": "ada"}
+
+        async def decide(request: Request) -> Change[Definition]:
+            return await told.definitions.change_state(ADA, FLOWS, "f", decided, request=request)
+
+        torn(told.home.documents, monkeypatch, lambda: decide(keyed("d")))
+        assert (await decide(keyed("d"))).replayed
+        with pytest.raises(Conflict, match="decided before"):
+            await decide(keyed("another"))
+
+        async def delete(request: Request) -> Deletion:
+            return await told.definitions.delete(ADA, FLOWS, "f", condition=PRESENT, request=request)
+
+        torn(told.home.documents, monkeypatch, lambda: delete(keyed("e")))
+        assert (await delete(keyed("e"))).replayed
+        with pytest.raises(PreconditionFailed):
+            await delete(keyed("another delete"))
+        assert [event["action"] for event in await told.told(3)] == ["created", "changed", "deleted"]
+
+    async def test_so_does_one_whose_source_is_gone_by_then(self, told: Told) -> None:
+        told.home.options[FLOWS.kind] = {"versions_kept": 2}
+        made = await told.definitions.put(ADA, FLOWS, "f", flow("one"), condition=ABSENT)
+        await told.definitions.put(ADA, FLOWS, "f", flow("two"), condition=at(made.record))
+        copies = [
+            await told.definitions.copy(ADA, FLOWS, "f", ADA, target_id="g", version=1, request=keyed("c"))
+        ]
+        restored = [await told.definitions.restore(ADA, FLOWS, "f", 1, request=keyed("r"))]
+        with pytest.raises(NotFound):  # The restored version pushed it out.
+            await told.definitions.get(ADA, FLOWS, "f", version=1)
+        copies.append(
+            await told.definitions.copy(ADA, FLOWS, "f", ADA, target_id="g", version=1, request=keyed("c"))
+        )
+        restored.append(await told.definitions.restore(ADA, FLOWS, "f", 1, request=keyed("r")))
+        for first, again in (copies, restored):
+            assert (again.record, again.replayed, first.replayed) == (first.record, True, False)
 
 
 class TestSlugs:

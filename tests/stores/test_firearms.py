@@ -34,10 +34,13 @@ from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.firearm_rules import FirearmFacts
 from engines.stores.firearm_uses import FirearmUses
 from engines.stores.firearms import Firearms
+from engines.stores.scoped import Change
 from engines.stores.strategy_locks import LockDecisionInput, StrategyLocks
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
+from tests.stores.subjects import keyed
+from tests.torn import torn
 
 ADA, BOB = context(), context(user_id="bob")
 SYSTEM = context(tenant_id=SYSTEM_TENANT, user_id="root")
@@ -422,6 +425,31 @@ class TestAsking:
         other = identify("t_one", "prod", "ada", "POST", "/approvals", "k", body=b"2")
         with pytest.raises(IdempotencyKeyReused):
             await one.approvals.request(ADA, given, request=other)
+
+    async def test_so_does_one_that_meets_its_first_as_it_lands(
+        self, one: Armed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await one.arm(human_approval=True)
+        asked = ApprovalInput(action="refund", subject="order-1", reason="broken")
+
+        async def ask() -> Change[Approval]:
+            return await one.approvals.request(ADA, asked, request=keyed("ask"))
+
+        torn(one.home.documents, monkeypatch, ask)
+        first, again = await ask(), await ask()
+        assert (first.replayed, first.record) == (True, again.record)
+        approval_id = first.record.approval_id
+
+        async def answer(key: str = "answer") -> Change[Approval]:
+            return await one.approvals.answer(BOB, approval_id, YES, request=keyed(key))
+
+        torn(one.home.documents, monkeypatch, answer)
+        answered = await answer()
+        assert (answered.replayed, answered.record.status) == (True, "granted")
+        with pytest.raises(Conflict, match="granted"):
+            await answer("another")
+        with pytest.raises(Conflict, match="asked for already"):
+            await one.approvals.request(ADA, asked, request=keyed("another"))
 
     async def test_the_role_decides(self, one: Armed) -> None:
         await one.arm(human_approval=True)

@@ -408,11 +408,9 @@ class TestOneChange:
     ) -> None:
         await rooms.put(ADA, "ada", HOST)
         await rooms.put(ADA, "bob", HOST)
-        torn(home.driver, monkeypatch, lambda: rooms.out(ADA, "ada", request=keyed("d")), of="realtime")
+        torn(home.documents, monkeypatch, lambda: rooms.out(ADA, "ada", request=keyed("d")))
         assert await rooms.out(ADA, "ada", request=keyed("d"))
-        torn(
-            home.driver, monkeypatch, lambda: rooms.put(BOB, "eve", READER, request=keyed("p")), of="realtime"
-        )
+        torn(home.documents, monkeypatch, lambda: rooms.put(BOB, "eve", READER, request=keyed("p")))
         again = await rooms.put(BOB, "eve", READER, condition=ABSENT, request=keyed("p"))
         assert (again.replayed, again.created, await rooms.role("eve")) == (True, True, "reader")
 

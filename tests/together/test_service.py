@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,11 +112,10 @@ async def test_a_server_has_tenants_on_every_backend(
     async with open_control_plane(control_url) as control:
         await apply_seed(control.store, owned(jwks_file))
     service.start()
-    for driver, url in urls.items():
-        put(service, url, driver)
+    await asyncio.gather(*(asyncio.to_thread(put, service, url, driver) for driver, url in urls.items()))
     async with AsyncEngines(service.url, service.admin_key) as admin:
-        for driver in urls:
-            assert (await admin.backends.probe(driver)).ok
+        probed = await asyncio.gather(*map(admin.backends.probe, urls))
+        assert [probe.ok for probe in probed] == [True] * len(urls)
     key = token("owner")
     routes = [(tenant_of(driver), kind, driver) for driver in DRIVERS for kind in DATA_KINDS]
     routes += [("t_mixed", kind, driver) for kind, driver in MIXED.items()]

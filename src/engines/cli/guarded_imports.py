@@ -133,8 +133,10 @@ def _print_agreement(found: Agreement) -> None:
     print_table(("tool", "calls", "passed", "refused", "units", " "), tools)
     if found.refusals:
         out.print("")
-        refusals = [[one.action, one.gate, one.reason_code, str(one.count)] for one in found.refusals]
-        print_table(("refused", "by the gate", "because", "calls"), refusals)
+        refusals = [
+            [one.action, one.gate, one.gate_status, one.reason_code, str(one.count)] for one in found.refusals
+        ]
+        print_table(("refused", "by the gate", "which was", "because", "calls"), refusals)
     for difference in found.differences[:DIFFERENCES_SHOWN]:
         out.print(f"{difference.what}: {difference.kind} {difference.place}")
     out.print("\nThe counts agree." if found.agrees else "\nThe counts do not agree.")

@@ -21,13 +21,13 @@ from engines.catalogue import CONTROL_PLANE
 from engines.clock import timestamp
 from engines.codec import Codec, decode_json, encode_json
 from engines.core.documents import Documents
-from engines.core.idempotency import Request, first_answer, marker_put
+from engines.core.idempotency import Request, marker_put
 from engines.core.keys import join, partition, record_key, within
 from engines.core.listing import LOOKED_AT_MAX, SCANS_MAX
 from engines.core.outbox import SALT_CHARS, Backlog, outbox_put
-from engines.core.records import ANYTHING, Condition
+from engines.core.records import ANYTHING, Condition, Written, replayed, replayed_or_raise
 from engines.core.versioned import oldest_after, version_ops
-from engines.errors import Conflict, Corrupt, NotFound, PreconditionFailed
+from engines.errors import Conflict, Corrupt, EnginesError, NotFound, PreconditionFailed
 from engines.ports.documents import ABSENT, ALWAYS, SCAN_LIMIT_MAX, Delete, Doc, Match, Op, Put
 from engines.scope import SYSTEM_TENANT
 
@@ -312,13 +312,17 @@ class ControlStore:
             keys = (key,) if request is None else (key, request.key)
             found = await self.documents.get_many(PARTITION, keys)
             if request is not None and request.key in found:
-                return _replay(table, found[request.key], request)
+                return _replay(table, replayed(key, found[request.key], request))
             head = found.get(key)
             before = None if head is None else _ENVELOPES.decode(head.body)
             live = None if before is None or before.deleted else before
-            condition.check(head if live is not None else None)
             existing = None if live is None else table.decode(live.record)
-            record = await build(existing)
+            try:
+                condition.check(head if live is not None else None)
+                record = await build(existing)
+            except EnginesError as refusal:
+                first = await replayed_or_raise(refusal, self.documents, PARTITION, key, request)
+                return _replay(table, first)
             envelope = _envelope(before, record, actor, timestamp(self.documents.now()), deleting=deleting)
             try:
                 indexes = await self._index_ops(table, existing, None if deleting else record)
@@ -336,14 +340,8 @@ class ControlStore:
             salt = self.documents.new_write_id()[-SALT_CHARS:]
             ops += _audit_ops(table, key, envelope, actor, existing, record, salt=salt)
             if request is not None:
-                ops.append(
-                    marker_put(
-                        request,
-                        now=self.documents.now(),
-                        created=live is None,
-                        answer=_ENVELOPES.encode(envelope),
-                    )
-                )
+                now, answer = self.documents.now(), _ENVELOPES.encode(envelope)
+                ops.append(marker_put(request, now=now, created=live is None, answer=answer))
             try:
                 version = await self.documents.write(PARTITION, ops)
             except Conflict as conflict:
@@ -493,7 +491,6 @@ def _stored(
     )
 
 
-def _replay(table: Table[T], doc: Doc, request: Request) -> Stored[T]:
-    marker = first_answer(doc, request)
-    envelope = _ENVELOPES.decode(bytes(marker.answer).decode())
-    return _stored(table, envelope, doc.version, created=marker.created, replayed=True)
+def _replay(table: Table[T], first: Written) -> Stored[T]:
+    envelope = _ENVELOPES.decode(first.doc.body)
+    return _stored(table, envelope, first.doc.version, created=first.created, replayed=True)

@@ -30,10 +30,11 @@ from engines.core.commits import (
     stream_key,
 )
 from engines.core.documents import Documents
-from engines.core.keys import partition
+from engines.core.keys import partition, shard_of
 from engines.errors import Conflict, Corrupt, Gone, Invalid
 from engines.ports.documents import ABSENT, SCAN_LIMIT_MAX, Put
 
+SEGMENT_SIZE_DEFAULT: Final = 50_000
 SEGMENT_SIZE_MIN: Final = 2
 # A backend whose scans are no snapshots can show a commit and not the one before it; once more shows both.
 GAP_READS_MAX: Final = 3
@@ -286,3 +287,25 @@ def _contiguous_down(commits: list[Commit]) -> list[Commit]:
         if commits[index].last + 1 != commits[index - 1].first:
             return commits[:index]
     return commits
+
+
+def chain_of(
+    documents: Documents,
+    stream: str,
+    *,
+    kind: str,
+    tenant_id: str,
+    env: str,
+    shards: int,
+    generation: int,
+) -> Chain:
+    """The chain of a stream whose kind is spread over `shards`, for who looks at what is stored. No call."""
+    address = Address(
+        kind=kind,
+        tenant_id=tenant_id,
+        env=env,
+        stream=stream,
+        shard_partition=partition(kind, tenant_id, env, shard_of(stream, shards), generation=generation),
+        generation=generation,
+    )
+    return Chain(documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)

@@ -19,7 +19,7 @@ import msgspec
 
 from engines.clock import Clock
 from engines.core.appends import Appended, Entry, Preparation
-from engines.core.chain import Address, Chain
+from engines.core.chain import SEGMENT_SIZE_DEFAULT, Address, Chain
 from engines.core.commits import (
     GENESIS,
     Commit,
@@ -49,7 +49,6 @@ __all__ = [
     "Verification",
 ]
 
-SEGMENT_SIZE_DEFAULT: Final = 50_000
 PAGE_EVENTS_MAX: Final = 1_000
 FOLLOW_EVENTS_MAX: Final = 500
 # How often a follower asks for events that another process appended: at first, and at the most seldom.

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from engines.codec import Codec
+from engines.core.chain import Chain, chain_of
 from engines.core.documents import Documents
 from engines.core.keys import SHARD_COUNT_DEFAULT, join, partition, shard_of
 from engines.errors import Conflict, Corrupt
@@ -119,6 +120,18 @@ class Place:
             partition(self.kind, self.tenant_id, self.env, shard, generation=self.generation)
             for shard in range(await self._shard_count())
         ]
+
+    async def chain(self, stream: str) -> Chain:
+        """A stream's commits as they are stored here."""
+        return chain_of(
+            self.documents,
+            stream,
+            kind=self.kind,
+            tenant_id=self.tenant_id,
+            env=self.env,
+            shards=await self._shard_count(),
+            generation=self.generation,
+        )
 
     async def _shard_count(self) -> int:
         return await self._layouts.shard_count(

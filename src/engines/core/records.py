@@ -17,7 +17,14 @@ import msgspec
 from engines.codec import escaped_bytes
 from engines.core.documents import Documents
 from engines.core.idempotency import Request, first_answer, marker_put
-from engines.errors import Conflict, NotFound, PreconditionFailed, PreconditionRequired, TooLarge
+from engines.errors import (
+    Conflict,
+    EnginesError,
+    NotFound,
+    PreconditionFailed,
+    PreconditionRequired,
+    TooLarge,
+)
 from engines.ports.documents import ABSENT, Delete, Doc, Match, Op, Put
 
 # A head, its immutable version and the idempotency marker each hold the record, in one write of 1 MiB.
@@ -109,20 +116,13 @@ async def replace(
         standing = _if_live(doc, is_live)
         try:
             condition.check(standing)
-        except PreconditionFailed:
-            if (marker_doc := await _late_marker(documents, partition, request)) is None:
-                raise
-            assert request is not None
-            return replayed(key, marker_doc, request)
+            draft = build(standing)
+        except EnginesError as refusal:
+            return await replayed_or_raise(refusal, documents, partition, key, request)
+        created = standing is None
         try:
             return await write(
-                documents,
-                partition,
-                key,
-                build(standing),
-                replaced=doc,
-                created=standing is None,
-                request=request,
+                documents, partition, key, draft, replaced=doc, created=created, request=request
             )
         except Conflict as conflict:
             lost = conflict
@@ -156,12 +156,8 @@ async def remove(
             condition.check(doc)
             if doc is None:
                 raise NotFound("there is no such record")
-        except (PreconditionFailed, NotFound):
-            if (marker_doc := await _late_marker(documents, partition, request)) is None:
-                raise
-            assert request is not None
-            first_answer(marker_doc, request)
-            return True
+        except EnginesError as refusal:
+            return (await replayed_or_raise(refusal, documents, partition, key, request)).replayed
         ops: list[Op] = [Delete(key, Match(doc.version)), *(also(doc) if also else ())]
         if request is not None:
             ops.append(marker_put(request, now=documents.now()))
@@ -186,15 +182,6 @@ async def _read(
     keys = (key,) if request is None else (key, request.key)
     found = await documents.get_many(partition, keys)
     return found.get(key), found.get(keys[-1]) if request is not None else None
-
-
-async def _late_marker(documents: Documents, partition: str, request: Request | None) -> Doc | None:
-    """The marker, looked for again before a refusal.
-
-    What a driver reads of several keys need not be of one moment, so a request that is landing may have
-    shown its record and not yet its marker. One write made both: whoever saw the one finds the other now.
-    """
-    return None if request is None else await documents.get(partition, request.key)
 
 
 def _if_live(doc: Doc | None, is_live: Callable[[Doc], bool] | None) -> Doc | None:
@@ -232,3 +219,18 @@ def replayed(key: str, doc: Doc, request: Request) -> Written:
     marker = first_answer(doc, request)
     record = Doc(key, bytes(marker.answer).decode(), doc.version, marker.expires_at)
     return Written(record, marker.created, replayed=True)
+
+
+async def replayed_or_raise(
+    refusal: EnginesError, documents: Documents, partition: str, key: str, request: Request | None
+) -> Written:
+    """The first answer where the marker stands by now, else `refusal`: for whatever looked for it before.
+
+    What is read one after the other is not of one moment, nor need what a driver reads of several keys be.
+    So a request that is landing may have shown what it did, which refuses its own repeat, and not yet its
+    marker. One write made both: whoever saw the one finds the other now. Raises IdempotencyKeyReused too.
+    """
+    doc = None if request is None else await documents.get(partition, request.key)
+    if request is None or doc is None:
+        raise refusal
+    return replayed(key, doc, request)

@@ -14,11 +14,10 @@ import msgspec
 
 from engines.catalogue import kind_named
 from engines.control.records import Move
-from engines.core.chain import Address, Chain
+from engines.core.chain import Chain, chain_of
 from engines.core.documents import Documents
 from engines.core.index import index_partitions
-from engines.core.keys import partition, shard_of
-from engines.core.log import SEGMENT_SIZE_DEFAULT
+from engines.core.keys import partition
 from engines.core.transfer import (
     LogTransfer,
     PartitionTransfer,
@@ -178,15 +177,15 @@ class Sides:
         )
 
     def _chain(self, side: Side, env: str, name: str) -> Chain:
-        address = Address(
+        return chain_of(
+            side.documents,
+            name,
             kind=self._move.resource_kind,
             tenant_id=self._move.tenant_id,
             env=env,
-            stream=name,
-            shard_partition=self._shard(side, env, shard_of(name, self._shards[env])),
+            shards=self._shards[env],
             generation=side.generation,
         )
-        return Chain(side.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)
 
 
 async def each(items: Sequence[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R]:

@@ -23,7 +23,7 @@ from engines.core.idempotency import Request
 from engines.core.listing import START, Listed, Window, list_records
 from engines.core.place import Places
 from engines.core.records import ANYTHING, Condition, Draft
-from engines.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge
+from engines.errors import Conflict, EnginesError, Forbidden, Invalid, NotFound, TooLarge
 from engines.ids import Ids
 from engines.ports.documents import Doc
 from engines.scope import RequestContext, check_id
@@ -252,7 +252,10 @@ async def _write(
         found = await documents.get_many(partition, keys)
         if request is not None and request.key in found:
             return records.replayed(key, found[request.key], request)
-        draft, replaced = attempt(found)
+        try:
+            draft, replaced = attempt(found)
+        except EnginesError as refusal:
+            return await records.replayed_or_raise(refusal, documents, partition, key, request)
         try:
             return await records.write(
                 documents, partition, key, draft, replaced=replaced, created=replaced is None, request=request

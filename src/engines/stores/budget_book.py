@@ -177,6 +177,7 @@ class Book:
         for waiting in hand:
             await waiting.change.prepare(sheet, documents, partition)
         outcomes = self._apply(hand, sheet)
+        await _check_no_first_landed(outcomes, sheet, documents, partition)
         if not sheet.is_blank:
             async with contextlib.AsyncExitStack() as stack:
                 if sheet.told:
@@ -279,6 +280,23 @@ class Books:
                 f"{BOOKS_MAX} budgets are being changed in this process", retry_after_s=WAITING_RETRY_S
             )
         del self._open[idle]
+
+
+async def _check_no_first_landed(
+    outcomes: Sequence[tuple[Waiting, Outcome | EnginesError]],
+    sheet: Sheet,
+    documents: Documents,
+    partition: str,
+) -> None:
+    """Raises Conflict where a change was refused for what its own first attempt did: then all is read again.
+
+    The rule of `core.records.replayed_or_raise`, for many at once.
+    """
+    requests = [waiting.change.request for waiting, outcome in outcomes if isinstance(outcome, EnginesError)]
+    unseen = {request.key for request in requests if request is not None} - sheet.docs.keys()
+    for keys in _in_portions(sorted(unseen)):
+        if landed := await documents.get_many(partition, keys):
+            raise Conflict("a first attempt landed meanwhile", keys=tuple(landed))
 
 
 def _replayed(change: BudgetChange[Any], marker: Doc) -> Outcome:

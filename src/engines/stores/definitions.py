@@ -23,7 +23,7 @@ from engines.core.idempotency import Request
 from engines.core.listing import START, Listed, Window
 from engines.core.place import Places
 from engines.core.records import ANYTHING, Condition
-from engines.errors import Conflict, Invalid, PreconditionFailed
+from engines.errors import Conflict, EnginesError, Invalid, PreconditionFailed
 from engines.ids import Ids
 from engines.scope import RequestContext, check_id
 from engines.stores.announcements import Announcements
@@ -166,12 +166,13 @@ class Definitions:
         """
         context.require_data(schema.write_permission)
         earlier = await (await self._view(context, schema)).read(definition_id, version)
-        if earlier is None:
-            raise no_such_definition()
-        if earlier.deleted:
-            raise Invalid("that version is a deletion", field="version")
 
         def restored(former: Definition | None) -> Definition:
+            # Refused here, where a repeat was answered already: its first may have pushed that version out.
+            if earlier is None:
+                raise no_such_definition()
+            if earlier.deleted:
+                raise Invalid("that version is a deletion", field="version")
             record = self._next(context, schema, definition_id, former, earlier.json_blob, earlier)
             return msgspec.structs.replace(record, restored_from=version)
 
@@ -200,14 +201,15 @@ class Definitions:
         target.require_data(schema.write_permission)
         assert target.tenant_id == context.tenant_id
         source = await (await self._view(context, schema)).read(definition_id, version)
-        if source is None or source.deleted:
-            raise no_such_definition()
-        origin = Origin(source.id, source.version, context.env, context.surface_id, context.project_id)
         target_id = definition_id if target_id is None else target_id
         check_definition_id(schema, target_id)
 
         def copied(former: Definition | None) -> Definition:
+            # Refused here, where a repeat was answered already: the source may be gone since its first.
+            if source is None or source.deleted:
+                raise no_such_definition()
             record = self._next(target, schema, target_id, former, source.json_blob, source)
+            origin = Origin(source.id, source.version, context.env, context.surface_id, context.project_id)
             return msgspec.structs.replace(record, copied_from=origin)
 
         try:
@@ -359,8 +361,11 @@ class Definitions:
             head = found.get(step.key)
             former = None if head is None else STORED.decode(head.body)
             is_live = former is not None and not former.record.deleted
-            condition.check(head if is_live else None)
-            record = make(None if former is None else former.record)
+            try:
+                condition.check(head if is_live else None)
+                record = make(None if former is None else former.record)
+            except EnginesError as refusal:
+                return await records.replayed_or_raise(refusal, documents, partition, step.key, request)
             draft, wanted = step.draft(record, former, self._announcements)
             if wanted and await documents.get_many(partition, wanted):
                 lost = step.taken()

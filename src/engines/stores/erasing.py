@@ -27,11 +27,9 @@ import msgspec
 from engines import catalogue
 from engines.clock import Clock
 from engines.codec import decode_json, encode_json
-from engines.core.chain import Address, Chain
 from engines.core.documents import Documents
 from engines.core.index import index_partitions
 from engines.core.keys import SEPARATOR
-from engines.core.log import SEGMENT_SIZE_DEFAULT
 from engines.core.place import Place, Places
 from engines.core.transfer import EVERYTHING_ABOVE, EVERYTHING_BELOW, batches, stream_names
 from engines.errors import Conflict, Corrupt, Unavailable
@@ -141,7 +139,7 @@ class Erasing:
                 streams += await stream_names(place.documents, partition)
         if kind == catalogue.EVENT_SPINE:
             for stream in streams:
-                partitions += await index_partitions(await _chain(place, stream))
+                partitions += await index_partitions(await place.chain(stream))
         named = name_of(place)
         return [
             *(Step(kind=kind, what="log", target=stream, place=named) for stream in streams),
@@ -320,15 +318,3 @@ def _unnamed(item: Any, user_id: str) -> Any:
     if isinstance(item, list):
         return [ERASED if each == user_id else each for each in item]
     return ERASED if item == user_id else item
-
-
-async def _chain(place: Place, stream: str) -> Chain:
-    address = Address(
-        kind=place.kind,
-        tenant_id=place.tenant_id,
-        env=place.env,
-        stream=stream,
-        shard_partition=await place.partition(stream),
-        generation=place.generation,
-    )
-    return Chain(place.documents, address, segment_size_default=SEGMENT_SIZE_DEFAULT)

@@ -15,10 +15,11 @@ import msgspec
 
 from engines import catalogue
 from engines.clock import Clock
+from engines.core.chain import SEGMENT_SIZE_DEFAULT
 from engines.core.idempotency import Request
 from engines.core.index import Layout
 from engines.core.listing import START, Listed, Window
-from engines.core.log import SEGMENT_SIZE_DEFAULT, Head
+from engines.core.log import Head
 from engines.core.place import Places
 from engines.core.slots import Slots
 from engines.errors import EnginesError, Invalid

@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Final
 
 from engines.clock import Clock
-from engines.core.log import SEGMENT_SIZE_DEFAULT, Log
+from engines.core.chain import SEGMENT_SIZE_DEFAULT
+from engines.core.log import Log
 from engines.core.place import Place
 from engines.errors import Throttled, Unavailable
 from engines.ids import Ids

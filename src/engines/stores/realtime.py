@@ -17,11 +17,11 @@ from engines import catalogue
 from engines.clock import Clock
 from engines.core.cursor import list_scope
 from engines.core.documents import Documents
-from engines.core.idempotency import Marker, Request, first_answer, marker_put
+from engines.core.idempotency import Request, marker_put
 from engines.core.keys import SEPARATOR
 from engines.core.listing import START, Listed, Window
 from engines.core.place import Places
-from engines.core.records import ANYTHING, RACES_MAX, Condition
+from engines.core.records import ANYTHING, RACES_MAX, Condition, Written, replayed, replayed_or_raise
 from engines.errors import Conflict, EnginesError
 from engines.ports.documents import ABSENT, Doc, Match, Op, Put
 from engines.scope import RequestContext, check_id
@@ -184,16 +184,12 @@ class RealtimeRegistry:
         for _ in range(RACES_MAX):
             found = await documents.get_many(partition, keys)
             if request is not None and request.key in found:
-                return _replayed(first_answer(found[request.key], request))
+                return _replayed(replayed(at.key, found[request.key], request))
             doc = found.get(at.key)
             try:
                 turn = attempt(doc, self._clock.now())
-            except EnginesError:
-                # The two need not have been read at one moment: what refuses may be this request's own doing.
-                late = None if request is None else await documents.get(partition, request.key)
-                if request is None or late is None:
-                    raise
-                return _replayed(first_answer(late, request))
+            except EnginesError as refusal:
+                return _replayed(await replayed_or_raise(refusal, documents, partition, at.key, request))
             try:
                 await documents.write(partition, self._ops(context, documents, at, doc, turn, request))
             except Conflict as conflict:
@@ -225,7 +221,7 @@ class RealtimeRegistry:
         return ops
 
 
-def _replayed(marker: Marker) -> _Done:
-    answer = bytes(marker.answer)
-    seat = None if answer == b"null" else decode_seat(answer)
-    return _Done(seat, marker.created, replayed=True)
+def _replayed(first: Written) -> _Done:
+    """What the first request was answered: the member as it left them, or nothing."""
+    answer = first.doc.body
+    return _Done(None if answer == "null" else decode_seat(answer), first.created, replayed=True)

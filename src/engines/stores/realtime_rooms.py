@@ -140,7 +140,7 @@ def encode_seat(seat: Seat) -> str:
     return encode_json(seat)
 
 
-def decode_seat(body: bytes) -> Seat:
+def decode_seat(body: str) -> Seat:
     return _SEATS.decode(body)
 
 
