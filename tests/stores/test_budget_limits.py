@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from engines.errors import (
     Conflict,
+    Forbidden,
     IdempotencyKeyReused,
     Invalid,
     NotFound,
@@ -16,11 +18,15 @@ from engines.errors import (
 )
 from engines.stores.budget_policy import Price
 from engines.stores.budget_records import ReservationInput, SettlementInput
+from engines.stores.scoped import Change
+from tests.contexts import PERMISSIONS_OF
 from tests.stores.budget_home import ADA, Spender, hard, soft
 from tests.stores.home import Home, context
 from tests.stores.subjects import keyed
 
 BOUND = context(project_id="p1")
+MEMBER = context(user_id="meg", permissions=PERMISSIONS_OF["member"])
+COLLEAGUE = context(user_id="col", permissions=PERMISSIONS_OF["member"])
 OTHERS = context(tenant_id="t_two", user_id="eve")
 
 
@@ -130,6 +136,42 @@ class TestReservations:
                 with pytest.raises(NotFound):
                     await ended
         assert await spender.left() == (0, 2)
+
+    async def test_a_reservation_is_ended_by_who_made_it_or_by_who_sets_the_limits(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        mine, theirs = await spender.reserve("4", MEMBER), await spender.reserve("5", MEMBER)
+        settlement = SettlementInput(cost="1")
+        for other in (
+            COLLEAGUE,
+            context(user_id="bot", roles=("agent",), permissions=PERMISSIONS_OF["agent"]),
+        ):
+            for ended in (
+                spender.budget.release(other, mine.reservation_id),
+                spender.budget.settle(other, mine.reservation_id, settlement),
+            ):
+                with pytest.raises(Forbidden):
+                    await ended
+        assert await spender.left() == (0, 9)
+        settled = await spender.budget.settle(MEMBER, mine.reservation_id, settlement)
+        again = await spender.budget.settle(MEMBER, mine.reservation_id, settlement)
+        assert (again.record, settled.record.user_id) == (settled.record, MEMBER.user_id)
+        with pytest.raises(Forbidden):  # Nor is what became of it theirs to hear again.
+            await spender.budget.settle(COLLEAGUE, mine.reservation_id, settlement)
+        assert (await spender.release(theirs)).record.state == "released"
+        assert await spender.left() == (1, 0)
+        await spender.reconciled()
+
+    async def test_ends_that_come_at_once_are_judged_each_by_its_own_user(self, spender: Spender) -> None:
+        await spender.limit(hard("10"))
+        held = [await spender.reserve("1", MEMBER) for _ in range(6)]
+        ended = await asyncio.gather(
+            *(spender.budget.release(who, one.reservation_id) for one in held for who in (COLLEAGUE, MEMBER)),
+            return_exceptions=True,
+        )
+        assert [type(end) for end in ended] == [Forbidden, Change] * 6
+        assert await spender.left() == (0, 0)
 
     @pytest.mark.parametrize(
         ("said", "field"),

@@ -3,8 +3,9 @@
 Owns making one, settling it and releasing it. What was used is recorded though it is more than was
 reserved, or comes after the reservation lapsed. A settlement that repeats the first is answered as the first
 was; another one is Conflict, and so are a settlement after a release and a release after a settlement. A
-release may be repeated. Nothing of a reservation is told on the spine: it comes to nothing, or to an entry.
-Leaves whether an amount fits to `stores/budget_accounts.py`.
+release may be repeated. Both are for the user who reserved, by whichever credential, and for those who set
+the limits: what somebody holds is not anybody's to free. Nothing of a reservation is told on the spine: it
+comes to nothing, or to an entry. Leaves whether an amount fits to `stores/budget_accounts.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import msgspec
 from engines.clock import timestamp
 from engines.codec import canonical_json
 from engines.core.idempotency import Request
-from engines.errors import Conflict, NotFound, Throttled
+from engines.errors import Conflict, Forbidden, NotFound, Throttled
 from engines.scope import RequestContext, check_id
 from engines.stores.budget_accounts import lapse_s, past_hard, past_soft
 from engines.stores.budget_amounts import EXACT, amount_of, check_currency, plain
 from engines.stores.budget_changes import (
+    MANAGE,
     BudgetChange,
     Outcome,
     checked_time,
@@ -122,11 +124,13 @@ class _OfReservation(BudgetChange[Reservation]):
         return (*super().reads(), self._key)
 
     def _standing(self, sheet: Sheet) -> StoredReservation:
-        """Raises NotFound."""
+        """Raises NotFound, Forbidden (another user's)."""
         body = sheet.body(self._key)
         stored = None if body is None else RESERVATION.decode(body)
         if stored is None or not is_within(self.context, stored.record):
             raise NotFound("there is no such reservation, or it is no longer kept")
+        if self.context.user_id != stored.record.user_id and MANAGE not in self.context.permissions:
+            raise Forbidden(f"another user reserved this, and the role does not grant {MANAGE}")
         return stored
 
     def _as_it_is(self, sheet: Sheet, stored: StoredReservation) -> Outcome:
