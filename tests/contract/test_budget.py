@@ -176,6 +176,22 @@ def test_what_does_not_fit_is_429_with_the_time_to_wait_or_409_where_waiting_doe
     assert left == {"all": "8", "hourly": "1"}
 
 
+def test_a_limit_that_was_taken_away_and_put_again_is_passed_by_nobody(house: Tenant) -> None:
+    limited(house)
+    made(house["member"].post("/budget/usage", {"cost": "2", "currency": "USD"}))
+    held = [reserved(house, "4")]
+    record(house["admin"].put("/budget/policy", {"currency": "USD"}))
+    made(house["member"].post("/budget/usage", {"cost": "1", "currency": "USD"}))
+    held.append(reserved(house, "2"))
+    limited(house)
+    (standing,) = house["viewer"].get("/budget/summary").body["limits"]
+    assert (standing["spent"], standing["held"], standing["left"]) == ("3", "6", "1")
+    problem(house["member"].post("/budget/reservations", {"amount": "2"}), 429, "Throttled")
+    for one in held:
+        record(house["member"].post(f"/budget/reservations/{one['reservation_id']}/release"))
+    assert house["viewer"].get("/budget/summary").body["limits"][0]["left"] == "7"
+
+
 def test_what_another_user_holds_is_freed_by_who_sets_the_limits_alone(cast: Cast, house: Tenant) -> None:
     limited(house)
     colleague = house.join(cast.user(), "member")

@@ -87,7 +87,7 @@ async def get_budget_policy(call: Call) -> Sendable:
 
 @router.put("/budget/policy", body=PolicyInput, reply=Policy, has_etag=True)
 async def put_budget_policy(call: Call) -> Sendable:
-    """Replace the policy. A limit that is new counts what was spent in its period before."""
+    """Replace the policy. A limit that comes counts what its period spent and what is held."""
     context = await call.context()
     policy = await call.body(PolicyInput)
     change = await call.engines.budget.put_policy(

@@ -110,7 +110,7 @@ def soft_limit_count(sheet: Sheet) -> int:
 
 
 class PutPolicy(BudgetChange[Policy]):
-    """Replace the policy; limits that are new count what was spent in their periods before."""
+    """Replace the policy; limits that come count what was spent in their periods, and what is held."""
 
     codec = POLICY
     is_alone = True

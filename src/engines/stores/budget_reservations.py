@@ -48,13 +48,11 @@ from engines.stores.scoped import stamp
 
 # How long a reservation is kept after it lapsed or ended: so long can it be settled late, or asked again.
 KEPT_S: Final = 7 * 24 * 3600
-# Seconds that hold anything, of all accounts together; each takes less than 80 bytes of the head.
-HOLDS_MAX: Final = 4_000
 HOLDS_RETRY_S: Final = 1.0
 
 
 class Reserve(BudgetChange[Reservation]):
-    """Take an amount from every hard limit in force, or from none."""
+    """Hold an amount that fits into every hard limit in force, or nothing."""
 
     codec = RESERVATION
 
@@ -86,10 +84,10 @@ class Reserve(BudgetChange[Reservation]):
         refused = sheet.accounts.refusal(use, self._amount)
         if refused is not None:
             raise refused[1]
-        if sum(len(account.held) for account in sheet.head.accounts.values()) > HOLDS_MAX:
+        if sheet.accounts.is_full:
             raise Throttled("too many reservations of this budget are open", retry_after_s=HOLDS_RETRY_S)
-        lapses_s = lapse_s(sheet.now_s, said.ttl_seconds)
-        accounts = sheet.accounts.hold(use, self._amount, lapses_s)
+        lapses_s = lapse_s(sheet.now_s, said.ttl_seconds, crowded=sheet.accounts.is_crowded)
+        sheet.accounts.hold(use, self._amount, lapses_s)
         sheet.head.currency, sheet.head.is_used = currency, True
         statuses = sheet.accounts.statuses(use)
         now = timestamp(sheet.now_s)
@@ -108,7 +106,7 @@ class Reserve(BudgetChange[Reservation]):
             expires_at=timestamp(lapses_s),
             soft_limits=past_soft(statuses),
         )
-        return _written(sheet, StoredReservation(record, accounts, lapses_s), created=True)
+        return _written(sheet, StoredReservation(record, lapses_s), created=True)
 
 
 class _OfReservation(BudgetChange[Reservation]):
@@ -185,7 +183,7 @@ class Settle(_OfReservation):
             tokens_out=said.tokens_out,
             occurred_ms=checked_time(sheet, self._occurred_ms),
         )
-        sheet.accounts.give_back(stored.accounts, amount_of(record.amount, "amount"), stored.lapses_s)
+        sheet.accounts.give_back(use_of(record), amount_of(record.amount, "amount"), stored.lapses_s)
         entry = post(
             sheet,
             self.context,
@@ -229,7 +227,7 @@ class Release(_OfReservation):
             raise Conflict("this reservation was settled: correct its entry instead")
         if record.state == "released":
             return self._as_it_is(sheet, stored)
-        sheet.accounts.give_back(stored.accounts, amount_of(record.amount, "amount"), stored.lapses_s)
+        sheet.accounts.give_back(use_of(record), amount_of(record.amount, "amount"), stored.lapses_s)
         statuses = sheet.accounts.statuses(use_of(record))
         released = msgspec.structs.replace(
             record,
