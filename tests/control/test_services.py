@@ -188,7 +188,11 @@ async def test_a_key_is_bound_to_a_surface_and_an_env_that_are_there_and_stays_s
     assert (made.record.surface_id, made.record.env) == ("chat", "prod")
     again = await keys.create(owner, key_id="k2", **given, surface_id="CHAT", env="prod", request=request)
     assert (again.replayed, again.record) == (True, made.record)
-    for bound, field in (({"surface_id": "nonesuch"}, "surface_id"), ({"env": "nowhere"}, "env")):
+    unknown: list[tuple[dict[str, Any], str]] = [
+        ({"surface_id": "nonesuch"}, "surface_id"),
+        ({"env": "nowhere"}, "env"),
+    ]
+    for bound, field in unknown:
         with pytest.raises(Invalid) as refusal:
             await keys.create(owner, key_id="k3", **given, **bound)
         assert refusal.value.field == field
