@@ -1,4 +1,4 @@
-"""Writes the reference pages that are made from the code: HTTP calls, resource kinds, drivers, stores.
+"""Writes the reference pages that are made from the code: HTTP calls, kinds, roles, drivers, stores.
 
     python docs/generate.py          writes the pages that are listed in PAGES
     python docs/generate.py --check  exits 1 where a page is not what the code says
@@ -20,9 +20,11 @@ from typing import Any
 from engines.api.app import ROUTERS
 from engines.api.openapi import describe, router_for
 from engines.catalogue import KINDS, Kind
+from engines.control.bootstrap import read_seed
 from engines.drivers.registry import DOCUMENT_DRIVERS, document_driver
 from engines.ports.documents import DriverDescription
 from engines.safety.reasons import REASONS
+from engines.stores.definition_schemas import SCHEMAS
 
 HERE = Path(__file__).parent
 METHODS = ("get", "put", "post", "patch", "delete")
@@ -342,6 +344,41 @@ def reasons_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def roles_page() -> str:
+    """What the seeded roles may do, and what writing each kind of definition asks for."""
+    roles = {row["role"]: row["permissions"] for row in read_seed("system")["roles"]}
+    permissions = sorted({permission for granted in roles.values() for permission in granted})
+    lines = [
+        "# Roles",
+        "",
+        "Made from `src/engines/control/seeds/system.json` and the table of definitions by `python docs/generate.py`. A call",
+        "that needs a permission which the caller's role does not grant is 403 `Forbidden`. A key has a role of its own.",
+        "",
+        f"| permission | {' | '.join(roles)} |",
+        f"|---|{'---|' * len(roles)}",
+    ]
+    for permission in permissions:
+        granted = ("yes" if permission in roles[role] else "" for role in roles)
+        lines.append(f"| `{permission}` | {' | '.join(granted)} |")
+    lines += [
+        "",
+        "Roles are records. An older deployment's gain what a newer release's may do when it is",
+        "[upgraded](operations.md#upgrade), and lose nothing.",
+        "",
+        "## Writing definitions",
+        "",
+        "To write, delete, restore or copy to a definition needs:",
+        "",
+        "| calls | holds | permission |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{schema.base_path}` | {_cell(schema.holds)} | `{schema.write_permission}` |"
+        for schema in SCHEMAS
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _table(title: str, rows: Mapping[str, str]) -> list[str]:
     if not rows:
         return []
@@ -356,6 +393,7 @@ def _table(title: str, rows: Mapping[str, str]) -> list[str]:
 PAGES: Mapping[str, Callable[[], str]] = {
     "http.md": http_page,
     "kinds.md": kinds_page,
+    "roles.md": roles_page,
     "records/reason-codes.md": reasons_page,
     "backends.md": backends_page,
     "foundational/PHASE_0_5_POST_LANE5_REAL_STORES_SUMMARY.md": stores_page,

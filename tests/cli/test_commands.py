@@ -237,8 +237,9 @@ def test_a_user_is_held_and_erased(engines: Engines, lab: LabProcess) -> None:
 
 def test_a_key_is_made_opens_and_is_revoked(engines: Engines, lab: LabProcess) -> None:
     at = ("--lab", lab.directory, "--json")
-    made = engines("keys", "create", "u_member", "--role", "member", "--name", "ci", *at).json
-    assert made["key"].startswith("ek_")
+    said = ("u_member", "--role", "member", "--name", "ci", "--surface", "chat")
+    made = engines("keys", "create", *said, *at).json
+    assert (made["key"][:3], made["surface_id"]) == ("ek_", "chat")
     with_key = ("--url", lab.file.url, "--token", made["key"], "--json")
     assert engines("tenants", "list", *with_key).json["items"][0]["tenant_id"] == "t_demo"
     listed = engines("keys", "list", *at).json["items"]

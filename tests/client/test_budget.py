@@ -56,7 +56,10 @@ async def test_a_budget_from_its_policy_to_its_summary(member: AsyncEngines, own
     assert (entry.cost, entry.soft_limits) == (TINY, ())
     priced = await member.bound(run_id="run-9").budget.record(NewUsage(provider="p", units=2))
     assert (priced.cost, priced.run_id, priced.soft_limits) == (Decimal("0.5"), "run-9", ("all",))
-    right = await member.budget.record(NewUsage(corrects=priced.usage_id, units=1))
+    correction = NewUsage(corrects=priced.usage_id, units=1)
+    with pytest.raises(Forbidden):
+        await member.budget.record(correction)
+    right = await owner.budget.record(correction)
     assert (right.cost, right.adds.cost) == (Decimal("0.25"), Decimal("-0.25"))
     with pytest.raises(Invalid) as refusal:
         await member.budget.record(NewUsage(cost=Decimal("NaN")))

@@ -40,10 +40,12 @@ def test_a_lock_is_decided(member: Engines, owner: Engines) -> None:
         owner.strategy_locks.approve("l2")
 
 
-def test_a_kpi_is_measured_and_read_and_warms_its_surface(member: Engines) -> None:
+def test_a_kpi_is_measured_and_read_and_warms_its_surface(member: Engines, owner: Engines) -> None:
     with pytest.raises(NotFound):
         member.kpis.measure("k1", 1)
-    member.kpis.create({"aggregation": "sum", "ceiling": 5}, definition_id="k1")
+    with pytest.raises(Forbidden):
+        member.kpis.create({"aggregation": "sum"}, definition_id="k1")
+    owner.kpis.create({"aggregation": "sum", "ceiling": 5}, definition_id="k1")
     added = [member.kpis.measure("k1", value, labels={"n": str(value)}) for value in (1, 2, 3)]
     assert list(member.kpis.each_measurement("k1")) == added
     page = member.kpis.measurements("k1", limit=1, after=added[0].cursor)
@@ -52,7 +54,7 @@ def test_a_kpi_is_measured_and_read_and_warms_its_surface(member: Engines) -> No
     assert (reading.value, reading.status, reading.count, reading.last_position) == (6, "above", 3, 3)
     assert member.temperature.reading("chat").missing == (Missing("weights"),)
     for setting, value in (("floors", 0), ("ceilings", 12), ("weights", 1)):
-        member.temperature.create({"values": {"k1": value}}, definition_id=setting)
+        owner.temperature.create({"values": {"k1": value}}, definition_id=setting)
     warm = member.temperature.reading("chat")
     assert (warm.temperature, warm.missing, warm.kpis[0].reading) == (0.5, (), warm.kpis[0].reading)
     assert warm.kpis[0].heat == 0.5

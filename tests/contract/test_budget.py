@@ -112,7 +112,7 @@ def test_bad_input_is_400_names_the_field_and_writes_nothing(
 def test_another_tenants_ids_are_nobodys(cast: Cast, house: Tenant) -> None:
     entry = record(house["member"].post("/budget/usage", {"cost": "1", "currency": "USD"}), 201)
     held = reserved(house)
-    other = cast.tenant("member")["member"]
+    other = cast.tenant("admin")["admin"]
     made(other.post("/budget/usage", {"cost": "5", "currency": "USD"}))
     correction = {"cost": "0", "corrects": entry["usage_id"]}
     assert problem(other.post("/budget/usage", correction), 404, "NotFound")["field"] == "corrects"
@@ -122,11 +122,16 @@ def test_another_tenants_ids_are_nobodys(cast: Cast, house: Tenant) -> None:
     assert len(other.items("/budget/usage")) == 1
 
 
-def test_a_correction_is_a_new_entry(house: Tenant) -> None:
+def test_a_correction_is_a_new_entry_by_who_sets_the_limits(house: Tenant) -> None:
     member = house["member"]
     entry = record(member.post("/budget/usage", {"cost": "10", "currency": "USD"}), 201)
     body = {"cost": "2.5", "corrects": entry["usage_id"]}
-    correction = record(member.post("/budget/usage", body), 201)
+    problem(member.post("/budget/usage", body), 403, "Forbidden")
+    assert member.get("/budget/summary").body["position"] == 1
+    given = {"idempotency_key": "correct-1"}
+    correction = record(house["admin"].post("/budget/usage", body, **given), 201)
+    again = house["admin"].post("/budget/usage", body, **given)
+    assert (again.replayed, again.body) == (True, correction)
     assert (correction["cost"], correction["adds"]["cost"]) == ("2.5", "-7.5")
     assert [one["cost"] for one in member.items("/budget/usage")] == ["10", "2.5"]
     assert Decimal(member.get("/budget/summary").body["total"]["cost"]) == Decimal("2.5")
@@ -169,6 +174,35 @@ def test_what_does_not_fit_is_429_with_the_time_to_wait_or_409_where_waiting_doe
     assert said["reason_code"] == "hard_limit"
     left = {limit["limit_id"]: limit["left"] for limit in member.get("/budget/summary").body["limits"]}
     assert left == {"all": "8", "hourly": "1"}
+
+
+def test_a_limit_that_was_taken_away_and_put_again_is_passed_by_nobody(house: Tenant) -> None:
+    limited(house)
+    made(house["member"].post("/budget/usage", {"cost": "2", "currency": "USD"}))
+    held = [reserved(house, "4")]
+    record(house["admin"].put("/budget/policy", {"currency": "USD"}))
+    made(house["member"].post("/budget/usage", {"cost": "1", "currency": "USD"}))
+    held.append(reserved(house, "2"))
+    limited(house)
+    (standing,) = house["viewer"].get("/budget/summary").body["limits"]
+    assert (standing["spent"], standing["held"], standing["left"]) == ("3", "6", "1")
+    problem(house["member"].post("/budget/reservations", {"amount": "2"}), 429, "Throttled")
+    for one in held:
+        record(house["member"].post(f"/budget/reservations/{one['reservation_id']}/release"))
+    assert house["viewer"].get("/budget/summary").body["limits"][0]["left"] == "7"
+
+
+def test_what_another_user_holds_is_freed_by_who_sets_the_limits_alone(cast: Cast, house: Tenant) -> None:
+    limited(house)
+    colleague = house.join(cast.user(), "member")
+    held = [f"/budget/reservations/{reserved(house, '5')['reservation_id']}" for _ in range(2)]
+    for path in held:
+        problem(colleague.post(f"{path}/release"), 403, "Forbidden")
+        problem(colleague.post(f"{path}/settle", {"cost": "0"}), 403, "Forbidden")
+    problem(colleague.post("/budget/reservations", {"amount": "1"}), 429, "Throttled")
+    by_key = house.key(house.users["member"], "agent")
+    assert record(by_key.post(f"{held[0]}/settle", {"cost": "2"}))["settled_cost"] == "2"
+    assert record(house["admin"].post(f"{held[1]}/release"))["state"] == "released"
 
 
 def test_settling_and_releasing_again_changes_nothing(house: Tenant) -> None:

@@ -93,7 +93,7 @@ class TestLocks:
 
 class TestKpis:
     def kpi(self, tenant: Tenant, **members: Any) -> str:
-        return str(made(tenant["member"].post("/kpis", {"json_blob": members})).body["id"])
+        return str(made(tenant["admin"].post("/kpis", {"json_blob": members})).body["id"])
 
     def test_measurements_are_listed_and_make_a_reading(self, tenant: Tenant) -> None:
         path = f"/kpis/{self.kpi(tenant, aggregation='mean', floor=0.5, ceiling=1)}"
@@ -155,13 +155,14 @@ class TestKpis:
 
 class TestTemperature:
     def test_a_surfaces_temperature_is_read_and_says_what_is_missing(self, cast: Cast) -> None:
-        member = cast.tenant("member")["member"]
+        house = cast.tenant("member", "admin")
+        member, admin = house["member"], house["admin"]
         empty = member.get("/temperature/chat/reading")
         assert (empty.status, empty.body["temperature"]) == (200, None)
         assert empty.body["missing"] == [{"what": "weights"}]
-        made(member.put("/kpis/success", {"json_blob": {}}, **NEW))
+        made(admin.put("/kpis/success", {"json_blob": {}}, **NEW))
         for setting, value in (("floors", 0), ("ceilings", 10), ("weights", 2)):
-            made(member.put(f"/temperature/{setting}", {"json_blob": {"values": {"success": value}}}, **NEW))
+            made(admin.put(f"/temperature/{setting}", {"json_blob": {"values": {"success": value}}}, **NEW))
         lacking = member.get("/temperature/chat/reading").body
         assert (lacking["temperature"], lacking["missing"]) == (
             None,

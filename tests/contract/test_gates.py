@@ -255,6 +255,64 @@ def test_what_is_no_switch_and_no_configuration_is_400(tenant: Tenant, path: str
     problem(tenant["owner"].get(path), 404, "NotFound")
 
 
+class TestWhereABearerChooses:
+    """A rule is its surface's: which that is a header says, unless the credential is bound to one."""
+
+    @pytest.fixture
+    def bearers(self, cast: Cast, house: Tenant) -> dict[str, Caller]:
+        """An agent of its own rule on chat, by a free and a bound key, and by a bound token."""
+        body = {"rules": [{"action": "refund.*", "gates": ["strategy_lock"]}]}
+        assert house["owner"].put("/gates/config/chat", body).status == 201
+        said = {"user_id": house.users["agent"], "role": "agent"}
+        free, bound = (
+            Caller(cast.url, made(house["owner"].post("/keys", {**said, **more})).body["key"], {})
+            for more in ({}, {"surface_id": "CHAT", "env": "prod"})
+        )
+        token = cast.as_user(house.users["agent"], {"surface_id": "chat"})
+        until(lambda: blocked(free) and blocked(bound) and blocked(token))
+        return {"free": free, "key": bound, "token": token}
+
+    def test_a_bound_key_and_a_bound_token_meet_their_surfaces_rules(
+        self, house: Tenant, bearers: dict[str, Caller]
+    ) -> None:
+        assert not blocked(bearers["free"].having(x_surface_id="canvas"))
+        for bound in (bearers["key"], bearers["token"]):
+            elsewhere = bound.having(x_surface_id="canvas")
+            said = problem(elsewhere.post("/gates/evaluate", REFUND), 403, "ContextMismatch")
+            assert said["field"] == "X-Surface-Id"
+        sources = bearers["key"].get("/me").body["sources"]
+        assert (sources["surface_id"], sources["env"]) == ("api key", "api key")
+        shown = [key["surface_id"] for key in house["owner"].items("/keys")]
+        assert sorted(shown, key=str) == sorted([None, "chat"], key=str)
+
+    def test_what_names_no_surface_holds_on_each(self, house: Tenant, bearers: dict[str, Caller]) -> None:
+        elsewhere = bearers["free"].having(x_surface_id="canvas")
+        owner = house["owner"]
+        made(owner.put("/firearms/refunds", {"json_blob": {"risk_level": "low"}}, **NEW))
+        binding = {"json_blob": {"class_id": "refunds", "actions": ["refund.*"]}}
+        made(owner.put("/firearms/bindings/refunds", binding, **NEW))
+        until(lambda: blocked(elsewhere))
+        answer = decided(elsewhere.post("/gates/evaluate", REFUND))
+        assert (answer["gate"], answer["reason_code"]) == ("firearms", "unlicensed")
+        switch = {"switches": [{"action": "refund.*"}]}
+        record(owner.put("/gates/kill-switch", switch), 201)
+        until(lambda: decided(elsewhere.post("/gates/evaluate", REFUND))["gate"] == "kill_switch")
+
+    @pytest.mark.parametrize(
+        ("bound", "field"),
+        [
+            ({"surface_id": "nonesuch"}, "surface_id"),
+            ({"surface_id": "!"}, "surface_id"),
+            ({"env": "nowhere"}, "env"),
+            ({"env": "PROD"}, "env"),
+        ],
+    )
+    def test_a_key_is_bound_to_what_is_there(self, house: Tenant, bound: dict[str, str], field: str) -> None:
+        body = {"user_id": house.users["agent"], "role": "agent", **bound}
+        assert problem(house["owner"].post("/keys", body), 400, "Invalid")["field"] == field
+        assert house["owner"].items("/keys") == []
+
+
 def test_a_configuration_is_of_a_surface_that_is_there(tenant: Tenant) -> None:
     problem(tenant["owner"].put("/gates/config/nonesuch", {}), 404, "NotFound")
     problem(tenant["owner"].get("/gates/config/nonesuch"), 404, "NotFound")

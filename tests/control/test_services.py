@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from engines.control.store import Actor
 from engines.control.subjects import DataSubjects
 from engines.control.tables import KEYS, PROJECTS
 from engines.control.tenants import Members, Modes, Tenants, Users
+from engines.core.idempotency import identify
 from engines.core.records import Condition
 from engines.core.secrets import Secrets
 from engines.drivers.registry import secret_sources
@@ -176,6 +178,25 @@ async def test_a_key_is_for_an_accepted_member_and_no_more_than_its_maker(servic
             context(permissions=frozenset()), key_id="k4", secret_sha256="", user_id="u1", role="viewer"
         )
     assert [item.record.key_id for item in (await keys.list(owner)).items] == ["k1"]
+
+
+async def test_a_key_is_bound_to_a_surface_and_an_env_that_are_there_and_stays_so(service: Service) -> None:
+    keys, owner = Keys(service), context()
+    given: dict[str, Any] = {"secret_sha256": "0" * 64, "user_id": "u1", "role": "member"}
+    request = identify("t_a", "prod", "u1", "POST", "/keys", "k", body=b"1")
+    made = await keys.create(owner, key_id="k1", **given, surface_id="CHAT", env="prod", request=request)
+    assert (made.record.surface_id, made.record.env) == ("chat", "prod")
+    again = await keys.create(owner, key_id="k2", **given, surface_id="CHAT", env="prod", request=request)
+    assert (again.replayed, again.record) == (True, made.record)
+    unknown: list[tuple[dict[str, Any], str]] = [
+        ({"surface_id": "nonesuch"}, "surface_id"),
+        ({"env": "nowhere"}, "env"),
+    ]
+    for bound, field in unknown:
+        with pytest.raises(Invalid) as refusal:
+            await keys.create(owner, key_id="k3", **given, **bound)
+        assert refusal.value.field == field
+    assert [item.record for item in (await keys.list(owner)).items] == [made.record]
 
 
 async def test_another_tenants_key_is_not_found(service: Service) -> None:

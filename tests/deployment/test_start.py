@@ -72,6 +72,27 @@ async def test_an_older_deployment_gains_what_roles_may_do_since_and_keeps_what_
         assert (await control.store.get(ROLES, "viewer")).version == version
 
 
+async def test_admins_of_an_older_deployment_go_on_defining_kpis_and_its_members_do_not(
+    control_plane_url: str,
+) -> None:
+    async with open_control_plane(control_plane_url) as control:
+        await bootstrap(control.store, control.record, host_local=control.host_local)
+        for role in ("owner", "admin", "member", "agent"):
+            stored = (await control.store.get(ROLES, role)).record.permissions
+            known = tuple(name for name in stored if name != "kpis.define")
+
+            async def older(_: Role | None, role: str = role, known: tuple[str, ...] = known) -> Role:
+                return Role(role=role, permissions=known)
+
+            await control.store.put(ROLES, [role], older, actor=ACTOR)
+        await bootstrap(control.store, control.record, host_local=control.host_local)
+        may = {
+            role: "kpis.define" in (await control.store.get(ROLES, role)).record.permissions
+            for role in ("owner", "admin", "member", "agent")
+        }
+        assert may == {"owner": True, "admin": True, "member": False, "agent": False}
+
+
 async def test_a_kind_that_every_mode_marks_optional_or_per_tenant_is_not_required(
     postgres_database: str,
 ) -> None:

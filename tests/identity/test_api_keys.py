@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from engines.clock import SystemClock
 from engines.control.records import ApiKey
 from engines.control.tables import KEYS
-from engines.errors import Forbidden, Unauthenticated
+from engines.errors import ContextMismatch, Forbidden, Unauthenticated
 from engines.identity.keys import is_secret_of, mint_key, parse_key
 from engines.ids import Ids
+from tests.identity.judging import context_of
 from tests.identity.world import ACTOR, World
 
 
@@ -26,6 +27,33 @@ async def test_a_key_acts_as_its_user_in_its_tenant_with_its_role(world: World) 
     role = await world.directory.role("agent")
     assert role is not None
     assert context.permissions == frozenset(role.permissions)
+
+
+async def test_a_key_that_is_bound_to_a_surface_acts_there_and_nowhere_else(world: World) -> None:
+    key = await world.mint("t_two", "bob", "agent", surface_id="squared2")
+    bound = await world.contexts.context(key)
+    assert (bound.surface_id, bound.sources["surface_id"]) == ("squared2", "api key")
+    assert (await context_of(world, key, x_surface_id="SQUARED²")).surface_id == "squared2"
+    for other in ("chat", "nonesuch"):
+        with pytest.raises(ContextMismatch) as refusal:
+            await context_of(world, key, x_surface_id=other)
+        assert refusal.value.field == "X-Surface-Id"
+    free = await world.mint("t_two", "bob", "agent")
+    assert (await context_of(world, free, x_surface_id="squared2")).surface_id == "squared2"
+
+
+async def test_a_key_that_is_bound_to_an_env_acts_in_no_other(world: World) -> None:
+    free = await world.mint("t_one", "ada", "member")
+    default = (await context_of(world, free)).env
+    for env in ("dev", "prod"):
+        key = await world.mint("t_one", "ada", "member", env=env)
+        bound = await context_of(world, key)
+        assert (bound.env, bound.sources["env"]) == (env, "api key")
+        assert (await context_of(world, free, x_env=env)).env == env
+        with pytest.raises(ContextMismatch) as refusal:
+            await context_of(world, key, x_env="prod" if env == "dev" else "dev")
+        assert refusal.value.field == "X-Env"
+    assert default == "prod"
 
 
 async def test_a_minted_key_is_ek_id_secret_and_only_its_hash_is_kept() -> None:

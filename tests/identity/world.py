@@ -129,7 +129,7 @@ class World:
         membership = Membership(tenant_id=tenant_id, user_id=user_id, role=role, status=status)  # type: ignore[arg-type]
         await self.put(MEMBERSHIPS, [tenant_id, user_id], membership)
 
-    async def mint(self, tenant_id: str, user_id: str, role: str) -> str:
+    async def mint(self, tenant_id: str, user_id: str, role: str, **bound: Any) -> str:
         """An API key as it is shown once."""
         minted = mint_key(self.ids)
         record = ApiKey(
@@ -137,6 +137,7 @@ class World:
             tenant_id=tenant_id,
             user_id=user_id,
             role=role,
+            **bound,
             secret_sha256=minted.secret_sha256,
         )
         await self.put(KEYS, [minted.key_id], record)

@@ -23,6 +23,7 @@ from engines.errors import (
 from engines.stores.budget import UsageFilter
 from engines.stores.budget_policy import PolicyInput, Price
 from engines.stores.budget_records import ReservationInput, SettlementInput, UsageInput
+from tests.contexts import PERMISSIONS_OF
 from tests.stores.budget_home import ADA, VERIFIED, Spender, hard
 from tests.stores.home import Home, context
 
@@ -233,6 +234,19 @@ class TestCorrections:
         with pytest.raises(NotFound):
             await spender.use("1", context(project_id="p2"), corrects=entry.usage_id)
         assert (await spender.reconciled()).total.entries == 2
+
+    async def test_who_does_not_set_the_limits_takes_nothing_back(self, home: Home, spender: Spender) -> None:
+        entry = await spender.use("10")
+        await spender.quiet()
+        home.driver.calls.clear()
+        for role in ("member", "agent"):
+            plain = context(roles=(role,), permissions=PERMISSIONS_OF[role])
+            with pytest.raises(Forbidden):
+                await spender.use("1", plain, corrects=entry.usage_id)
+        assert home.driver.calls == []
+        admin = context(roles=("admin",), permissions=PERMISSIONS_OF["admin"])
+        assert (await spender.use("1", admin, corrects=entry.usage_id)).adds.cost == "-9"
+        await spender.reconciled()
 
     async def test_an_entry_that_was_priced_is_priced_anew_at_its_own_time(self, spender: Spender) -> None:
         early = Price(provider="openai", input_per_million="2", valid_until="2027-01-15T08:30:00Z")

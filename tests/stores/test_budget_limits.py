@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
@@ -9,18 +10,25 @@ import pytest
 
 from engines.errors import (
     Conflict,
+    Forbidden,
     IdempotencyKeyReused,
     Invalid,
     NotFound,
     Throttled,
 )
-from engines.stores.budget_policy import Price
-from engines.stores.budget_records import ReservationInput, SettlementInput
+from engines.stores import budget_accounts
+from engines.stores.budget_accounts import Accounts, lapse_s
+from engines.stores.budget_policy import Dimensions, Price
+from engines.stores.budget_records import HEAD, Head, ReservationInput, SettlementInput
+from engines.stores.scoped import Change
+from tests.contexts import PERMISSIONS_OF
 from tests.stores.budget_home import ADA, Spender, hard, soft
 from tests.stores.home import Home, context
 from tests.stores.subjects import keyed
 
 BOUND = context(project_id="p1")
+MEMBER = context(user_id="meg", permissions=PERMISSIONS_OF["member"])
+COLLEAGUE = context(user_id="col", permissions=PERMISSIONS_OF["member"])
 OTHERS = context(tenant_id="t_two", user_id="eve")
 
 
@@ -131,6 +139,42 @@ class TestReservations:
                     await ended
         assert await spender.left() == (0, 2)
 
+    async def test_a_reservation_is_ended_by_who_made_it_or_by_who_sets_the_limits(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        mine, theirs = await spender.reserve("4", MEMBER), await spender.reserve("5", MEMBER)
+        settlement = SettlementInput(cost="1")
+        for other in (
+            COLLEAGUE,
+            context(user_id="bot", roles=("agent",), permissions=PERMISSIONS_OF["agent"]),
+        ):
+            for ended in (
+                spender.budget.release(other, mine.reservation_id),
+                spender.budget.settle(other, mine.reservation_id, settlement),
+            ):
+                with pytest.raises(Forbidden):
+                    await ended
+        assert await spender.left() == (0, 9)
+        settled = await spender.budget.settle(MEMBER, mine.reservation_id, settlement)
+        again = await spender.budget.settle(MEMBER, mine.reservation_id, settlement)
+        assert (again.record, settled.record.user_id) == (settled.record, MEMBER.user_id)
+        with pytest.raises(Forbidden):  # Nor is what became of it theirs to hear again.
+            await spender.budget.settle(COLLEAGUE, mine.reservation_id, settlement)
+        assert (await spender.release(theirs)).record.state == "released"
+        assert await spender.left() == (1, 0)
+        await spender.reconciled()
+
+    async def test_ends_that_come_at_once_are_judged_each_by_its_own_user(self, spender: Spender) -> None:
+        await spender.limit(hard("10"))
+        held = [await spender.reserve("1", MEMBER) for _ in range(6)]
+        ended = await asyncio.gather(
+            *(spender.budget.release(who, one.reservation_id) for one in held for who in (COLLEAGUE, MEMBER)),
+            return_exceptions=True,
+        )
+        assert [type(end) for end in ended] == [Forbidden, Change] * 6
+        assert await spender.left() == (0, 0)
+
     @pytest.mark.parametrize(
         ("said", "field"),
         [
@@ -164,6 +208,104 @@ class TestReservations:
         repeat = await spender.budget.settle(ADA, first.record.reservation_id, settlement, request=keyed("s"))
         assert (repeat.record, repeat.replayed) == (ended.record, True)
         assert await spender.left() == (1, 0)
+
+
+class TestLimitsThatCome:
+    """Whatever a policy brings counts what was spent in its period and what is held, whoever held it when."""
+
+    async def test_a_limit_that_goes_and_comes_back_still_counts_what_is_held(self, spender: Spender) -> None:
+        await spender.limit(hard("10", period="day"))
+        await spender.use("1")
+        before = await spender.reserve("4")
+        await spender.limit()
+        await spender.use("1")
+        between = await spender.reserve("3")
+        await spender.limit(hard("10", period="day"))
+        assert await spender.left() == (2, 7)
+        with pytest.raises(Throttled):
+            await spender.reserve("1.01")
+        await spender.settle(before, "4")
+        await spender.release(between)
+        assert await spender.left() == (6, 0)
+        await spender.reserve("4")
+        await spender.reconciled()
+
+    @pytest.mark.parametrize(
+        ("fields", "held"),
+        [
+            ({"limit_id": "renamed"}, 7),
+            ({"period": "hour"}, 7),
+            ({"period": "total"}, 7),
+            ({"provider": "openai"}, 4),
+            ({"project_id": "p1"}, 3),
+            ({"surface_id": "canvas"}, 0),
+        ],
+    )
+    async def test_a_limit_under_another_name_period_or_scope_counts_what_is_held_there(
+        self, spender: Spender, fields: dict[str, str], held: int
+    ) -> None:
+        await spender.limit(hard("7", period="day"))
+        await spender.reserve("4")
+        await spender.reserve("3", BOUND, provider="other")
+        limit = hard("10", **{"period": "day"} | fields)
+        await spender.limit(limit)
+        assert await spender.left(limit.limit_id) == (0, held)
+
+    async def test_a_limit_that_becomes_hard_or_comes_into_force_counts_what_is_held(
+        self, spender: Spender
+    ) -> None:
+        later = {"limit_id": "later", "valid_from": "2027-01-15T08:01:00Z"}
+        await spender.limit(soft("10"), hard("6", **later))
+        await spender.reserve("6")
+        await spender.limit(hard("6"), hard("6", **later))
+        with pytest.raises(Throttled) as refusal:
+            await spender.reserve("1")
+        assert refusal.value.scope == {"limit_id": "all", "period": "total"}
+        await spender.limit(soft("10"), hard("6", **later))
+        await spender.advance(60)
+        with pytest.raises(Throttled) as refusal:
+            await spender.reserve("1")
+        assert refusal.value.scope == {"limit_id": "later", "period": "total"}
+
+    async def test_what_lapsed_while_there_was_no_limit_is_held_no_longer(self, spender: Spender) -> None:
+        first = await spender.reserve("4", ttl_seconds=30)
+        await spender.reserve("3", ttl_seconds=60)
+        await spender.advance(30)
+        await spender.limit(hard("10"))
+        assert await spender.left() == (0, 3)
+        await spender.release(first)
+        assert await spender.left() == (0, 3), "what lapsed is not given back twice"
+
+
+class TestWhatHoldsTake:
+    def test_many_uses_lapse_together_and_end_at_what_the_head_has_room_for(self) -> None:
+        head = Head(ledger_id="0" * 32)
+        accounts = Accounts(head, None, 1_800_000_000_000)
+        lapses: list[int] = []
+        while not accounts.is_full:
+            lapses.append(lapse_s(1_800_000_000, 1 + len(lapses) % 60, crowded=accounts.is_crowded))
+            use = Dimensions(provider="p" * 128, model=f"m{len(lapses)}", project_id=f"p{len(lapses) // 60}")
+            accounts.hold(use, Decimal("9" * 28), lapses[-1])
+        assert len(HEAD.encode(head)) <= 330_000
+        fine = next(place for place, lapses_s in enumerate(lapses) if lapses_s % 900 == 0)
+        assert len(set(lapses[:fine])) == 60
+        assert len(set(lapses[fine + 60 :])) == 1, "past half of the room all of them lapse together"
+        assert len({holds.use for holds in head.holds}) == len(head.holds), "of each use once"
+
+    async def test_past_that_nothing_more_is_held_until_something_ends(
+        self, spender: Spender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await spender.limit(hard("100"))
+        first = await spender.reserve()
+        monkeypatch.setattr(budget_accounts, "HOLDS_BYTES_MAX", 300)
+        second = await spender.reserve(provider="other")
+        with pytest.raises(Throttled) as refusal:
+            await spender.reserve(provider="third")
+        assert (refusal.value.reason_code, refusal.value.retry_after_s) == (None, 1)
+        assert await spender.left() == (0, 2)
+        await spender.settle(first, "1")
+        await spender.release(second)
+        await spender.reserve(provider="third")
 
 
 class TestPeriods:

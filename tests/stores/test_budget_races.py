@@ -168,6 +168,24 @@ class TestRaces:
         summary = await two[0].reconciled()
         assert [(Decimal(limit.spent)) for limit in summary.limits] == [120]
 
+    async def test_a_limit_that_comes_and_goes_forgets_nothing_that_is_held(
+        self, two: tuple[Spender, Spender]
+    ) -> None:
+        limit = hard("10", period="day")
+        work: list[Any] = [tried(two[number % 2]) for number in range(60)]
+        for number in range(6):
+            work.insert(10 * number, two[number % 2].limit(*(() if number % 2 else (limit,))))
+        outcomes = await asyncio.gather(*work)
+        held = [one for one in outcomes if one is not None]
+        await two[0].limit(limit)
+        assert await two[1].left() == (0, len(held))
+        ended = [two[number % 2].release(one) for number, one in enumerate(held)]
+        await asyncio.gather(*ended, two[0].limit(), two[1].limit(limit))
+        await two[0].limit(limit)
+        assert await two[1].left() == (0, 0)
+        again = await asyncio.gather(*(tried(two[number % 2]) for number in range(20)))
+        assert sum(one is not None for one in again) == 10
+
     async def test_a_policy_that_another_process_is_faster_than_counts_what_that_spent(
         self, home: Home, two: tuple[Spender, Spender]
     ) -> None:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from engines import catalogue
 from engines.core.idempotency import Request, identify
 from engines.core.listing import Window
 from engines.core.records import ANYTHING, Condition
@@ -29,6 +31,7 @@ from engines.stores.definition_records import Definition, DefinitionFilter, Defi
 from engines.stores.definition_schemas import SCHEMA_NAMED, SCHEMAS, Schema
 from engines.stores.scoped import Change, Deletion
 from engines.testing.faults import Fault
+from tests.contexts import PERMISSIONS_OF
 from tests.stores.definition_samples import REFUSED, SAMPLES
 from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
@@ -37,6 +40,11 @@ from tests.torn import torn
 
 FLOWS = SCHEMA_NAMED["flows"]
 PAGES = SCHEMA_NAMED["pages"]
+GUARDING = [
+    schema
+    for schema in SCHEMAS
+    if schema.kind in (catalogue.KPIS, catalogue.TEMPERATURES, catalogue.FIREARMS)
+]
 ABSENT = Condition(absent=True)
 PRESENT = Condition(versions=("*",))
 ADA = context()
@@ -413,6 +421,29 @@ class TestPermission:
             with pytest.raises(Forbidden):
                 await call()
         assert "write" not in told.home.driver.calls
+
+    @pytest.mark.parametrize("role", ["member", "agent"])
+    async def test_who_is_judged_by_a_definition_does_not_write_it(self, told: Told, role: str) -> None:
+        judged = context(roles=(role,), permissions=PERMISSIONS_OF[role])
+        assert len(GUARDING) == 6
+        for schema in GUARDING:
+            sample = SAMPLES[schema.name]
+            name = schema.ids[0] if schema.ids else "d"
+            stands = await told.definitions.put(
+                ADA, schema, name, DefinitionInput(json_blob=sample.first), condition=ABSENT
+            )
+            follows = at(stands.record)
+            changed = DefinitionInput(json_blob=sample.second)
+            for refused in (
+                told.definitions.create(judged, schema, changed),
+                told.definitions.put(judged, schema, name, changed, condition=follows),
+                told.definitions.delete(judged, schema, name, condition=follows),
+                told.definitions.restore(judged, schema, name, 1),
+                told.definitions.copy(judged, schema, name, msgspec.structs.replace(judged, env="dev")),
+            ):
+                with pytest.raises(Forbidden):
+                    await refused
+            assert (await told.definitions.get(judged, schema, name)).json_blob == sample.first
 
     async def test_without_a_route_nothing_happens(self, told: Told) -> None:
         told.home.missing = {FLOWS.kind}

@@ -10,7 +10,7 @@ from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import deleted_reply, record_reply
 from engines.api.views import ControlList, ListQuery, Page, repeats_path, shown, stored_reply, view_of
-from engines.control.records import ApiKey, Id, Issuer, Name, Origins, TenantId, Text
+from engines.control.records import ApiKey, Env, Id, Issuer, Name, Origins, TenantId, Text
 from engines.errors import ContextMismatch, Invalid
 from engines.identity.jwks import KeysRefused
 from engines.identity.key_sources import check_jwks_url
@@ -25,13 +25,16 @@ IssuerView = shown(Issuer)
 class KeyInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whom a new key stands for, and as what. `tenant_id` may repeat the context's.
 
-    `origins`: of a key of the role `beacon`, whose pages may send beacons with it.
+    `origins`: of a key of the role `beacon`, whose pages may send beacons with it. `surface_id` and
+    `env`: where alone it acts; without them its bearer may name any of the tenant's.
     """
 
     user_id: Id
     role: Id
     name: Name | None = None
     origins: Origins = ()
+    surface_id: Text | None = None
+    env: Env | None = None
     tenant_id: TenantId | None = None
 
 
@@ -72,6 +75,8 @@ async def create_key(call: Call) -> Sendable:
         role=body.role,
         name=body.name,
         origins=body.origins,
+        surface_id=body.surface_id,
+        env=body.env,
         request=call.request(context),
     )
     shown_key = msgspec.structs.asdict(view_of(KeyView, stored))

@@ -62,7 +62,7 @@ async def record_usage(call: Call) -> Sendable:
     """Append an entry to the ledger: a use, or what an earlier entry should have said.
 
     It is recorded though it passes a limit: `over_limits` says which. Without a `cost` the price in force at
-    `occurred_at` says it.
+    `occurred_at` says it. What an earlier entry should have said needs budget.policy.
     """
     context = await call.context()
     usage = await call.body(UsageInput)
@@ -87,7 +87,7 @@ async def get_budget_policy(call: Call) -> Sendable:
 
 @router.put("/budget/policy", body=PolicyInput, reply=Policy, has_etag=True)
 async def put_budget_policy(call: Call) -> Sendable:
-    """Replace the policy. A limit that is new counts what was spent in its period before."""
+    """Replace the policy. A limit that comes counts what its period spent and what is held."""
     context = await call.context()
     policy = await call.body(PolicyInput)
     change = await call.engines.budget.put_policy(
@@ -122,7 +122,10 @@ async def reserve_budget(call: Call) -> Sendable:
 
 @router.post(f"{RESERVATION}/settle", body=SettlementInput, reply=Reservation, has_etag=True)
 async def settle_reservation(call: Call) -> Sendable:
-    """Record what was used in the end, and give back what was held. The same again changes nothing."""
+    """Record what was used in the end, and give back what was held. The same again changes nothing.
+
+    It is for the user who reserved; another's reservation needs budget.policy.
+    """
     context = await call.context()
     settlement = await call.body(SettlementInput)
     change = await call.engines.budget.settle(
@@ -133,7 +136,10 @@ async def settle_reservation(call: Call) -> Sendable:
 
 @router.post(f"{RESERVATION}/release", reply=Reservation, has_etag=True)
 async def release_reservation(call: Call) -> Sendable:
-    """Give back what was held: nothing was used. Again, it changes nothing."""
+    """Give back what was held: nothing was used. Again, it changes nothing.
+
+    It is for the user who reserved; another's reservation needs budget.policy.
+    """
     context = await call.context()
     change = await call.engines.budget.release(
         context, call.id("reservation_id"), request=call.request(context)

@@ -7,7 +7,7 @@ from cyclopts import App
 from engines.cli.connection import DEFAULT, Connection
 from engines.cli.output import AsJson, console, print_json, print_record, print_records
 
-COLUMNS = ("key_id", "user_id", "role", "name", "revoked")
+COLUMNS = ("key_id", "user_id", "role", "name", "surface_id", "env", "revoked")
 
 app = App(name="keys", help="API keys of a tenant.")
 
@@ -27,6 +27,8 @@ async def create(
     *,
     role: str,
     name: str | None = None,
+    surface: str | None = None,
+    env: str | None = None,
     connection: Connection = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -38,9 +40,13 @@ async def create(
         What the key may do; no more than the member's own role.
     name
         What it is for.
+    surface
+        The only surface on which it acts; without one its bearer may name any.
+    env
+        The only env in which it acts; without one its bearer may name any that the tenant declares.
     """
     async with connection.client() as client:
-        key = await client.keys.create(user_id, role=role, name=name)
+        key = await client.keys.create(user_id, role=role, name=name, surface_id=surface, env=env)
     print_record(key, as_json=as_json)
     if not as_json and key.key is None:
         console().print(

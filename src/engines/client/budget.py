@@ -25,7 +25,7 @@ Dimension = Literal["provider", "model", "tool", "project", "surface", "app", "d
 class NewUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A use to record. Without `cost` the policy's price says it.
 
-    `corrects` names an entry: then this is what that entry should have said.
+    `corrects` names an entry: then this is what that entry should have said, which those say who set limits.
     """
 
     provider: str | None = None
@@ -326,7 +326,10 @@ class Budget:
         note: str | None = None,
         idempotency_key: str | None = None,
     ) -> Reservation:
-        """Record what was used and give back what was held. Raises NotFound, Conflict."""
+        """Record what was used and give back what was held.
+
+        Raises Forbidden where another user reserved it and the caller sets no limits, NotFound, Conflict.
+        """
         said = {
             "cost": None if cost is None else format(cost, "f"),
             "tokens_in": tokens_in,
@@ -344,7 +347,7 @@ class Budget:
         )
 
     async def release(self, reservation_id: str, *, idempotency_key: str | None = None) -> Reservation:
-        """Give back what was held; nothing was used. Raises NotFound, Conflict (it was settled)."""
+        """Give back what was held; nothing was used. Raises as `settle` does."""
         return await self._calls.change(
             Reservation,
             "POST",

@@ -277,18 +277,25 @@ class Keys:
         role: str,
         name: str | None = None,
         origins: Sequence[str] = (),
+        surface_id: str | None = None,
+        env: str | None = None,
         idempotency_key: str | None = None,
     ) -> ApiKey:
         """A new key. Its `key` is told once: where a lost reply had to be asked for again it is None, and
         then the way on is to revoke this key and make another.
 
-        `origins`: of a key of the role `beacon`, whose pages may send beacons with it.
+        `origins`: of a key of the role `beacon`, whose pages may send beacons with it. `surface_id`
+        and `env`: where alone it acts; without them its bearer may name any of the tenant's.
         """
         fields: dict[str, Any] = {"user_id": user_id, "role": role}
         if name is not None:
             fields["name"] = name
         if origins:
             fields["origins"] = origins
+        if surface_id is not None:
+            fields["surface_id"] = surface_id
+        if env is not None:
+            fields["env"] = env
         return await self._all.create(fields, idempotency_key=idempotency_key)
 
     async def page(

@@ -177,6 +177,8 @@ class ApiKey(Recorded, frozen=True, kw_only=True):
     role: str = ""
     name: str | None = None
     origins: tuple[str, ...] = ()
+    surface_id: str | None = None
+    env: str | None = None
     revoked: bool = False
     key: str | None = None
 

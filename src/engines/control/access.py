@@ -14,14 +14,14 @@ import msgspec
 from engines.control.records import ApiKey, Issuer
 from engines.control.service import Service, actor, require_in_tenant, require_system_admin
 from engines.control.store import Listing, Stored
-from engines.control.tables import ISSUERS, KEYS, MEMBERSHIPS
+from engines.control.tables import ISSUERS, KEYS, MEMBERSHIPS, TENANTS, surface_key
 from engines.control.tenants import require_may_grant
 from engines.core.idempotency import Request
 from engines.core.records import ANYTHING, Condition
 from engines.core.secrets import parse_handle
 from engines.errors import Conflict, Invalid, NotFound
 from engines.ports.documents import SCAN_LIMIT_MAX
-from engines.scope import RequestContext
+from engines.scope import RequestContext, normalise_surface
 
 # May send beacons and do nothing else, so that a key of it may be seen.
 BEACON_ROLE: Final = "beacon"
@@ -44,11 +44,14 @@ class Keys:
         role: str,
         name: str | None = None,
         origins: Sequence[str] = (),
+        surface_id: str | None = None,
+        env: str | None = None,
         request: Request | None = None,
     ) -> Stored[ApiKey]:
         """Record a key whose secret the caller made.
 
-        Raises Forbidden, Invalid (no accepted member, no such role, origins for a key that is not published).
+        Raises Forbidden, Invalid (no accepted member, no such role, surface or env, origins for a key that
+        is not published).
         """
         require_in_tenant(context, "keys.write")
         await self._service.admit(context)
@@ -72,10 +75,24 @@ class Keys:
                 role=role,
                 name=name,
                 origins=tuple(origins),
+                surface_id=None if surface_id is None else await self._surface(surface_id),
+                env=None if env is None else await self._env(tenant_id, env),
                 secret_sha256=secret_sha256,
             )
 
         return await self._store.put(KEYS, [key_id], build, actor=actor(context, tenant_id), request=request)
+
+    async def _surface(self, spelling: str) -> str:
+        found = await self._store.resolve_index(surface_key(normalise_surface(spelling)))
+        if found is None:
+            raise Invalid("there is no such surface", field="surface_id")
+        return str(found)
+
+    async def _env(self, tenant_id: str, env: str) -> str:
+        tenant = await self._store.read(TENANTS, tenant_id)
+        if tenant is None or env not in tenant.record.envs:
+            raise Invalid("the tenant declares no such env", field="env")
+        return env
 
     async def list(
         self, context: RequestContext, *, after: str | None = None, limit: int = 100, descending: bool = False

@@ -154,7 +154,8 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
 
-    `origins`: of a key that stands in pages, whose pages may send beacons with it.
+    `origins`: of a key that stands in pages, whose pages may send beacons with it. `surface_id`
+    and `env`: where alone it acts, if it is bound.
     `revoked` is true in the last version of a key that was revoked, which is all that is left of it.
     """
 
@@ -164,6 +165,8 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     role: Id
     name: Name | None = None
     origins: Origins = ()
+    surface_id: Text | None = None
+    env: Env | None = None
     secret_sha256: str
     revoked: bool = False
 

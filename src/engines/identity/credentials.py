@@ -60,6 +60,8 @@ async def _by_key(text: str, directory: Directory) -> Credential:
         key_id=record.key_id,
         role=record.role,
         tenant_id=record.tenant_id,
+        surface_id=record.surface_id,
+        env=record.env,
     )
 
 

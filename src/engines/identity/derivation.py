@@ -201,7 +201,7 @@ class Derivation:
     # --- where in the product ---
 
     async def _surface(self, tenant: Tenant) -> Surface:
-        """The claim's, else the header's, else the tenant's default."""
+        """The credential's own, else the header's, else the tenant's default."""
         claimed, named = self._credential.surface_id, self._named(SURFACE, normalise_surface)
         found = None if claimed is None else await self._directory.surface(claimed)
         if claimed is not None and found is None:

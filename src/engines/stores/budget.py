@@ -39,7 +39,7 @@ from engines.scope import RequestContext, check_id, normalise_surface
 from engines.stores.budget_accounts import HARD_LIMIT, Accounts
 from engines.stores.budget_amounts import checked
 from engines.stores.budget_book import Books
-from engines.stores.budget_changes import BudgetChange, PutPolicy, R
+from engines.stores.budget_changes import MANAGE, BudgetChange, PutPolicy, R
 from engines.stores.budget_policy import Dimensions, Policy, PolicyInput, check_policy
 from engines.stores.budget_records import (
     ANCHOR,
@@ -122,9 +122,12 @@ class Budget:
     ) -> Change[UsageEntry]:
         """Append an entry to the ledger: a use, or with `corrects` what an entry should have said.
 
-        Raises Invalid (an amount, a currency, a time, no price in force), NotFound (`corrects`).
+        A correction may lower what was spent, so it is for those who set the limits. Raises Invalid (an
+        amount, a currency, a time, no price in force), NotFound (`corrects`).
         """
         context.require_data("budget.write")
+        if usage.corrects is not None:
+            context.require(MANAGE)
         return await self._change(RecordUsage(context, _checked(context, usage), request))
 
     async def usage(
@@ -179,7 +182,8 @@ class Budget:
     ) -> Change[Reservation]:
         """Record what was used and give back what was held. The same again is answered as the first.
 
-        Raises Invalid, NotFound, Conflict (settled for something else, or released).
+        Raises Forbidden also where another user reserved it, unless the caller sets the limits; Invalid,
+        NotFound, Conflict (settled for something else, or released).
         """
         context.require_data("budget.write")
         settlement = _checked(context, settlement)
@@ -188,7 +192,10 @@ class Budget:
     async def release(
         self, context: RequestContext, reservation_id: str, *, request: Request | None = None
     ) -> Change[Reservation]:
-        """Give back what was held; nothing was used. Raises Invalid, NotFound, Conflict (it was settled)."""
+        """Give back what was held; nothing was used.
+
+        Raises Forbidden as `settle` does, Invalid, NotFound, Conflict (it was settled).
+        """
         context.require_data("budget.write")
         return await self._change(Release(context, reservation_id, request))
 
@@ -213,7 +220,7 @@ class Budget:
 
         Raises Invalid, PreconditionFailed, TooLarge.
         """
-        context.require_data("budget.policy")
+        context.require_data(MANAGE)
         policy = check_policy(_checked(context, policy))
         return await self._change(PutPolicy(context, policy, condition, request))
 

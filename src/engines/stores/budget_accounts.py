@@ -5,9 +5,13 @@ themselves, which limit refuses and what its caller does next. Leaves writing th
 `stores/budget_book.py`.
 
 A hold counts until it is settled, released or lapses, whatever period it was made in: so what is held when a
-day ends cannot pass the next day's limit. Holds are kept by the second at which they lapse, rounded up to a
-second, a minute or a quarter of an hour as they are shorter than a minute, an hour or a day, so that an
-account stays small however many reservations there are; nobody has to be there for one to lapse.
+day ends cannot pass the next day's limit. Holds belong to uses and not to limits: a limit that comes, comes
+back or becomes hard counts what is held already, and nobody passes one by having it taken away for a moment.
+
+Holds are kept by the second at which they lapse, rounded up to a second, a minute or a quarter of an hour as
+they are shorter than a minute, an hour or a day, so that a head stays small however many reservations there
+are; nobody has to be there for one to lapse. Past half of what they may take of the head all of them are
+rounded up to a quarter of an hour, so that many different uses fit.
 
 Which error refuses: whoever may wait gets Throttled with the time to wait, until the first hold lapses or
 the period ends; where no waiting helps (the amount is above the limit itself, or the limit is for ever) it is
@@ -16,12 +20,13 @@ Conflict: read the summary and decide. Both say `reason_code: hard_limit` and na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Final
 
 import msgspec
 
+from engines.codec import encode_json
 from engines.errors import Conflict, EnginesError, Throttled
 from engines.stores.budget_amounts import ZERO, difference, plain, total
 from engines.stores.budget_policy import (
@@ -30,16 +35,20 @@ from engines.stores.budget_policy import (
     Period,
     Policy,
     account_key,
+    counts,
     is_in_force,
     limits_for,
     period_end_s,
     period_start_s,
 )
-from engines.stores.budget_records import Account, Head
+from engines.stores.budget_records import Account, Head, Holds
 
 HARD_LIMIT: Final = "hard_limit"
 # For holds up to so many seconds, lapses are rounded up to a multiple of so many.
 _GRAINS: Final = ((60, 1), (3_600, 60), (24 * 3_600, 900))
+# What holds may take of the head: of each use its dimensions, and so much for each second at which it lapses.
+HOLDS_BYTES_MAX: Final = 320_000
+_LAPSE_BYTES: Final = 80
 
 
 class LimitStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,13 +68,28 @@ class LimitStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Accounts:
-    """The accounts of a head, at an instant: reading one brings it up to date in place."""
+    """The accounts and holds of a head, at an instant: reading brings them up to date in place."""
 
     def __init__(self, head: Head, policy: Policy | None, at_ms: int) -> None:
         self._head = head
         self._policy = policy
         self._at_ms = at_ms
         self._now_s = at_ms / 1000
+        head.holds = [holds for holds in head.holds if _drop_lapsed(holds, self._now_s)]
+        self._holds = {holds.use: holds for holds in head.holds}
+        self._bytes = sum(map(_bytes_of, head.holds))
+        # By the account's key: what its limit counts of the holds.
+        self._held: dict[str, Decimal] = {}
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether holds are to lapse together as far as they can."""
+        return self._bytes > HOLDS_BYTES_MAX // 2
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more can be held."""
+        return self._bytes > HOLDS_BYTES_MAX
 
     def of(self, limit: Limit) -> Account:
         key = account_key(limit)
@@ -75,13 +99,11 @@ class Accounts:
             account = self._head.accounts[key] = Account(starts_s=start_s)
         elif account.starts_s != start_s:
             account.starts_s, account.spent, account.soft_told = start_s, ZERO, False
-        if any(lapses_s <= self._now_s for lapses_s in account.held):
-            account.held = {at_s: held for at_s, held in account.held.items() if at_s > self._now_s}
         return account
 
     def status(self, limit: Limit) -> LimitStatus:
         account = self.of(limit)
-        held = total(*account.held.values())
+        held = self._held_of(limit)
         hard = None if limit.hard is None else Decimal(limit.hard)
         soft = None if limit.soft is None else Decimal(limit.soft)
         return LimitStatus(
@@ -114,29 +136,29 @@ class Accounts:
                 return status, self._refused(limit, status, amount)
         return None
 
-    def hold(self, use: Dimensions, amount: Decimal, lapses_s: int) -> tuple[str, ...]:
-        """Take `amount`, which fits, from every hard limit in force; the keys of their accounts."""
-        keys: list[str] = []
-        for limit in limits_for(self._policy, use):
-            if limit.hard is not None and is_in_force(limit, self._at_ms):
-                account = self.of(limit)
-                account.held = account.held | {
-                    lapses_s: total(account.held.get(lapses_s, ZERO), amount),
-                }
-                keys.append(account_key(limit))
-        return tuple(keys)
+    def hold(self, use: Dimensions, amount: Decimal, lapses_s: int) -> None:
+        """Take `amount`, which fits: every limit that counts the use counts it, those to come as well."""
+        use = _held_for(use)
+        holds = self._holds.get(use)
+        if holds is None:
+            holds = self._holds[use] = Holds(use)
+            self._head.holds.append(holds)
+            self._bytes += _bytes_of(holds)
+        if lapses_s not in holds.held:
+            self._bytes += _LAPSE_BYTES
+        holds.held[lapses_s] = total(holds.held.get(lapses_s, ZERO), amount)
+        self._count(use, amount)
 
-    def give_back(self, keys: Iterable[str], amount: Decimal, lapses_s: int) -> None:
-        """What `hold` took, as far as it has not lapsed and its limit is still there."""
-        for key in keys:
-            account = self._head.accounts.get(key)
-            if account is None or lapses_s not in account.held:
-                continue
-            # Less than that where the limit was taken away meanwhile, with what it held, and came back.
-            left = difference(account.held[lapses_s], amount)
-            account.held = {at_s: held for at_s, held in account.held.items() if at_s != lapses_s}
-            if left > 0:
-                account.held[lapses_s] = left
+    def give_back(self, use: Dimensions, amount: Decimal, lapses_s: int) -> None:
+        """What `hold` took, as far as it has not lapsed."""
+        use = _held_for(use)
+        holds = self._holds.get(use)
+        if holds is None or lapses_s not in holds.held:
+            return
+        held = holds.held.pop(lapses_s)
+        if held > amount:
+            holds.held[lapses_s] = difference(held, amount)
+        self._count(use, difference(ZERO, min(held, amount)))
 
     def spend(self, use: Dimensions, amount: Decimal) -> Sequence[Limit]:
         """Count what was used, whether it fits or not; the limits whose soft amount was passed just now."""
@@ -149,6 +171,22 @@ class Accounts:
                 passed.append(limit)
         return passed
 
+    def _held_of(self, limit: Limit) -> Decimal:
+        key = account_key(limit)
+        if key not in self._held:
+            self._held[key] = total(*(one for holds in self._counted(limit) for one in holds.held.values()))
+        return self._held[key]
+
+    def _counted(self, limit: Limit) -> Iterator[Holds]:
+        return (holds for holds in self._head.holds if counts(limit, holds.use))
+
+    def _count(self, use: Dimensions, change: Decimal) -> None:
+        """Bring what was added up already up to date."""
+        for limit in limits_for(self._policy, use):
+            key = account_key(limit)
+            if key in self._held:
+                self._held[key] = total(self._held[key], change)
+
     def _refused(self, limit: Limit, status: LimitStatus, amount: Decimal) -> EnginesError:
         assert status.hard is not None
         assert status.left is not None
@@ -156,7 +194,8 @@ class Accounts:
         said = f"the limit {limit.limit_id} leaves {plain(max(ZERO, status.left))} of {plain(status.hard)}"
         waits: list[float] = []
         if total(status.spent, amount) <= status.hard:
-            waits.append(min(self.of(limit).held) - self._now_s)
+            lapses = (min(holds.held) for holds in self._counted(limit) if holds.held)
+            waits.append(min(lapses) - self._now_s)
         if status.ends_at_s is not None and amount <= status.hard:
             waits.append(status.ends_at_s - self._now_s)
         if not waits:
@@ -181,8 +220,26 @@ def past_soft(statuses: Iterable[LimitStatus]) -> tuple[str, ...]:
     return tuple(status.limit_id for status in statuses if status.soft_passed)
 
 
-def lapse_s(now_s: float, ttl_s: int) -> int:
+def lapse_s(now_s: float, ttl_s: int, *, crowded: bool = False) -> int:
     """The second at which a hold of `ttl_s` from now lapses: no earlier, and rounded up."""
     grain_s = next(grain_s for longest_s, grain_s in _GRAINS if ttl_s <= longest_s)
+    if crowded:
+        grain_s = _GRAINS[-1][1]
     at_s = now_s + ttl_s
     return int(-(-at_s // grain_s) * grain_s)
+
+
+def _held_for(use: Dimensions) -> Dimensions:
+    """What limits tell uses apart by."""
+    return msgspec.structs.replace(use, model=None, tool=None)
+
+
+def _drop_lapsed(holds: Holds, now_s: float) -> bool:
+    """Whether anything of it is still held."""
+    if any(lapses_s <= now_s for lapses_s in holds.held):
+        holds.held = {at_s: held for at_s, held in holds.held.items() if at_s > now_s}
+    return bool(holds.held)
+
+
+def _bytes_of(holds: Holds) -> int:
+    return len(encode_json(holds.use).encode()) + _LAPSE_BYTES * (1 + len(holds.held))

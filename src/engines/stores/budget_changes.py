@@ -32,6 +32,8 @@ from engines.stores.budget_totals import Opening
 from engines.stores.scoped import Change, Stamped, stamp, with_etag
 
 POLICY_BYTES_MAX: Final = 100 * 1024
+# Whoever sets the limits may take back what counts against them, and end what others hold.
+MANAGE: Final = "budget.policy"
 # How far a client's clock may be ahead.
 AHEAD_MS_MAX: Final = 5 * 60 * 1000
 
@@ -108,7 +110,7 @@ def soft_limit_count(sheet: Sheet) -> int:
 
 
 class PutPolicy(BudgetChange[Policy]):
-    """Replace the policy; limits that are new count what was spent in their periods before."""
+    """Replace the policy; limits that come count what was spent in their periods, and what is held."""
 
     codec = POLICY
     is_alone = True

@@ -2,7 +2,7 @@
 
 Owns their fields and keys. Everything of one budget stands in one partition:
 
-    h!head                  the head: the ledger's length, the accounts of the limits, whose turn it is
+    h!head                  the head: the ledger's length, the accounts of the limits, holds, whose turn it is
     h!policy                the policy
     u!{position}            an entry of the ledger, immutable; positions start at 1 and have no gaps
     x!{position}            what a corrected entry counts as now
@@ -156,13 +156,12 @@ class StoredUsage(msgspec.Struct, frozen=True, tag_field="schema", tag="budget-u
 
 
 class StoredReservation(msgspec.Struct, frozen=True, tag_field="schema", tag="budget-reservation/1"):
-    """`accounts`: of the limits that it is held in, until `lapses_s` (epoch seconds).
+    """It is held until `lapses_s` (epoch seconds).
 
     `settled_by`: what the settlement said, by which a repeat is recognised.
     """
 
     record: Reservation
-    accounts: tuple[str, ...]
     lapses_s: int
     settled_by: str | None = None
 
@@ -174,14 +173,23 @@ class StoredPolicy(msgspec.Struct, frozen=True, tag_field="schema", tag="budget-
 class Account(msgspec.Struct, tag_field="schema", tag="budget-account/1"):
     """What counts against one limit. Changed in place by the one who will write it.
 
-    `spent` is of the period that began at `starts_s`; `held` by the second at which it lapses, whatever the
-    period; `soft_told`: that the soft limit was passed in this period was told.
+    `spent` is of the period that began at `starts_s`; `soft_told`: that the soft limit was passed in this
+    period was told.
     """
 
     starts_s: int
     spent: Decimal = ZERO
-    held: dict[int, Decimal] = {}
     soft_told: bool = False
+
+
+class Holds(msgspec.Struct):
+    """What is held for uses that no limit tells apart, by the second at which it lapses.
+
+    Changed in place by the one who will write it. `use` names neither model nor tool.
+    """
+
+    use: Dimensions
+    held: dict[int, Decimal] = {}
 
 
 class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
@@ -189,7 +197,7 @@ class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
 
     `policy`: the version of the policy's document. `ledger_id` makes the ids of entries this ledger's own.
     `currency` is the policy's or the first use's, and once something was used or reserved it stays.
-    `messages`: how many the spine was told, or will be.
+    `messages`: how many the spine was told, or will be. `holds`: what is reserved, of each use once.
     """
 
     ledger_id: str
@@ -201,6 +209,7 @@ class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
     is_used: bool = False
     policy: str | None = None
     accounts: dict[str, Account] = {}
+    holds: list[Holds] = []
     turn: Turn | None = None
 
 

@@ -3,8 +3,9 @@
 Owns making one, settling it and releasing it. What was used is recorded though it is more than was
 reserved, or comes after the reservation lapsed. A settlement that repeats the first is answered as the first
 was; another one is Conflict, and so are a settlement after a release and a release after a settlement. A
-release may be repeated. Nothing of a reservation is told on the spine: it comes to nothing, or to an entry.
-Leaves whether an amount fits to `stores/budget_accounts.py`.
+release may be repeated. Both are for the user who reserved, by whichever credential, and for those who set
+the limits: what somebody holds is not anybody's to free. Nothing of a reservation is told on the spine: it
+comes to nothing, or to an entry. Leaves whether an amount fits to `stores/budget_accounts.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import msgspec
 from engines.clock import timestamp
 from engines.codec import canonical_json
 from engines.core.idempotency import Request
-from engines.errors import Conflict, NotFound, Throttled
+from engines.errors import Conflict, Forbidden, NotFound, Throttled
 from engines.scope import RequestContext, check_id
 from engines.stores.budget_accounts import lapse_s, past_hard, past_soft
 from engines.stores.budget_amounts import EXACT, amount_of, check_currency, plain
 from engines.stores.budget_changes import (
+    MANAGE,
     BudgetChange,
     Outcome,
     checked_time,
@@ -46,13 +48,11 @@ from engines.stores.scoped import stamp
 
 # How long a reservation is kept after it lapsed or ended: so long can it be settled late, or asked again.
 KEPT_S: Final = 7 * 24 * 3600
-# Seconds that hold anything, of all accounts together; each takes less than 80 bytes of the head.
-HOLDS_MAX: Final = 4_000
 HOLDS_RETRY_S: Final = 1.0
 
 
 class Reserve(BudgetChange[Reservation]):
-    """Take an amount from every hard limit in force, or from none."""
+    """Hold an amount that fits into every hard limit in force, or nothing."""
 
     codec = RESERVATION
 
@@ -84,10 +84,10 @@ class Reserve(BudgetChange[Reservation]):
         refused = sheet.accounts.refusal(use, self._amount)
         if refused is not None:
             raise refused[1]
-        if sum(len(account.held) for account in sheet.head.accounts.values()) > HOLDS_MAX:
+        if sheet.accounts.is_full:
             raise Throttled("too many reservations of this budget are open", retry_after_s=HOLDS_RETRY_S)
-        lapses_s = lapse_s(sheet.now_s, said.ttl_seconds)
-        accounts = sheet.accounts.hold(use, self._amount, lapses_s)
+        lapses_s = lapse_s(sheet.now_s, said.ttl_seconds, crowded=sheet.accounts.is_crowded)
+        sheet.accounts.hold(use, self._amount, lapses_s)
         sheet.head.currency, sheet.head.is_used = currency, True
         statuses = sheet.accounts.statuses(use)
         now = timestamp(sheet.now_s)
@@ -106,7 +106,7 @@ class Reserve(BudgetChange[Reservation]):
             expires_at=timestamp(lapses_s),
             soft_limits=past_soft(statuses),
         )
-        return _written(sheet, StoredReservation(record, accounts, lapses_s), created=True)
+        return _written(sheet, StoredReservation(record, lapses_s), created=True)
 
 
 class _OfReservation(BudgetChange[Reservation]):
@@ -122,11 +122,13 @@ class _OfReservation(BudgetChange[Reservation]):
         return (*super().reads(), self._key)
 
     def _standing(self, sheet: Sheet) -> StoredReservation:
-        """Raises NotFound."""
+        """Raises NotFound, Forbidden (another user's)."""
         body = sheet.body(self._key)
         stored = None if body is None else RESERVATION.decode(body)
         if stored is None or not is_within(self.context, stored.record):
             raise NotFound("there is no such reservation, or it is no longer kept")
+        if self.context.user_id != stored.record.user_id and MANAGE not in self.context.permissions:
+            raise Forbidden(f"another user reserved this, and the role does not grant {MANAGE}")
         return stored
 
     def _as_it_is(self, sheet: Sheet, stored: StoredReservation) -> Outcome:
@@ -181,7 +183,7 @@ class Settle(_OfReservation):
             tokens_out=said.tokens_out,
             occurred_ms=checked_time(sheet, self._occurred_ms),
         )
-        sheet.accounts.give_back(stored.accounts, amount_of(record.amount, "amount"), stored.lapses_s)
+        sheet.accounts.give_back(use_of(record), amount_of(record.amount, "amount"), stored.lapses_s)
         entry = post(
             sheet,
             self.context,
@@ -225,7 +227,7 @@ class Release(_OfReservation):
             raise Conflict("this reservation was settled: correct its entry instead")
         if record.state == "released":
             return self._as_it_is(sheet, stored)
-        sheet.accounts.give_back(stored.accounts, amount_of(record.amount, "amount"), stored.lapses_s)
+        sheet.accounts.give_back(use_of(record), amount_of(record.amount, "amount"), stored.lapses_s)
         statuses = sheet.accounts.statuses(use_of(record))
         released = msgspec.structs.replace(
             record,

@@ -189,6 +189,7 @@ SCHEMAS: Final = (
         type=shapes.Kpi,
         check=shapes.check_kpi,
         scope=("surface_id",),
+        write_permission="kpis.define",
         holds="KPIs and their corridors",
     ),
     Schema(
@@ -198,6 +199,7 @@ SCHEMAS: Final = (
         check=shapes.check_temperature,
         scope=("surface_id",),
         ids=("floors", "ceilings", "weights"),
+        write_permission="kpis.define",
         holds="a surface's floors, ceilings and weights",
     ),
     Schema(
