@@ -233,3 +233,17 @@ async def test_under_faults_every_version_is_told_once_and_in_order(
         assert versions == list(range(1, reached[name] + 1)), (seed, name)
     time_passes.cancel()
     await other.close()
+
+
+async def test_messages_of_one_record_that_fill_several_appends_are_told_in_its_order(told: Told) -> None:
+    sizes = (120_000, 10, 10, 120_000, 60_000, 10)
+    texts = [str(number) * chars for number, chars in enumerate(sizes, start=1)]
+    place = await told.home.place(FLOWS.kind, ADA)
+    partition = await place.partition("anchor")
+    messages = [
+        told.announcements.message(ADA, "record", version, "audit", {"text": text})
+        for version, text in enumerate(texts, start=1)
+    ]
+    async with told.announcements.announcing(ADA, place, partition):
+        await place.documents.write(partition, messages)
+    assert [payload["text"] for payload in await told.told(len(texts))] == texts

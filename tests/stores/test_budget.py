@@ -19,6 +19,7 @@ from engines.errors import (
     NotFound,
     PreconditionFailed,
     Throttled,
+    Unavailable,
 )
 from engines.stores.budget import UsageFilter
 from engines.stores.budget_policy import PolicyInput, Price
@@ -464,6 +465,22 @@ class TestSpine:
         await asyncio.gather(*(spender.use(str(number)) for number in range(60)))
         told = await spender.told(60)
         assert [event["position"] for event in told] == list(range(1, 61))
+
+    async def test_those_that_waited_for_the_spine_are_told_once_and_in_their_order(
+        self, spender: Spender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        away = asyncio.Event()
+
+        async def is_away(*_: object, **__: object) -> None:
+            away.set()
+            raise Unavailable("the spine is away")
+
+        monkeypatch.setattr(spender.spine, "append_system", is_away)
+        await asyncio.gather(*(spender.use(str(number)) for number in range(100)))
+        await away.wait()
+        monkeypatch.undo()
+        told = await spender.told(100)
+        assert [event["position"] for event in told] == list(range(1, 101))
 
 
 class TestChecks:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -36,6 +36,8 @@ PAUSE_MAX_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 2.0
 # Messages that are removed in one write, which has room for what a move adds to it.
 DELIVERED_MAX: Final = 64
+# Of those of one record, in one append; its limit is twice that, as an event says more than its message.
+PORTION_BYTES_MAX: Final = 128 * 1024
 # Places whose messages are delivered at once by one process.
 DELIVERIES_AT_ONCE: Final = 16
 _GROUP: Final = "spine"
@@ -253,7 +255,8 @@ class Announcements:
             resume = page.resume
             if not page.docs:
                 return
-            # Records at once, so that their events share commits; those of one record in its order.
+            # Records at once, so that their events share commits; those of one record in its order, and
+            # together, so that a ledger with many of them is told as fast.
             outcomes = await asyncio.gather(
                 *(self._append(where, docs, repeated=repeated) for docs in _by_record(page.docs)),
                 return_exceptions=True,
@@ -268,21 +271,37 @@ class Announcements:
 
     async def _append(self, where: _Where, docs: Sequence[Doc], *, repeated: bool) -> None:
         """Raises Unavailable where it takes too long: what was cut off is recognised by its event id."""
-        for doc in docs:
-            message = _MESSAGES.decode(doc.body)
-            event = SystemEvent(
-                event_type=message.event_type,
-                payload=decode_json(bytes(message.payload)),
-                # Not by the partition's name, which changes as the kind moves.
-                event_id=event_id_of(f"{where.kind}.{where.tenant_id}.{where.env}", doc.key),
-                parent_event_id=message.parent_event_id,
-            )
-            context = _context_of(_context_at(where), message)
+        context = _context_at(where)
+        for some in _in_portions(docs):
+            events = [_event_of(where, context, doc) for doc in some]
             try:
                 async with asyncio.timeout(DELIVERY_TIMEOUT_S):
-                    await self._spine.append_system(context, [event], look_everywhere=repeated)
+                    await self._spine.append_system(context, events, look_everywhere=repeated)
             except TimeoutError as error:
                 raise Unavailable("the event spine did not answer in time") from error
+
+
+def _event_of(where: _Where, context: RequestContext, doc: Doc) -> SystemEvent:
+    """What a message becomes. Its id is not made of the partition's name, which changes as the kind moves."""
+    message = _MESSAGES.decode(doc.body)
+    return SystemEvent(
+        event_type=message.event_type,
+        payload=decode_json(bytes(message.payload)),
+        event_id=event_id_of(f"{where.kind}.{where.tenant_id}.{where.env}", doc.key),
+        parent_event_id=message.parent_event_id,
+        whose=_context_of(context, message),
+    )
+
+
+def _in_portions(docs: Sequence[Doc]) -> Iterator[Sequence[Doc]]:
+    """As many successive messages as surely fit into one append; one that is larger by itself."""
+    start = size = 0
+    for index, doc in enumerate(docs):
+        size += 2 * len(doc.body.encode())  # No byte takes more than two once it is escaped.
+        if index > start and size > PORTION_BYTES_MAX:
+            yield docs[start:index]
+            start, size = index, 2 * len(doc.body.encode())
+    yield docs[start:]
 
 
 def _by_record(docs: Sequence[Doc]) -> Collection[Sequence[Doc]]:

@@ -113,11 +113,11 @@ class Sheet:
         self._puts[request.key] = marker_put(request, now=self.now_s, created=created, answer=answer)
 
     def tell(self, context: RequestContext, payload: dict[str, Any]) -> None:
-        """Have the spine told, once this is written; keys of messages sort in the order of the commits."""
+        """Have the spine told, once this is written: as versions of the ledger, so in their order."""
         self.told += 1
-        self.head.messages += 1
-        record_key = f"{self.head.ledger_id}.{self.head.messages:012d}"
-        put = self._announcements.message(context, record_key, 1, EVENT_TYPE, payload)
+        head = self.head
+        head.messages += 1
+        put = self._announcements.message(context, head.ledger_id, head.messages, EVENT_TYPE, payload)
         self._puts[put.key] = put
 
     def cell(self, use: Dimensions) -> str:

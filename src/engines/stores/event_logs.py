@@ -160,8 +160,12 @@ class EventLogs:
         cursors = self._cursors(context, stream)
         known: dict[int, AppendedEvent] = {}
         async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
-            for index, event in enumerate(events) if look_everywhere else ():
-                found = None if event.event_id is None else await log.find(event.event_id)
+            named = {
+                index: event.event_id for index, event in enumerate(events) if event.event_id is not None
+            }
+            looked_for = named if look_everywhere else {}
+            stored = await asyncio.gather(*map(log.find, looked_for.values()))
+            for index, found in zip(looked_for, stored, strict=True):
                 if found is not None:
                     cursor = cursors.of_position(found.position)
                     known[index] = AppendedEvent(found.event_id, found.position, cursor)

@@ -79,7 +79,8 @@ _SAID: Final = tuple(
 class SystemEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event of the server's own, of any type. With an `event_id` it can be appended again safely.
 
-    `causality`: where another trace than the context's caused it.
+    `causality`: where another trace than the context's caused it. `whose`: whose doing it was, where that is
+    not the context's; of the same tenant, mode and env.
     """
 
     event_type: str
@@ -87,6 +88,7 @@ class SystemEvent(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str | None = None
     parent_event_id: str | None = None
     causality: Causality | None = None
+    whose: RequestContext | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -345,6 +347,7 @@ def system_entry(
     if check_payload is not None:
         check_payload(event.event_type, event.payload)
     payload = encode_json(event.payload)
+    context = context if event.whose is None else event.whose
     cause = event.causality
     if cause is None:
         has_trace = bool(context.trace_id.strip("0"))
