@@ -17,10 +17,11 @@ async def test_notes_are_moved_there_and_back_while_they_are_used(open_process: 
     stop = asyncio.Event()
     working = [asyncio.create_task(writer.run(stop)) for writer in writers]
     for target in ("b", "a"):
+        there = sum(len(writer.notes) for writer in writers)
         stored = await processes[0].moves.start(OWNER, "notes_store", target)
         move, progress = await ended(processes[1], stored.record.move_id)
         assert move.phase == "done", progress
-        assert progress.documents >= sum(len(writer.notes) for writer in writers) / 2
+        assert progress.documents >= there / 2  # Some were deleted before they were copied.
         assert progress.repaired == 0
     assert max(writer.longest_s for writer in writers) < PAUSE_S_MAX
     stop.set()

@@ -139,7 +139,8 @@ async def a_limit_throttles(one: AsyncEngines, another: AsyncEngines) -> None:
     for _ in range(2):
         await reading.notes.page()
     with pytest.raises(Throttled) as refused:
-        await reading.notes.page()
+        for _ in range(3):  # The hour that they are counted in may end meanwhile.
+            await reading.notes.page()
     assert refused.value.resource_kind == "rate_limit_store"
 
 
