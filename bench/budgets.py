@@ -31,8 +31,10 @@ TTL_S = 86_400
 
 def budget_postgres(stage: Stage) -> list[Result]:
     """On PostgreSQL, by one process and by two."""
-    deployment = prepare(stage.new_database(), stage.new_directory())
-    return [uvloop.run(_reserving(stage, deployment, processes)) for processes in (1, 2)]
+    return [
+        uvloop.run(_reserving(stage, prepare(stage.new_database(), stage.new_directory()), processes))
+        for processes in (1, 2)
+    ]
 
 
 async def _reserving(stage: Stage, deployment: Deployment, processes: int) -> Result:
@@ -47,7 +49,9 @@ async def _reserving(stage: Stage, deployment: Deployment, processes: int) -> Re
         context = msgspec.structs.replace(member, permissions=member.permissions | {"budget.policy"})
         count = SPENDERS * stage.sizes.reservations_each
         for number in range(stage.sizes.rounds + 1):
-            limit = Limit(limit_id=f"{processes}-{number}", period="total", hard=str(count))
+            # What earlier rounds hold counts against every limit.
+            hard = count * (number + 1)
+            limit = Limit(limit_id=f"{processes}-{number}", period="total", hard=str(hard))
             await opened[0].budget.put_policy(context, PolicyInput(currency="USD", limits=(limit,)))
             rate, given = await _round(opened, context, f"{processes}-{number}", count)
             over = max(over, given - count)

@@ -118,7 +118,7 @@ async def _let_pass(engines: Engines, context: RequestContext) -> None:
     admin = _may(
         msgspec.structs.replace(context, user_id="u_admin"),
         *("budget.policy", "definitions.write", "firearms.write", "rate_limits.write"),
-        *("kpis.write", "strategy_locks.decide"),
+        *("kpis.define", "kpis.write", "strategy_locks.decide"),
     )
     system = msgspec.structs.replace(admin, tenant_id="t_system")
     define = functools.partial(_define, engines)

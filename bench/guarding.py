@@ -15,10 +15,10 @@ import msgspec
 import uvloop
 
 from bench.deployment import prepare
-from bench.ingesting import BATCH, CALLERS, page_view, rate_of
+from bench.ingesting import BATCH, BATCHES, CALLERS, page_view, rate_of
 from bench.measure import Goal, Result, alternate, compared
 from bench.stage import Stage
-from engines.api.analytics import event_of
+from engines.api.analytics import events_of
 from engines.control.gates import WRITE
 from engines.control.records import GateConfig, GateRule
 from engines.core.log import Entry
@@ -45,7 +45,7 @@ def _run(driver: str, stage: Stage) -> list[Result]:
 
 
 async def _guarding(driver: str, stage: Stage, control_plane: str, token: str) -> list[Result]:
-    batches = max(1, stage.sizes.appends_each // BATCH)
+    batches = BATCHES * max(1, stage.sizes.appends_each // BATCH)
     count = CALLERS * batches * BATCH
     batch = [page_view(number) for number in range(BATCH)]
     async with open_engines(control_plane) as engines:
@@ -56,7 +56,7 @@ async def _guarding(driver: str, stage: Stage, control_plane: str, token: str) -
         async def ours(_: int) -> float:
             async def caller(_: int) -> None:
                 for _ in range(batches):
-                    told = await engines.analytics.ingest(context, [event_of(event) for event in batch])
+                    told = await engines.analytics.ingest(context, events_of(batch))
                     assert told.accepted == BATCH
                     assert told.events[0].gate_status == FAILED.status
 
@@ -94,5 +94,5 @@ async def _guard(engines: Engines, context: RequestContext) -> None:
 
 def _entries(context: RequestContext, batch: Sequence[dict[str, object]]) -> list[Entry]:
     made = EventEntries(context)
-    events = (event_of(event) for event in batch)
+    events = events_of(batch)
     return [made.entry(event, None, FAILED) for event in events if isinstance(event, NewAnalyticsEvent)]

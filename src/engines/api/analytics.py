@@ -19,7 +19,7 @@ from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import PROBLEM, PROBLEM_TYPE_PREFIX, HeaderFields, Problem, Reply, json_reply, title_of
 from engines.api.views import ListQuery, Page, page_reply
-from engines.errors import EnginesError, Forbidden, Invalid
+from engines.errors import EnginesError, Forbidden
 from engines.identity.keys import parse_key
 from engines.identity.tokens import unauthenticated
 from engines.scope import RequestContext
@@ -215,11 +215,19 @@ def _cors(origin: str) -> HeaderFields:
 
 
 def _events(body: Any) -> Sequence[NewAnalyticsEvent | EnginesError]:
-    return [event_of(item) for item in (body.events if isinstance(body, _Items) else (body,))]
+    return events_of(body.events if isinstance(body, _Items) else [body])
 
 
-def event_of(item: Any) -> NewAnalyticsEvent | Invalid:
-    """One event of a body that was decoded as JSON, or why it is none."""
+def events_of(items: Sequence[Any]) -> Sequence[NewAnalyticsEvent | EnginesError]:
+    """Each event of a body that was decoded as JSON, or why it is none."""
+    try:
+        # All are well as a rule, and at once it takes less time than one by one.
+        return msgspec.convert(items, list[DecodedEvent])
+    except msgspec.ValidationError:
+        return [_event_of(item) for item in items]
+
+
+def _event_of(item: Any) -> NewAnalyticsEvent | EnginesError:
     try:
         return msgspec.convert(item, DecodedEvent)
     except msgspec.ValidationError as error:

@@ -81,7 +81,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What one gate says. `details` justify it and are recorded; `inputs` are what it judged by.
 
-    Neither holds a secret: both are shown to whoever may explain a decision.
+    Neither holds a secret: both are shown to whoever may explain a decision. Few ask, so `inputs` may hold
+    structs, which `plain` turns into JSON's values.
     """
 
     result: Result
@@ -100,6 +101,10 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gate_status: GateStatus = "ok"
     details: Mapping[str, Any] = {}
     inputs: Mapping[str, Any] = {}
+
+    def plain(self) -> Judged:
+        """The same, in values that JSON has."""
+        return msgspec.structs.replace(self, inputs=msgspec.to_builtins(self.inputs))
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -358,7 +358,7 @@ def _payload(ask: Ask, evaluation: EvaluationInput, outcome: Outcome, *, explain
         dry_run=ask.dry_run,
         asked=asked,
         judged_by=tuple(one.gate for one in outcome.judged),
-        gates=outcome.judged if explain else None,
+        gates=tuple(one.plain() for one in outcome.judged) if explain else None,
     )
 
 

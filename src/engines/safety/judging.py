@@ -64,7 +64,7 @@ def judge_firearm(facts: FirearmFacts | None, *, at_s: float) -> Verdict:
     """Licence, grant, cooldown, strategy lock, approval: in this order, so that nobody is asked in vain."""
     if facts is None:
         return _pass(inputs={"bound": False})
-    inputs = {"bound": True, **msgspec.to_builtins(facts)}
+    inputs = {"bound": True, **msgspec.structs.asdict(facts)}
     details: dict[str, Any] = {"class_id": facts.class_id, "risk_level": facts.risk_level}
     refusal = _firearm_refusal(facts, at_s)
     if refusal is None:
@@ -99,7 +99,7 @@ _APPROVALS: Final[Mapping[str, ReasonCode]] = {
 
 def judge_strategy_lock(locks: Sequence[LockFacts], *, action: str, at_s: float) -> Verdict:
     """Some lock must be approved, in its window, and allow the action. Else the nearest miss is told."""
-    inputs = {"locks": msgspec.to_builtins(locks)}
+    inputs = {"locks": locks}
     in_force = locks_in_force(locks, at_s)
     for lock in in_force:
         if any(covers(pattern, action) for pattern in lock.actions):
@@ -116,7 +116,7 @@ def judge_strategy_lock(locks: Sequence[LockFacts], *, action: str, at_s: float)
 
 def judge_three_wise(locks: Sequence[LockFacts], *, action: str, at_s: float) -> Verdict:
     """Of the locks in force that allow the action, one must have passed its review."""
-    inputs = {"locks": msgspec.to_builtins(locks)}
+    inputs = {"locks": locks}
     allowing = [
         lock
         for lock in locks_in_force(locks, at_s)
@@ -152,7 +152,7 @@ def judge_budget(facts: BudgetFacts | None, cost: Cost | None) -> Verdict:
     """`facts` None: the request does not say what the action costs, and the store was not asked."""
     if facts is None or cost is None:
         return _block("cost_not_told", {}, {})
-    inputs = {"cost": msgspec.to_builtins(cost), **msgspec.to_builtins(facts)}
+    inputs = {"cost": cost, **msgspec.structs.asdict(facts)}
     details: dict[str, Any] = {}
     if facts.reservation_id is not None:
         details["reservation_id"] = facts.reservation_id
@@ -167,7 +167,7 @@ def judge_budget(facts: BudgetFacts | None, cost: Cost | None) -> Verdict:
 
 def judge_corridors(corridors: Sequence[CorridorFacts]) -> Verdict:
     """Every reading keeps its bounds; the bounds themselves are within."""
-    inputs = {"corridors": msgspec.to_builtins(corridors)}
+    inputs = {"corridors": corridors}
     for corridor in corridors:
         refusal = _corridor_refusal(corridor)
         if refusal is not None:
@@ -194,7 +194,7 @@ def _corridor_refusal(corridor: CorridorFacts) -> ReasonCode | None:
 
 def judge_rate(facts: RateFacts) -> Verdict:
     """Refused where a quota is used up."""
-    inputs: dict[str, Any] = msgspec.to_builtins(facts)
+    inputs = msgspec.structs.asdict(facts)
     if facts.admitted:
         return _pass(inputs=inputs)
     details = {"limit_id": facts.limit_id, "retry_after_s": facts.retry_after_s}
