@@ -363,7 +363,7 @@ def roles_page() -> str:
     lines += [
         "",
         "Roles are records. An older deployment's gain what a newer release's may do when it is",
-        "[upgraded](operations.md#upgrade), and lose nothing.",
+        "[upgraded](operations.md#upgrade), and keep what they had; which permission a call asks for may change.",
         "",
         "## Writing definitions",
         "",

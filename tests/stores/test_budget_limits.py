@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engines.codec import escaped_bytes
 from engines.errors import (
     Conflict,
     Forbidden,
@@ -17,10 +18,10 @@ from engines.errors import (
     Throttled,
 )
 from engines.stores import budget_accounts
-from engines.stores.budget_accounts import Accounts, lapse_s
-from engines.stores.budget_policy import Dimensions, Price
+from engines.stores.budget_accounts import HOLDS_BYTES_MAX, Accounts, lapse_s
+from engines.stores.budget_policy import Dimensions, Policy, Price
 from engines.stores.budget_records import HEAD, Head, ReservationInput, SettlementInput
-from engines.stores.scoped import Change
+from engines.stores.scoped import Change, stamp
 from tests.contexts import PERMISSIONS_OF
 from tests.stores.budget_home import ADA, Spender, hard, soft
 from tests.stores.home import Home, context
@@ -278,30 +279,71 @@ class TestLimitsThatCome:
 
 
 class TestWhatHoldsTake:
-    def test_many_uses_lapse_together_and_end_at_what_the_head_has_room_for(self) -> None:
+    NAMED = Dimensions(provider="named")
+
+    def test_uses_of_invented_names_end_in_one_that_lapses_by_the_quarter_hour(self) -> None:
+        """However many come, with the longest names that a document can escape."""
+        head = Head(ledger_id="0" * 32)
+        limits = (hard("1000", provider="named"),)
+        policy = Policy(
+            **stamp(ADA), currency="USD", limits=limits, prices=(), version=1, created_at="", updated_at=""
+        )
+        accounts = Accounts(head, policy, 1_800_000_000_000)
+        fine = 0
+        for number in range(5_000):
+            if not accounts.is_crowded:
+                fine += 1
+            provider = str(number) + '"' * (128 - len(str(number)))
+            lapses_s = lapse_s(1_800_000_000, 1 + number % 60, crowded=accounts.is_crowded)
+            held_for = accounts.held_for(Dimensions(provider=provider, model=provider, project_id="p"))
+            assert accounts.has_room(held_for, lapses_s)
+            accounts.hold(held_for, Decimal("9" * 28), lapses_s)
+        assert escaped_bytes(HEAD.encode(head)) <= HOLDS_BYTES_MAX * 0.6
+        assert [(one.use, list(one.held)) for one in head.holds[fine:]] == [(Dimensions(), [1_800_000_900])]
+        assert accounts.held_for(self.NAMED) == self.NAMED, "what a limit counts is told apart"
+
+    def test_what_does_not_fit_is_known_before_it_is_held(self) -> None:
         head = Head(ledger_id="0" * 32)
         accounts = Accounts(head, None, 1_800_000_000_000)
-        lapses: list[int] = []
-        while not accounts.is_full:
-            lapses.append(lapse_s(1_800_000_000, 1 + len(lapses) % 60, crowded=accounts.is_crowded))
-            use = Dimensions(provider="p" * 128, model=f"m{len(lapses)}", project_id=f"p{len(lapses) // 60}")
-            accounts.hold(use, Decimal("9" * 28), lapses[-1])
-        assert len(HEAD.encode(head)) <= 330_000
-        fine = next(place for place, lapses_s in enumerate(lapses) if lapses_s % 900 == 0)
-        assert len(set(lapses[:fine])) == 60
-        assert len(set(lapses[fine + 60 :])) == 1, "past half of the room all of them lapse together"
-        assert len({holds.use for holds in head.holds}) == len(head.holds), "of each use once"
+        lapses_s = 1_800_000_000
+        while accounts.has_room(self.NAMED, lapses_s := lapses_s + 1):
+            accounts.hold(self.NAMED, Decimal("9" * 28), lapses_s)
+        assert escaped_bytes(HEAD.encode(head)) <= HOLDS_BYTES_MAX + 1_000
+        assert accounts.has_room(self.NAMED, lapses_s - 1), "at a second that is there already"
 
-    async def test_past_that_nothing_more_is_held_until_something_ends(
+    def test_a_head_of_the_version_before_is_read_without_what_its_accounts_held(self) -> None:
+        body = (
+            '{"schema":"budget-head/1","ledger_id":"l","position":7,"currency":"USD","is_used":true,"accounts":'
+            '{"k":{"schema":"budget-account/1","starts_s":0,"spent":"3","held":{"1800000000":"9"}}}}'
+        )
+        head = HEAD.decode(body)
+        assert (head.position, head.accounts["k"].spent, head.holds) == (7, Decimal(3), [])
+        assert '"schema":"budget-head/2"' in HEAD.encode(head)
+
+    async def test_nobody_is_kept_from_a_budget_by_what_others_reserve(self, spender: Spender) -> None:
+        await asyncio.gather(
+            *(
+                spender.reserve(amount, ttl_seconds=86_400, provider=str(number) + "\\" * 120)
+                for number in range(800)
+                for amount in ("0", "0.0000000001")
+            )
+        )
+        await spender.use("1")
+        await spender.limit(hard("10"))
+        await spender.settle(await spender.reserve("2"), "2")
+        (status,) = (await spender.budget.summary(ADA)).limits
+        assert Decimal(status.held) == 800 * Decimal("0.0000000001")
+
+    async def test_past_what_has_room_nothing_more_is_held_until_something_ends(
         self, spender: Spender, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await spender.limit(hard("100"))
-        first = await spender.reserve()
-        monkeypatch.setattr(budget_accounts, "HOLDS_BYTES_MAX", 300)
-        second = await spender.reserve(provider="other")
+        first = await spender.reserve(ttl_seconds=60)
+        monkeypatch.setattr(budget_accounts, "HOLDS_BYTES_MAX", 450)
+        second = await spender.reserve(provider="other", ttl_seconds=60)
         with pytest.raises(Throttled) as refusal:
             await spender.reserve(provider="third")
-        assert (refusal.value.reason_code, refusal.value.retry_after_s) == (None, 1)
+        assert (refusal.value.reason_code, refusal.value.retry_after_s) == (None, 60)
         assert await spender.left() == (0, 2)
         await spender.settle(first, "1")
         await spender.release(second)

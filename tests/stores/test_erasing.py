@@ -142,7 +142,12 @@ def doc(key: str, body: Any) -> Doc:
             },
         ),
         (catalogue.REALTIME, "r!thread!ada", {"version": 1, "seats": {"bob": {"record": {}}}}, None),
-        (catalogue.REALTIME, "k!1", {"answer": {"record": {"user_id": "ada", "role": "host"}}}, GONE),
+        (
+            catalogue.REALTIME,
+            "k!1",
+            {"answer": {"record": {"user_id": "ada", "role": "host"}}},
+            {"answer": {"record": {"user_id": ERASED, "role": "host"}}},
+        ),
         (catalogue.NOTES, "k!1", {"request": "d", "answer": {"record": {"user_id": "ada"}}}, GONE),
         (catalogue.NOTES, "k!1", {"request": "d", "answer": {"user_id": "bob"}}, None),
         (

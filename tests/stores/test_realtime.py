@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from engines import catalogue
 from engines.api.realtime import put_room_member
 from engines.codec import escaped_bytes
 from engines.core.listing import Window
@@ -27,6 +28,7 @@ from engines.errors import (
 )
 from engines.scope import RequestContext
 from engines.stores import realtime_rooms
+from engines.stores.erasing import ERASED, erased
 from engines.stores.realtime import RealtimeRegistry
 from engines.stores.realtime_rooms import MEMBERS_MAX, ROOMS, Room, RoomMember, RoomMemberInput, Seat
 from engines.stores.scoped import Change
@@ -413,6 +415,19 @@ class TestOneChange:
         torn(home.documents, monkeypatch, lambda: rooms.put(BOB, "eve", READER, request=keyed("p")))
         again = await rooms.put(BOB, "eve", READER, condition=ABSENT, request=keyed("p"))
         assert (again.replayed, again.created, await rooms.role("eve")) == (True, True, "reader")
+
+    async def test_a_repeat_lets_nobody_in_again_who_was_erased(self, home: Home, rooms: Rooms) -> None:
+        await rooms.put(ADA, "ada", HOST)
+        await rooms.put(ADA, "bob", READER, request=keyed("p"))
+        place = await home.place(catalogue.REALTIME, ADA)
+        for partition in await place.partitions():
+            docs = (await home.documents.scan(partition, above="!", below="~")).docs
+            ops = [op for doc in docs if (op := erased(catalogue.REALTIME, doc, "bob")) is not None]
+            if ops:
+                await home.documents.write(partition, ops)
+        again = await rooms.put(ADA, "bob", READER, request=keyed("p"))
+        assert (again.replayed, again.record.user_id) == (True, ERASED)
+        assert await rooms.roles() == {"ada": "host"}
 
     async def test_repeats_at_once_are_one_change(self, home: Home, both: tuple[Rooms, Rooms]) -> None:
         home.faults.plan = FaultPlan(pause_s_max=0.002)

@@ -26,7 +26,7 @@ class KeyInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Whom a new key stands for, and as what. `tenant_id` may repeat the context's.
 
     `origins`: of a key of the role `beacon`, whose pages may send beacons with it. `surface_id` and
-    `env`: where alone it acts; without them its bearer may name any of the tenant's.
+    `env`: where alone it acts; without them its bearer may name any surface, and any env of the tenant's.
     """
 
     user_id: Id

@@ -33,9 +33,8 @@ async def get_room_member(call: Call) -> Sendable:
 async def put_room_member(call: Call) -> Sendable:
     """Let a user in, or give a member another role.
 
-    A host of the room does, or an admin. Who names a thread or canvas that has no members yet makes the room,
-    as its first host. A room keeps its last host, and
-    has at most 100 members.
+    A host of the room does, or an admin. Who names a thread or canvas that never had a room makes it, as its
+    first host. A room keeps its last host, and has at most 100 members.
     """
     context = await call.context()
     member = await call.body(RoomMemberInput)

@@ -285,7 +285,8 @@ class Keys:
         then the way on is to revoke this key and make another.
 
         `origins`: of a key of the role `beacon`, whose pages may send beacons with it. `surface_id`
-        and `env`: where alone it acts; without them its bearer may name any of the tenant's.
+        and `env`: where alone it acts; without them its bearer may name any surface, and any env of the
+        tenant's.
         """
         fields: dict[str, Any] = {"user_id": user_id, "role": role}
         if name is not None:

@@ -151,7 +151,7 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     hs256_secret: Text | None = None
 
 
-class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
 
     `origins`: of a key that stands in pages, whose pages may send beacons with it. `surface_id`

@@ -24,8 +24,9 @@ from engines.safety.reasons import ReasonCode
 
 # The gates that are looked at before any other, in this order.
 FIRST: Final = ("kill_switch", "firearms")
-# What all gates of a chain together may take. Those of a warm process answer in a hundredth of it.
-GATES_TIMEOUT_S: Final = 2.0
+# What all gates of a chain together may take. Those of a warm process answer in a thousandth of it; a cold
+# one has some ten round trips to a backend, one after the other.
+GATES_TIMEOUT_S: Final = 4.0
 
 log = structlog.get_logger(__name__)
 

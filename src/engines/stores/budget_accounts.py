@@ -10,8 +10,9 @@ back or becomes hard counts what is held already, and nobody passes one by havin
 
 Holds are kept by the second at which they lapse, rounded up to a second, a minute or a quarter of an hour as
 they are shorter than a minute, an hour or a day, so that a head stays small however many reservations there
-are; nobody has to be there for one to lapse. Past half of what they may take of the head all of them are
-rounded up to a quarter of an hour, so that many different uses fit.
+are; nobody has to be there for one to lapse. Past half of what they may take of the head the rest are rounded
+up to a quarter of an hour, and are told apart by nothing that no limit names: so nobody fills the head with
+names of their own invention. A limit that comes later and names one of those counts it from then on.
 
 Which error refuses: whoever may wait gets Throttled with the time to wait, until the first hold lapses or
 the period ends; where no waiting helps (the amount is above the limit itself, or the limit is for ever) it is
@@ -26,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from engines.codec import encode_json
+from engines.codec import encode_json, escaped_bytes
 from engines.errors import Conflict, EnginesError, Throttled
 from engines.stores.budget_amounts import ZERO, difference, plain, total
 from engines.stores.budget_policy import (
@@ -46,9 +47,12 @@ from engines.stores.budget_records import Account, Head, Holds
 HARD_LIMIT: Final = "hard_limit"
 # For holds up to so many seconds, lapses are rounded up to a multiple of so many.
 _GRAINS: Final = ((60, 1), (3_600, 60), (24 * 3_600, 900))
-# What holds may take of the head: of each use its dimensions, and so much for each second at which it lapses.
-HOLDS_BYTES_MAX: Final = 320_000
+# What holds may take of the head, quotes and backslashes counted twice: of each use its dimensions, and so
+# much for each second at which it lapses. The accounts of 50 limits and the rest need less than 100 kB.
+HOLDS_BYTES_MAX: Final = 256_000
 _LAPSE_BYTES: Final = 80
+# By what limits tell uses apart.
+_LIMITED: Final = ("provider", "project_id", "surface_id", "app_id")
 
 
 class LimitStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,9 +91,12 @@ class Accounts:
         return self._bytes > HOLDS_BYTES_MAX // 2
 
     @property
-    def is_full(self) -> bool:
-        """Whether nothing more can be held."""
-        return self._bytes > HOLDS_BYTES_MAX
+    def first_lapse_s(self) -> float:
+        """In how many seconds something that is held lapses."""
+        return (
+            min((at_s for holds in self._head.holds for at_s in holds.held), default=self._now_s)
+            - self._now_s
+        )
 
     def of(self, limit: Limit) -> Account:
         key = account_key(limit)
@@ -136,29 +143,44 @@ class Accounts:
                 return status, self._refused(limit, status, amount)
         return None
 
-    def hold(self, use: Dimensions, amount: Decimal, lapses_s: int) -> None:
+    def held_for(self, use: Dimensions) -> Dimensions:
+        """What a hold of this use is to be told apart by."""
+        limits = () if self._policy is None else self._policy.limits
+        told = {name: getattr(use, name) for name in _LIMITED}
+        if self.is_crowded:
+            named = {(name, getattr(limit, name)) for limit in limits for name in _LIMITED}
+            told = {name: value if (name, value) in named else None for name, value in told.items()}
+        return Dimensions(**told)
+
+    def has_room(self, held_for: Dimensions, lapses_s: int) -> bool:
+        """Whether one more hold fits into the head."""
+        holds = self._holds.get(held_for)
+        more = _bytes_of(Holds(held_for)) if holds is None else 0
+        if holds is None or lapses_s not in holds.held:
+            more += _LAPSE_BYTES
+        return self._bytes + more <= HOLDS_BYTES_MAX
+
+    def hold(self, held_for: Dimensions, amount: Decimal, lapses_s: int) -> None:
         """Take `amount`, which fits: every limit that counts the use counts it, those to come as well."""
-        use = _held_for(use)
-        holds = self._holds.get(use)
+        holds = self._holds.get(held_for)
         if holds is None:
-            holds = self._holds[use] = Holds(use)
+            holds = self._holds[held_for] = Holds(held_for)
             self._head.holds.append(holds)
             self._bytes += _bytes_of(holds)
         if lapses_s not in holds.held:
             self._bytes += _LAPSE_BYTES
         holds.held[lapses_s] = total(holds.held.get(lapses_s, ZERO), amount)
-        self._count(use, amount)
+        self._count(held_for, amount)
 
-    def give_back(self, use: Dimensions, amount: Decimal, lapses_s: int) -> None:
+    def give_back(self, held_for: Dimensions, amount: Decimal, lapses_s: int) -> None:
         """What `hold` took, as far as it has not lapsed."""
-        use = _held_for(use)
-        holds = self._holds.get(use)
+        holds = self._holds.get(held_for)
         if holds is None or lapses_s not in holds.held:
             return
         held = holds.held.pop(lapses_s)
         if held > amount:
             holds.held[lapses_s] = difference(held, amount)
-        self._count(use, difference(ZERO, min(held, amount)))
+        self._count(held_for, difference(ZERO, min(held, amount)))
 
     def spend(self, use: Dimensions, amount: Decimal) -> Sequence[Limit]:
         """Count what was used, whether it fits or not; the limits whose soft amount was passed just now."""
@@ -229,11 +251,6 @@ def lapse_s(now_s: float, ttl_s: int, *, crowded: bool = False) -> int:
     return int(-(-at_s // grain_s) * grain_s)
 
 
-def _held_for(use: Dimensions) -> Dimensions:
-    """What limits tell uses apart by."""
-    return msgspec.structs.replace(use, model=None, tool=None)
-
-
 def _drop_lapsed(holds: Holds, now_s: float) -> bool:
     """Whether anything of it is still held."""
     if any(lapses_s <= now_s for lapses_s in holds.held):
@@ -242,4 +259,4 @@ def _drop_lapsed(holds: Holds, now_s: float) -> bool:
 
 
 def _bytes_of(holds: Holds) -> int:
-    return len(encode_json(holds.use).encode()) + _LAPSE_BYTES * (1 + len(holds.held))
+    return escaped_bytes(encode_json(holds.use)) + _LAPSE_BYTES * (1 + len(holds.held))

@@ -156,13 +156,14 @@ class StoredUsage(msgspec.Struct, frozen=True, tag_field="schema", tag="budget-u
 
 
 class StoredReservation(msgspec.Struct, frozen=True, tag_field="schema", tag="budget-reservation/1"):
-    """It is held until `lapses_s` (epoch seconds).
+    """It is held until `lapses_s` (epoch seconds) as a use of `held_for`; None: nothing is held.
 
     `settled_by`: what the settlement said, by which a repeat is recognised.
     """
 
     record: Reservation
     lapses_s: int
+    held_for: Dimensions | None = None
     settled_by: str | None = None
 
 
@@ -185,14 +186,14 @@ class Account(msgspec.Struct, tag_field="schema", tag="budget-account/1"):
 class Holds(msgspec.Struct):
     """What is held for uses that no limit tells apart, by the second at which it lapses.
 
-    Changed in place by the one who will write it. `use` names neither model nor tool.
+    Changed in place by the one who will write it. `use` names only what limits may name.
     """
 
     use: Dimensions
     held: dict[int, Decimal] = {}
 
 
-class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
+class Head(msgspec.Struct, tag_field="schema", tag="budget-head/2"):
     """What every change replaces, under the version that was read; so changes are one after another.
 
     `policy`: the version of the policy's document. `ledger_id` makes the ids of entries this ledger's own.
@@ -210,6 +211,21 @@ class Head(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
     policy: str | None = None
     accounts: dict[str, Account] = {}
     holds: list[Holds] = []
+    turn: Turn | None = None
+
+
+class HeadV1(msgspec.Struct, tag_field="schema", tag="budget-head/1"):
+    """As it was when each account held for itself; what those held counts no more."""
+
+    ledger_id: str
+    commits: int = 0
+    position: int = 0
+    messages: int = 0
+    at_ms: int = 0
+    currency: str | None = None
+    is_used: bool = False
+    policy: str | None = None
+    accounts: dict[str, Account] = {}
     turn: Turn | None = None
 
 
@@ -263,7 +279,7 @@ class Corrected(msgspec.Struct, frozen=True, tag_field="schema", tag="budget-cor
 USAGE: Final = Codec(StoredUsage)
 RESERVATION: Final = Codec(StoredReservation)
 POLICY: Final = Codec(StoredPolicy)
-HEAD: Final = Codec(Head)
+HEAD: Final = Codec(Head, {HeadV1: lambda head: Head(**msgspec.structs.asdict(head))})
 CELL: Final = Codec(Cell)
 CORRECTED: Final = Codec(Corrected)
 

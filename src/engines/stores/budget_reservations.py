@@ -48,7 +48,6 @@ from engines.stores.scoped import stamp
 
 # How long a reservation is kept after it lapsed or ended: so long can it be settled late, or asked again.
 KEPT_S: Final = 7 * 24 * 3600
-HOLDS_RETRY_S: Final = 1.0
 
 
 class Reserve(BudgetChange[Reservation]):
@@ -84,10 +83,16 @@ class Reserve(BudgetChange[Reservation]):
         refused = sheet.accounts.refusal(use, self._amount)
         if refused is not None:
             raise refused[1]
-        if sheet.accounts.is_full:
-            raise Throttled("too many reservations of this budget are open", retry_after_s=HOLDS_RETRY_S)
-        lapses_s = lapse_s(sheet.now_s, said.ttl_seconds, crowded=sheet.accounts.is_crowded)
-        sheet.accounts.hold(use, self._amount, lapses_s)
+        accounts = sheet.accounts
+        lapses_s = lapse_s(sheet.now_s, said.ttl_seconds, crowded=accounts.is_crowded)
+        held_for = accounts.held_for(use) if self._amount > 0 else None
+        if held_for is not None:
+            if not accounts.has_room(held_for, lapses_s):
+                raise Throttled(
+                    "too many different reservations of this budget are open",
+                    retry_after_s=accounts.first_lapse_s,
+                )
+            accounts.hold(held_for, self._amount, lapses_s)
         sheet.head.currency, sheet.head.is_used = currency, True
         statuses = sheet.accounts.statuses(use)
         now = timestamp(sheet.now_s)
@@ -106,7 +111,7 @@ class Reserve(BudgetChange[Reservation]):
             expires_at=timestamp(lapses_s),
             soft_limits=past_soft(statuses),
         )
-        return _written(sheet, StoredReservation(record, lapses_s), created=True)
+        return _written(sheet, StoredReservation(record, lapses_s, held_for), created=True)
 
 
 class _OfReservation(BudgetChange[Reservation]):
@@ -183,7 +188,7 @@ class Settle(_OfReservation):
             tokens_out=said.tokens_out,
             occurred_ms=checked_time(sheet, self._occurred_ms),
         )
-        sheet.accounts.give_back(use_of(record), amount_of(record.amount, "amount"), stored.lapses_s)
+        _give_back(sheet, stored)
         entry = post(
             sheet,
             self.context,
@@ -227,7 +232,7 @@ class Release(_OfReservation):
             raise Conflict("this reservation was settled: correct its entry instead")
         if record.state == "released":
             return self._as_it_is(sheet, stored)
-        sheet.accounts.give_back(use_of(record), amount_of(record.amount, "amount"), stored.lapses_s)
+        _give_back(sheet, stored)
         statuses = sheet.accounts.statuses(use_of(record))
         released = msgspec.structs.replace(
             record,
@@ -237,6 +242,12 @@ class Release(_OfReservation):
             soft_limits=past_soft(statuses),
         )
         return _written(sheet, msgspec.structs.replace(stored, record=released))
+
+
+def _give_back(sheet: Sheet, stored: StoredReservation) -> None:
+    if stored.held_for is not None:
+        amount = amount_of(stored.record.amount, "amount")
+        sheet.accounts.give_back(stored.held_for, amount, stored.lapses_s)
 
 
 def _written(sheet: Sheet, stored: StoredReservation, *, created: bool = False) -> Outcome:

@@ -221,8 +221,10 @@ def erased(kind: str, doc: Doc, user_id: str) -> Op | None:
     if user_id not in doc.body:
         return None
     body = decode_json(doc.body)
-    if doc.key.startswith("k" + SEPARATOR) and _names(body.get("answer"), "user_id", user_id):
-        return Delete(doc.key, Match(doc.version))  # Nobody is left who may repeat that request.
+    is_marker = doc.key.startswith("k" + SEPARATOR)
+    # Nobody is left who may repeat that request. But into a room somebody else may have let them, who may.
+    if is_marker and kind != catalogue.REALTIME and _names(body.get("answer"), "user_id", user_id):
+        return Delete(doc.key, Match(doc.version))
     without = _without(body, user_id, _OWN_WORDS.get(kind, {}))
     if doc.key.startswith(_GRANTS):
         without["record"]["json_blob"] = _without(without["record"]["json_blob"], user_id, {})

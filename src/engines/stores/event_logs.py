@@ -164,8 +164,11 @@ class EventLogs:
                 index: event.event_id for index, event in enumerate(events) if event.event_id is not None
             }
             looked_for = named if look_everywhere else {}
-            stored = await asyncio.gather(*map(log.find, looked_for.values()))
+            # All of them to their end: the log is lent for as long as this block lasts.
+            stored = await asyncio.gather(*map(log.find, looked_for.values()), return_exceptions=True)
             for index, found in zip(looked_for, stored, strict=True):
+                if isinstance(found, BaseException):
+                    raise found
                 if found is not None:
                     cursor = cursors.of_position(found.position)
                     known[index] = AppendedEvent(found.event_id, found.position, cursor)
