@@ -51,6 +51,11 @@ TABLES: Final = "tabular_store"
 SESSION_MEMORY: Final = "memory_store"
 BLACKBOARD: Final = "blackboard_store"
 NOTES: Final = "notes_store"
+SESSIONS: Final = "session_store"
+CHECKPOINTS: Final = "checkpoint_store"
+TRACES: Final = "trace_store"
+AGENT_MEMORY: Final = "agent_memory_store"
+TELEMETRY: Final = "telemetry_store"
 ANALYTICS: Final = "analytics_store"
 BUDGET: Final = "budget_store"
 FLOWS: Final = "flow_store"
@@ -85,6 +90,12 @@ def _definitions(name: str, holds: str, scope: str, *aliases: str, has_streams: 
         has_streams=has_streams,
         options=(kept,),
     )
+
+
+def _kept(name: str, holds: str, noun: str) -> Kind:
+    """What a session has several of, of which the newest are kept."""
+    kept = Option(f"{noun}_kept", 1, 10_000, 1_000, f"{noun} of a session that are kept, the newest")
+    return Kind(name, "documents", holds, "user, session", served=True, options=(kept,))
 
 
 KINDS: Final = (
@@ -180,11 +191,11 @@ KINDS: Final = (
     Kind("chat_model", "models", "text generation", "project"),
     Kind("chat_bus", "bus", "live chat with replay", "thread"),
     Kind(REALTIME, "documents", "who may join a thread or canvas", "thread, canvas", served=True),
-    Kind("session_store", "log", "agent sessions", "user, session"),
-    Kind("checkpoint_store", "log", "agent checkpoints", "user, session"),
-    Kind("trace_store", "log", "agent traces", "user, session"),
-    Kind("agent_memory_store", "log", "agent memory", "user, session"),
-    Kind("telemetry_store", "log", "token usage", "user, session"),
+    Kind(SESSIONS, "documents", "an agent's sessions and their messages", "user, session", served=True),
+    _kept(CHECKPOINTS, "states of an agent in a session", "checkpoints"),
+    _kept(TRACES, "what an agent's turn did, span by span", "traces"),
+    Kind(AGENT_MEMORY, "documents", "what an agent knows beyond a session", "user", served=True),
+    Kind(TELEMETRY, "documents", "tokens counted by day, session and model", "user, session", served=True),
     *(
         Kind(name, "reserved", "reserved: every call answers Reserved")
         for name in (

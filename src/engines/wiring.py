@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from engines.agent.stores import AgentStores, agent_stores
 from engines.catalogue import SERVED
 from engines.clock import Clock, SystemClock
 from engines.control.access import Issuers, Keys
@@ -137,6 +138,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     kpis: Kpis
     temperatures: Temperatures
     realtime: RealtimeRegistry
+    agent: AgentStores
 
 
 @contextlib.asynccontextmanager
@@ -306,6 +308,7 @@ def _assemble(
         kpis=deciding.kpis,
         temperatures=deciding.temperatures,
         realtime=RealtimeRegistry(router, announcements, clock),
+        agent=agent_stores(router, ids, clock),
     )
     return backends, participation, engines
 

@@ -82,6 +82,17 @@ GET /kpis/{id}/reading
 GET /temperature/{surface_id}/reading
 PUT,GET,DELETE /realtime/{room_kind}/{room_id}/members/{user_id}
 GET /realtime/{room_kind}/{room_id}/members
+POST,GET /sessions
+GET,PATCH,DELETE /sessions/{session_id}
+POST,GET /sessions/{session_id}/messages
+POST,GET /sessions/{session_id}/checkpoints
+GET /checkpoints/{checkpoint_id}
+POST /checkpoints/{checkpoint_id}/fork
+POST,GET /sessions/{session_id}/traces
+GET /traces/{trace_id}
+PUT,GET,DELETE /agent-memory/{tier}/{key}
+GET /agent-memory/{tier}
+POST,GET /telemetry/tokens
 POST,GET /approvals
 GET /approvals/{id}
 POST /approvals/{id}/answer
@@ -222,7 +233,7 @@ checks.ensure_resource_availability.enabled = false
 IDENTITY = {"tenant_id", "mode", "env", "user_id", "surface_id", "app_id", "project_id"}
 DATA = (
     r"^/(notes|memory|tables|blackboard|events|streams|ofrep|gates|analytics|attribution|budget|me|health"
-    r"|realtime|bootstrap)"
+    r"|realtime|sessions|checkpoints|traces|agent-memory|telemetry|bootstrap)"
 )
 CONTROL = r"^/(tenants|users|oses|surfaces|apps|projects|keys|issuers|backends|routes|moves|modes|diagnos)"
 # What would take the fuzzer's own rights away, or everybody's.
@@ -257,6 +268,14 @@ def without_identity(document: dict[str, Any]) -> dict[str, Any]:
         "MemoryInput",
         "BlackboardInput",
         "RoomMemberInput",
+        "SessionInput",
+        "SessionPatch",
+        "MessageInput",
+        "CheckpointInput",
+        "ForkInput",
+        "TraceInput",
+        "AgentMemoryInput",
+        "TokensInput",
         "UsageInput",
         "PolicyInput",
         "ReservationInput",

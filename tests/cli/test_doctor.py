@@ -59,6 +59,8 @@ def test_what_could_be_removed_is_removed(engines: Engines, lab: LabProcess) -> 
     with Client(lab.file.url, lab.file.user("owner").token) as client:
         assert not list(client.notes.each())
         assert not list(client.tables.each("engines-doctor", "engines-doctor"))
+        assert not list(client.sessions.each())
+        assert not list(client.agent_memory.each("summaries"))
 
 
 def test_a_kind_without_a_route_fails_and_the_others_are_still_tried(

@@ -7,7 +7,6 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,7 +21,6 @@ from engines.client import (
     NewNote,
     NoteSource,
     RateLimit,
-    RetryPolicy,
     RouteScope,
     Switch,
 )
@@ -40,18 +38,7 @@ from engines.errors import (
 )
 from engines.testing.proxy import Behaviour, FaultProxy
 from tests.cli.lab import LabProcess
-
-RETRY = RetryPolicy(attempts_max=20, deadline_s=30.0, pause_first_s=0.01, pause_max_s=0.1)
-
-
-def client_as(lab: LabProcess, user: str) -> AsyncEngines:
-    return AsyncEngines(lab.file.url, lab.file.user(user).token, retry=RETRY)
-
-
-@pytest.fixture
-async def member(lab: LabProcess) -> AsyncIterator[AsyncEngines]:
-    async with client_as(lab, "member") as client:
-        yield client
+from tests.client.conftest import client_as
 
 
 @pytest.fixture
@@ -382,23 +369,6 @@ async def test_a_key_that_is_used_for_another_request_is_refused(member: AsyncEn
 
 
 # --- a network that loses replies ---
-
-
-@pytest.fixture
-async def proxy(lab: LabProcess) -> AsyncIterator[FaultProxy]:
-    address = urlsplit(lab.file.url)
-    assert address.hostname is not None
-    assert address.port is not None
-    async with FaultProxy((address.hostname, address.port)) as between:
-        yield between
-
-
-@pytest.fixture
-async def far(lab: LabProcess, proxy: FaultProxy) -> AsyncIterator[AsyncEngines]:
-    """A client of the same server, with the bad network in between."""
-    host, port = proxy.address
-    async with AsyncEngines(f"http://{host}:{port}", lab.file.user("member").token, retry=RETRY) as client:
-        yield client
 
 
 async def _note(client: AsyncEngines, name: str) -> object:

@@ -188,6 +188,7 @@ def test_every_change_takes_a_key_and_no_read_does() -> None:
         "policy",
         "summary",
         "reading",
+        "report",
         "measurements",
         "each_measurement",
         "kill_switch",

@@ -8,16 +8,17 @@ import engines.client
 from engines.client import AsyncEngines
 
 NAMES = """
-    AnalyticsEvent ApiKey App Appended Approval ApprovalAnswer AsyncEngines Backend BlackboardEntry
-    BudgetLimit BudgetPolicy BudgetSummary BudgetTotals BudgetVerification Causality ContractRef Cost
-    DataSubject Decision Definition DefinitionDiff DefinitionOrigin Difference Engines ErasedCounts
-    Erasure Evaluation Evaluations Event
-    GateConfig GateRule Head Hold IndexStatus Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch
-    KindState KpiHeat KpiReading LimitStanding LockReview Looked Me Measurement Measures Membership
-    MemoryEntry Missing Mode Move MovePlan MoveProgress NO_RETRY NewAnalyticsEvent NewBudgetPolicy
-    NewEvent NewNote NewUsage Note NoteSource NoteTimestamps Os Page Price Probe Project RateLimit
-    RateLimitPolicy Reservation Resolution RetryPolicy RoomMember Route RouteScope Surface SurfaceDefaults
-    Switch TableRow TaggedLink TemperatureReading Tenant UsageEntry User UserIdentity Verification
+    AgentMemoryEntry AnalyticsEvent ApiKey App Appended Approval ApprovalAnswer AsyncEngines Backend
+    BlackboardEntry BudgetLimit BudgetPolicy BudgetSummary BudgetTotals BudgetVerification Causality
+    Checkpoint ContractRef Cost DataSubject Decision Definition DefinitionDiff DefinitionOrigin Difference
+    Engines ErasedCounts Erasure Evaluation Evaluations Event GateConfig GateRule Head Hold IndexStatus
+    Ingested IngestedEvent Issuer ItemProblem JudgedGate KillSwitch KindState KpiHeat KpiReading LimitStanding
+    LockReview Looked Me Measurement Measures Membership MemoryEntry Message Missing Mode ModelTokens Move
+    MovePlan MoveProgress NO_RETRY NewAnalyticsEvent NewBudgetPolicy NewEvent NewNote NewTrace NewUsage Note
+    NoteSource NoteTimestamps Os Page Price Probe Project RateLimit RateLimitPolicy Reservation Resolution
+    RetryPolicy RoomMember Route RouteScope Session SessionDay SessionOrigin Span Surface SurfaceDefaults
+    Switch TableRow TaggedLink TemperatureReading Tenant TokenCounts TokenGroup TokenReport Trace UsageEntry
+    User UserIdentity Verification
 """
 
 DEFINITIONS = "copy create delete diff each get page put restore versions"
@@ -53,6 +54,12 @@ METHODS = {
     "members": "accept delete get put",
     "keys": "create delete each page",
     "realtime": "delete each get page put",
+    "sessions": "create delete each get page patch",
+    "messages": "append each page",
+    "checkpoints": "each fork get page save",
+    "traces": "each get page record",
+    "agent_memory": "delete each get page put",
+    "telemetry": "count report",
     "modes": "get put",
     "issuers": "delete get put",
     "rate_limits": "get put",

@@ -32,6 +32,15 @@ KINDS = {
     "memory": Kind("/memory/s/{}", BOARD_1, BOARD_2),
     "blackboard": Kind("/blackboard/r/{}", BOARD_1, BOARD_2, conditional=True, deletes=False),
     "room member": Kind("/realtime/canvas/{}/members/u", {"role": "host"}, {"role": "writer"}, "admin"),
+    "agent memory": Kind("/agent-memory/long_term/{}", BOARD_1, BOARD_2),
+    "session": Kind(
+        "/sessions/{}",
+        {"title": "One"},
+        {"title": "Two"},
+        created_by="POST",
+        changed_by="PATCH",
+        id_field="session_id",
+    ),
     "note": Kind("/notes/{}", {"content": "1"}, {"content": "2"}, created_by="POST", id_field="note_id"),
     "issuer": Kind(
         "/issuers/{}",
@@ -109,6 +118,8 @@ KINDS = {
         "/routes/{route}", ROUTE_1, {**ROUTE_1, "backend_id": "lab", "options": {}}, "owner", conditional=True
     ),
 }
+# What these are called the server says.
+NAMED_BY_SERVER = ("session", "note")
 MADE_BY_PUT = [name for name, kind in KINDS.items() if kind.created_by == "PUT"]
 DELETED = [name for name, kind in KINDS.items() if kind.deletes]
 CONDITIONAL = [name for name, kind in KINDS.items() if kind.conditional]
@@ -158,7 +169,7 @@ class Sample:
             headers = {"if_none_match": "*"} if kind.conditional else {}
             return record(self.caller.put(self.path, self.body(kind.first), **headers), 201)
         body = self.body(kind.first)
-        if kind.id_field != "note_id":
+        if kind not in [KINDS[name] for name in NAMED_BY_SERVER]:
             body[str(kind.id_field)] = self.name
         made_record = record(self.caller.post(self.path.rpartition("/")[0], body), 201)
         self.path = f"{self.path.rpartition('/')[0]}/{made_record[str(kind.id_field)]}"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract.cast import Cast, Tenant, fresh, made, until
-from tests.contract.wire import problem, record
+from tests.contract.wire import Caller, problem, record
 
 EVENT = {"event_type": "analytics", "payload": {"n": 1}}
 
@@ -30,6 +30,16 @@ def call_named(cast: Cast, tenant: Tenant, name: str) -> tuple[Any, str, str, An
             f"/realtime/thread/{n}/members/u",
             {"role": "host"},
             {"role": "writer"},
+            {},
+        ),
+        "agent memory": (member, "PUT", f"/agent-memory/episodes/{n}", {"value": 1}, {"value": 2}, {}),
+        "session": (member, "POST", "/sessions", {"title": n}, {"title": "other"}, {}),
+        "tokens": (
+            member,
+            "POST",
+            "/telemetry/tokens",
+            {"provider": "p", "model": n, "tokens_in": 1},
+            {"provider": "p", "model": n, "tokens_in": 2},
             {},
         ),
         "usage": (
@@ -94,7 +104,22 @@ def call_named(cast: Cast, tenant: Tenant, name: str) -> tuple[Any, str, str, An
             new,
         ),
     }
-    return calls[name]
+    return calls[name] if name in calls else call_in_session(member, name)
+
+
+def call_in_session(member: Caller, name: str) -> tuple[Any, str, str, Any, Any, dict[str, str]]:
+    """The same for what is in a session, which is a new one."""
+    path = f"/sessions/{made(member.post('/sessions', {})).body['session_id']}"
+    if name == "fork":
+        checkpoint = made(member.post(f"{path}/checkpoints", {"state": 1})).body["checkpoint_id"]
+        return member, "POST", f"/checkpoints/{checkpoint}/fork", {}, {"title": "other"}, {}
+    times = {"started_at": "2026-11-21T14:00:00Z", "ended_at": "2026-11-21T14:00:01Z"}
+    one, other = {
+        "message": ({"role": "user", "content": 1}, {"role": "user", "content": 2}),
+        "checkpoint": ({"state": 1}, {"state": 2}),
+        "trace": ({"name": "a", **times}, {"name": "b", **times}),
+    }[name]
+    return member, "POST", f"{path}/{name}s", one, other, {}
 
 
 NAMES = [
@@ -104,6 +129,13 @@ NAMES = [
     "memory",
     "blackboard",
     "room member",
+    "agent memory",
+    "session",
+    "message",
+    "checkpoint",
+    "fork",
+    "trace",
+    "tokens",
     "usage",
     "reservation",
     "note",
@@ -147,7 +179,10 @@ def test_another_body_under_the_same_key_is_409(cast: Cast, tenant: Tenant, name
     problem(caller.call(method, path, other, **keyed), 409, "IdempotencyKeyReused")
 
 
-@pytest.mark.parametrize("name", ["event", "stream", "note", "table", "key", "tenant", "member"])
+@pytest.mark.parametrize(
+    "name",
+    ["event", "stream", "note", "table", "key", "tenant", "member", "session", "message", "fork", "tokens"],
+)
 def test_concurrent_duplicates_are_done_once(cast: Cast, tenant: Tenant, name: str) -> None:
     caller, method, path, body, _other, headers = call_named(cast, tenant, name)
     keyed = {**headers, "idempotency_key": fresh("key")}
@@ -168,6 +203,21 @@ def test_a_repeated_event_is_appended_once(tenant: Tenant) -> None:
     assert len(member.items(stream)) == 1
 
 
+def test_what_is_repeated_is_said_saved_and_counted_once(tenant: Tenant) -> None:
+    member, model = tenant["member"], fresh("model")
+    path = f"/sessions/{made(member.post('/sessions', {})).body['session_id']}"
+    said, tokens = {"role": "user", "content": "x"}, {"provider": "p", "model": model, "tokens_in": 5}
+    for key in ("a", "a", "b", "a"):
+        made(member.post(f"{path}/messages", said, idempotency_key=key))
+        made(member.post(f"{path}/checkpoints", {"state": 1}, idempotency_key=key))
+        made(member.post("/telemetry/tokens", tokens, idempotency_key=f"{model}{key}"))
+    assert [item["number"] for item in member.items(f"{path}/messages")] == [1, 2]
+    assert [item["number"] for item in member.items(f"{path}/checkpoints")] == [1, 2]
+    groups = member.get("/telemetry/tokens").body["groups"]
+    (counted,) = [group for group in groups if group["model"] == model]
+    assert (counted["calls"], counted["tokens_in"]) == (2, 10)
+
+
 def test_a_repeat_with_expected_position_is_no_conflict(tenant: Tenant) -> None:
     member, key = tenant["member"], fresh("key")
     stream = f"/streams/{fresh('s')}/events"
@@ -176,7 +226,7 @@ def test_a_repeat_with_expected_position_is_no_conflict(tenant: Tenant) -> None:
     assert made(member.post(stream, body, idempotency_key=key)).body == first.body
 
 
-@pytest.mark.parametrize("path", ["/tables/t/p/{}", "/memory/s/{}"])
+@pytest.mark.parametrize("path", ["/tables/t/p/{}", "/memory/s/{}", "/agent-memory/summaries/{}"])
 def test_a_delete_is_repeated_as_204(tenant: Tenant, path: str) -> None:
     member, key, path = tenant["member"], fresh("key"), path.format(fresh("k"))
     made(member.put(path, {"value": 1}))
@@ -186,14 +236,18 @@ def test_a_delete_is_repeated_as_204(tenant: Tenant, path: str) -> None:
     problem(member.delete(path), 404, "NotFound")
 
 
-def test_a_delete_of_a_note_a_key_and_a_member_is_repeated_as_204(cast: Cast, tenant: Tenant) -> None:
+def test_a_delete_of_a_note_a_session_a_key_and_a_member_is_repeated_as_204(
+    cast: Cast, tenant: Tenant
+) -> None:
     member, owner = tenant["member"], tenant["owner"]
     note = made(member.post("/notes", {"content": "x"})).body["note_id"]
+    session = made(member.post("/sessions", {})).body["session_id"]
     key_id = made(owner.post("/keys", {"user_id": tenant.users["member"], "role": "viewer"})).body["key_id"]
     user = cast.user()
     made(tenant.invite(user, "viewer"))
     for caller, path in (
         (member, f"/notes/{note}"),
+        (member, f"/sessions/{session}"),
         (owner, f"/keys/{key_id}"),
         (owner, tenant.path(f"/members/{user}")),
     ):

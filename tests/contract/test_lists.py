@@ -20,7 +20,7 @@ class Listed:
     caller: Caller
     path: str
     id_field: str
-    ordered_by: str  # "name", "creation" or "position"
+    ordered_by: str  # "name", "creation", "position" or "number"
 
 
 NAMES = [
@@ -31,6 +31,11 @@ NAMES = [
     "blackboard",
     "versions",
     "room members",
+    "agent memory",
+    "sessions",
+    "messages",
+    "checkpoints",
+    "traces",
     "notes",
     "tenants",
     "users",
@@ -49,6 +54,7 @@ NAMES = [
 def lists(cast: Cast) -> dict[str, Listed]:
     house = cast.tenant("owner", "member")
     member, owner, system = house["member"], house["owner"], cast.system_admin
+    session = f"/sessions/{made(member.post('/sessions', {})).body['session_id']}"
     etag: str | None = None
     route: str | None = None
     for number in range(COUNT):
@@ -63,6 +69,10 @@ def lists(cast: Cast) -> dict[str, Listed]:
         )
         etag = version.etag
         made(owner.put(f"/realtime/thread/l/members/k{number}", {"role": "host"}))
+        made(member.put(f"/agent-memory/episodes/k{number}", {"value": number}))
+        made(member.post("/sessions", {"title": str(number)}))
+        for part, body in in_a_session(number):
+            made(member.post(f"{session}/{part}", body))
         made(member.post("/notes", {"content": str(number)}))
         made(owner.post("/projects", {"project_id": f"p{number}", "name": "P"}))
         made(owner.post("/keys", {"user_id": house.users["member"], "role": "viewer"}))
@@ -97,6 +107,11 @@ def lists(cast: Cast) -> dict[str, Listed]:
         "blackboard": Listed(member, "/blackboard/l", "key", "name"),
         "versions": Listed(member, "/blackboard/lv/k/versions", "version", "creation"),
         "room members": Listed(owner, "/realtime/thread/l/members", "user_id", "name"),
+        "agent memory": Listed(member, "/agent-memory/episodes", "key", "name"),
+        "sessions": Listed(member, "/sessions", "session_id", "creation"),
+        "messages": Listed(member, f"{session}/messages", "message_id", "number"),
+        "checkpoints": Listed(member, f"{session}/checkpoints", "checkpoint_id", "number"),
+        "traces": Listed(member, f"{session}/traces", "trace_id", "number"),
         "notes": Listed(member, "/notes", "note_id", "creation"),
         "tenants": Listed(system, "/tenants", "tenant_id", "name"),
         "users": Listed(system, "/users", "user_id", "name"),
@@ -109,6 +124,16 @@ def lists(cast: Cast) -> dict[str, Listed]:
         "routes": Listed(owner, "/routes", "resource_kind", "name"),
         "history": Listed(owner, "/routes/notes_store/history", "version", "creation"),
     }
+
+
+def in_a_session(number: int) -> list[tuple[str, dict[str, Any]]]:
+    """One of each that a session has, and where it is sent."""
+    times = {"started_at": "2026-11-21T14:00:00Z", "ended_at": "2026-11-21T14:00:01Z"}
+    return [
+        ("messages", {"role": "user", "content": number}),
+        ("checkpoints", {"state": number}),
+        ("traces", {"name": f"turn {number}", **times}),
+    ]
 
 
 def ids(listed: Listed, path: str | None = None) -> list[Any]:
@@ -164,8 +189,8 @@ def test_a_list_is_in_the_contracts_order(lists: dict[str, Listed], name: str) -
     if listed.ordered_by == "name":
         found = [item[listed.id_field] for item in items]
         assert found == sorted(found)
-    elif listed.ordered_by == "position":
-        assert [item["position"] for item in items] == list(range(1, len(items) + 1))
+    elif listed.ordered_by in ("position", "number"):
+        assert [item[listed.ordered_by] for item in items] == list(range(1, len(items) + 1))
     else:
         created = [
             item.get("updated_at") or item.get("created_at") or item["timestamps"]["created_at"]
@@ -259,6 +284,8 @@ OWN_LISTS = [
     "blackboard",
     "versions",
     "room members",
+    "agent memory",
+    "sessions",
     "notes",
     "projects",
     "keys",
@@ -274,7 +301,7 @@ def test_a_cursor_of_another_tenant_is_400(cast: Cast, lists: dict[str, Listed],
     problem(stranger.get(f"{listed.path}?after={after}"), 400, "Invalid")
 
 
-@pytest.mark.parametrize("name", ["notes", "memory"])
+@pytest.mark.parametrize("name", ["notes", "memory", "agent memory", "sessions"])
 def test_a_cursor_of_another_user_is_400(lists: dict[str, Listed], name: str) -> None:
     listed = lists[name]
     after = listed.caller.get(f"{listed.path}?limit=1").body["after"]
@@ -282,14 +309,14 @@ def test_a_cursor_of_another_user_is_400(lists: dict[str, Listed], name: str) ->
     problem(other.get(f"{listed.path}?after={after}"), 400, "Invalid")
 
 
-@pytest.mark.parametrize("name", ["events", "streams"])
+@pytest.mark.parametrize("name", ["events", "streams", "messages"])
 def test_every_item_of_a_log_has_a_cursor_and_after_takes_any(lists: dict[str, Listed], name: str) -> None:
     listed = lists[name]
     items = listed.caller.items(listed.path)
     for place, item in enumerate(items):
         assert CURSOR.fullmatch(item["cursor"])
         rest = ids(listed, f"{listed.path}?after={item['cursor']}")
-        assert rest == [later["event_id"] for later in items[place + 1 :]]
+        assert rest == [later[listed.id_field] for later in items[place + 1 :]]
 
 
 @pytest.mark.parametrize("name", ["events", "streams"])
@@ -303,12 +330,23 @@ def test_the_cursor_of_an_append_answer_is_the_lists(lists: dict[str, Listed], n
     assert page == {"items": [], "after": None}
 
 
-@pytest.mark.parametrize("name", ["events", "streams"])
+def test_the_cursor_of_an_answered_message_is_the_lists(lists: dict[str, Listed]) -> None:
+    member = lists["messages"].caller
+    path = f"/sessions/{made(member.post('/sessions', {})).body['session_id']}/messages"
+    for number in range(3):
+        answered = made(member.post(path, {"role": "user", "content": number}, idempotency_key=f"m{number}"))
+        again = member.post(path, {"role": "user", "content": number}, idempotency_key=f"m{number}")
+        assert (again.replayed, again.body["cursor"]) == (True, answered.body["cursor"])
+        assert member.items(path)[-1] == answered.body
+        assert member.get(f"{path}?after={answered.body['cursor']}").body == {"items": [], "after": None}
+
+
+@pytest.mark.parametrize("name", ["events", "streams", "messages"])
 def test_a_log_is_read_backwards_from_a_cursor(lists: dict[str, Listed], name: str) -> None:
     listed = lists[name]
     items = listed.caller.items(listed.path)
     found = ids(listed, f"{listed.path}?order=desc&after={items[3]['cursor']}")
-    assert found == [item["event_id"] for item in items[:3]][::-1]
+    assert found == [item[listed.id_field] for item in items[:3]][::-1]
 
 
 @every_list
@@ -319,7 +357,16 @@ def test_an_unknown_parameter_is_400(lists: dict[str, Listed], name: str) -> Non
 
 @pytest.mark.parametrize(
     "path",
-    ["/notes", "/tables/none/none", "/memory/none", "/blackboard/none", "/streams/none/events", "/projects"],
+    [
+        "/notes",
+        "/tables/none/none",
+        "/memory/none",
+        "/blackboard/none",
+        "/streams/none/events",
+        "/projects",
+        "/sessions",
+        "/agent-memory/summaries",
+    ],
 )
 def test_an_empty_list_is_empty_and_not_404(cast: Cast, path: str) -> None:
     assert cast.tenant("member")["member"].get(path).body == {"items": [], "after": None}
@@ -328,6 +375,14 @@ def test_an_empty_list_is_empty_and_not_404(cast: Cast, path: str) -> None:
 def test_the_versions_of_a_missing_entry_are_404_or_empty(tenant: Tenant) -> None:
     reply = tenant["member"].get("/blackboard/none/none/versions")
     assert reply.status == 404 or reply.body == {"items": [], "after": None}
+
+
+def test_what_a_new_session_has_is_empty_and_what_none_has_is_404(cast: Cast) -> None:
+    member = cast.tenant("member")["member"]
+    session = made(member.post("/sessions", {})).body["session_id"]
+    for part in ("messages", "checkpoints", "traces"):
+        assert member.get(f"/sessions/{session}/{part}").body == {"items": [], "after": None}
+        problem(member.get(f"/sessions/nobody-began-this/{part}"), 404, "NotFound")
 
 
 def test_a_page_stops_at_about_a_mebibyte(tenant: Tenant) -> None:

@@ -12,6 +12,7 @@ from tests.contract.wire import problem
 LAB = {"backend_id": "lab"}
 NEW = {"if_none_match": "*"}
 EVENT = {"event_type": "analytics", "payload": {}}
+TURN = {"name": "turn", "started_at": "2026-11-21T14:00:00Z", "ended_at": "2026-11-21T14:00:01Z"}
 RESERVED = {"pii_vault", "nexus", "tool_registry", "canvas_registry", "connector_execution"}
 
 
@@ -77,6 +78,28 @@ def test_a_missing_route_is_503_and_says_which_kind_where_and_what_mends_it(cast
     until(lambda: house["member"].get("/notes").status == 200)
 
 
+def test_each_part_of_a_session_needs_a_route_of_its_own_and_its_deletion_all_of_them(
+    cast: Cast, holed: Any
+) -> None:
+    house = cast.tenant("member", "owner")
+    member = house["member"]
+    session = f"/sessions/{made(member.post('/sessions', {})).body['session_id']}"
+    made(member.post(f"{session}/messages", {"role": "user", "content": "x"}))
+    holed("trace_store")
+    until(lambda: member.get(f"{session}/traces").status == 503)
+    for reply in (member.get(f"{session}/traces"), member.post(f"{session}/traces", TURN)):
+        assert problem(reply, 503, "MissingRoute")["resource_kind"] == "trace_store"
+    made(member.post(f"{session}/checkpoints", {"state": 1}))
+    assert problem(member.delete(session), 503, "MissingRoute")["resource_kind"] == "trace_store"
+    assert member.get(session).body["status"] == "active", "what cannot be finished is not begun"
+    assert len(member.items(f"{session}/messages")) == 1
+    made(house["owner"].put("/routes/trace_store", LAB, **NEW))
+    until(lambda: member.delete(session, idempotency_key="again").status == 204)
+    problem(member.get(session), 404, "NotFound")
+    repeated = member.delete(session, idempotency_key="again")
+    assert (repeated.status, repeated.replayed) == (204, True)
+
+
 def test_without_a_spine_route_every_state_changing_call_is_missing_route_except_the_one_that_mends_it(
     cast: Cast, holed: Any
 ) -> None:
@@ -84,6 +107,8 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
     member, admin, owner = house["member"], house["admin"], house["owner"]
     made(member.put("/tables/spine/p/s", {"value": 1}))
     note = made(member.post("/notes", {"content": "x"})).body["note_id"]
+    session = f"/sessions/{made(member.post('/sessions', {})).body['session_id']}"
+    state = made(member.post(f"{session}/checkpoints", {"state": 1})).body["checkpoint_id"]
     made(admin.put("/kpis/spine", {"json_blob": {}}, **NEW))
     made(member.put("/strategy-locks/spine", {"json_blob": {"allowed_actions": ["*"]}}, **NEW))
     user = cast.user()
@@ -98,6 +123,15 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.put("/blackboard/r/k", {"value": 1}, **NEW),
         member.put("/flows/f", {"json_blob": {}}, **NEW),
         member.put(f"/realtime/thread/t/members/{house.users['member']}", {"role": "host"}),
+        member.post("/sessions", {}),
+        member.patch(session, {"title": "x"}),
+        member.post(f"{session}/messages", {"role": "user", "content": "x"}),
+        member.post(f"{session}/checkpoints", {"state": 2}),
+        member.post(f"/checkpoints/{state}/fork", {}),
+        member.post(f"{session}/traces", TURN),
+        member.delete(session),
+        member.put("/agent-memory/episodes/k", {"value": 1}),
+        member.post("/telemetry/tokens", {"provider": "p", "model": "m"}),
         member.post("/budget/usage", {"cost": "1", "currency": "USD"}),
         member.post("/budget/reservations", {"amount": "1", "currency": "USD"}),
         member.post("/budget/reservations/r/settle", {"cost": "1"}),
@@ -123,6 +157,9 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         assert problem(reply, 503, "MissingRoute")["resource_kind"] == "event_spine"
     assert member.get("/tables/spine/p/s").body["value"] == 1
     assert member.get(f"/notes/{note}").body["content"] == "x"
+    assert [item["status"] for item in member.items("/sessions")] == ["active"]
+    assert [item["state"] for item in member.items(f"{session}/checkpoints")] == [1]
+    assert member.items(f"{session}/messages") == []
     made(owner.put("/routes/event_spine", LAB, **NEW))
     until(lambda: member.put("/tables/spine/p/s", {"value": 3}).status == 200)
 
@@ -180,6 +217,11 @@ def test_diagnostics_say_of_each_kind_whether_it_is_ready(tenant: Tenant) -> Non
             "notes_store",
             "budget_store",
             "realtime_registry",
+            "session_store",
+            "checkpoint_store",
+            "trace_store",
+            "agent_memory_store",
+            "telemetry_store",
         ):
             assert states[kind] == "ready"
 
@@ -308,4 +350,15 @@ POST /flows/{}/restore
 POST /flows/{}/copy
 PUT,GET,DELETE /realtime/{}/{}/members/{}
 GET /realtime/{}/{}/members
+POST,GET /sessions
+GET,PATCH,DELETE /sessions/{}
+POST,GET /sessions/{}/messages
+POST,GET /sessions/{}/checkpoints
+GET /checkpoints/{}
+POST /checkpoints/{}/fork
+POST,GET /sessions/{}/traces
+GET /traces/{}
+PUT,GET,DELETE /agent-memory/{}/{}
+GET /agent-memory/{}
+POST,GET /telemetry/tokens
 GET,POST,PUT,PATCH,DELETE /reserved/{}""".splitlines()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.contract.cast import Tenant
+from tests.contract.cast import Tenant, made
 from tests.contract.wire import problem
 
 LONGEST_ID = "a" * 128
@@ -61,6 +61,14 @@ PATHS_WITH_IDS = [
     ("GET", "/blackboard/r/{}/versions"),
     ("GET", "/realtime/thread/{}/members"),
     ("PUT", "/realtime/thread/t/members/{}"),
+    ("GET", "/sessions/{}"),
+    ("POST", "/sessions/{}/messages"),
+    ("GET", "/sessions/{}/checkpoints"),
+    ("GET", "/checkpoints/{}"),
+    ("POST", "/checkpoints/{}/fork"),
+    ("GET", "/traces/{}"),
+    ("PUT", "/agent-memory/episodes/{}"),
+    ("GET", "/agent-memory/{}"),
     ("POST", "/streams/{}/events"),
     ("GET", "/streams/{}/events"),
     ("GET", "/streams/{}/stream"),
@@ -78,6 +86,29 @@ def test_a_path_id_of_another_pattern_is_400(tenant: Tenant, method: str, templa
     body = {"value": 1} if method in ("PUT", "POST") else None
     reply = tenant["owner"].call(method, template.format(BAD_IDS[bad]), body)
     problem(reply, 400, "Invalid")
+
+
+@pytest.fixture(scope="module")
+def session_id(tenant: Tenant) -> str:
+    """A session with one checkpoint and one trace."""
+    member = tenant["member"]
+    session_id = str(made(member.post("/sessions", {})).body["session_id"])
+    made(member.post(f"/sessions/{session_id}/checkpoints", {"state": 1}))
+    turn = {"name": "t", "started_at": "2026-11-21T12:00:00Z", "ended_at": "2026-11-21T12:00:00Z"}
+    made(member.post(f"/sessions/{session_id}/traces", turn))
+    for path in (f"/checkpoints/{session_id}.1", f"/traces/{session_id}.1"):
+        assert member.get(path).status == 200
+    return session_id
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["", ".", ".0", ".01", ".-1", ".1.", ".+1", ".1e0", ".1.1", "..1", ".2", ".00000000001", "." + "9" * 10],
+)
+def test_an_id_that_no_checkpoint_or_trace_has_is_404(tenant: Tenant, session_id: str, end: str) -> None:
+    for path in (f"/checkpoints/{session_id}{end}", f"/traces/{session_id}{end}"):
+        problem(tenant["member"].get(path), 404, "NotFound")
+    problem(tenant["member"].post(f"/checkpoints/{session_id}{end}/fork", {}), 404, "NotFound")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.contract.cast import Cast, Tenant, fresh
+from tests.contract.cast import Cast, Tenant, fresh, made
 from tests.contract.wire import Reply, exchange, problem, raw
 
 STALL_S = 10.0
+NOON = "2026-11-21T12:00:00Z"
+LATER = "2026-11-21T12:00:01.5+00:00"
 TABLE = "/tables/t/p"
 
 
@@ -156,6 +158,19 @@ UNKNOWN_FIELDS = [
     ("PUT", "/memory/s/unknown", {"value": 1}),
     ("PUT", "/blackboard/r/unknown", {"value": 1}),
     ("PUT", "/realtime/thread/unknown/members/u", {"role": "host"}),
+    ("POST", "/sessions", {}),
+    ("PATCH", "/sessions/s", {"title": "x"}),
+    ("POST", "/sessions/s/messages", {"role": "user", "content": "x"}),
+    ("POST", "/sessions/s/checkpoints", {"state": 1}),
+    ("POST", "/checkpoints/s.1/fork", {}),
+    ("POST", "/sessions/s/traces", {"name": "t", "started_at": NOON, "ended_at": NOON}),
+    (
+        "POST",
+        "/sessions/s/traces",
+        {"name": "t", "started_at": NOON, "ended_at": NOON, "spans": [{"zzz": 1}]},
+    ),
+    ("PUT", "/agent-memory/episodes/unknown", {"value": 1}),
+    ("POST", "/telemetry/tokens", {"provider": "p", "model": "m"}),
     ("POST", "/notes", {"content": "x"}),
     ("POST", "/budget/usage", {"cost": "1", "currency": "USD"}),
     ("POST", "/budget/reservations", {"amount": "1", "currency": "USD"}),
@@ -199,6 +214,201 @@ def test_a_wrong_type_is_400_and_its_field_is_named(
     assert said.get("field", "").startswith(field), said
 
 
+# --- an agent's sessions, memory and tokens ---
+
+
+def said(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "messages", {"role": "user", "content": "x", **fields}
+
+
+def saved(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "checkpoints", {"state": 1, **fields}
+
+
+def turned(*spans: dict[str, Any], **fields: Any) -> tuple[str, dict[str, Any]]:
+    return "traces", {"name": "t", "started_at": NOON, "ended_at": LATER, "spans": spans, **fields}
+
+
+def span(span_id: str = "a", parent: str | None = None, **fields: Any) -> dict[str, Any]:
+    times = {"started_at": NOON, "ended_at": LATER}
+    return {"span_id": span_id, "name": "n", "parent_span_id": parent, **times, **fields}
+
+
+BAD_PARTS: list[tuple[tuple[str, dict[str, Any]], str, str]] = [
+    (said(role="tool"), "tool_call_id", "a tool's message"),
+    (said(tool_call_id="c"), "tool_call_id", "a tool's message"),
+    (said(role="assistant", tool_call_id="c"), "tool_call_id", "a tool's message"),
+    (said(tool_calls=[{"id": "c"}]), "tool_calls", "an assistant alone"),
+    (said(role="tool", tool_call_id="c", tool_calls=[1]), "tool_calls", "an assistant alone"),
+    (said(role="tool", tool_call_id=""), "tool_call_id", "at least 1"),
+    (said(role="robot"), "role", "not one of"),
+    (said(name=""), "name", "at least 1"),
+    (said(name="n" * 129), "name", "at most 128"),
+    (said(metadata=[]), "metadata", "object"),
+    (said(tool_calls={}), "tool_calls", "array"),
+    (saved(label="l" * 201), "label", "at most 200"),
+    (saved(label=None), "label", "str"),
+    (turned(ended_at="2026-11-21T11:59:59.999Z"), "ended_at", "before it begins"),
+    (turned(started_at="2026-11-21T12:00:00"), "started_at", "time zone"),
+    (turned(ended_at="yesterday"), "ended_at", "RFC 3339"),
+    (turned(ended_at="2026-02-30T12:00:00Z"), "ended_at", "RFC 3339"),
+    (turned(status="fine"), "status", "not one of"),
+    (turned(name=""), "name", "at least 1"),
+    (turned(span(), span("b", "c")), "spans[1].parent_span_id", "no span of this trace"),
+    (turned(span("a", "a")), "spans[0].parent_span_id", "above itself"),
+    (turned(span("r"), span("a", "c"), span("b", "a"), span("c", "b")), "spans[1].parent_span_id", "itself"),
+    (turned(span(), span("b"), span()), "spans[2].span_id", "one id"),
+    (turned(span(started_at=LATER, ended_at=NOON)), "spans[0].ended_at", "before it begins"),
+    (turned(span(), span("b", started_at="noon")), "spans[1].started_at", "time zone"),
+    (turned(span("")), "spans[0].span_id", "at least 1"),
+    (turned(span("s" * 129)), "spans[0].span_id", "at most 128"),
+    (turned(span(status="bad")), "spans[0].status", "not one of"),
+    (turned(*(span(str(number)) for number in range(1_001))), "spans", "at most 1000"),
+]
+
+
+@pytest.fixture(scope="module")
+def session(tenant: Tenant) -> str:
+    """A session of the owner's, in which nothing is."""
+    return f"/sessions/{made(tenant['owner'].post('/sessions', {'title': 'T'})).body['session_id']}"
+
+
+@pytest.mark.parametrize(
+    ("told", "field", "rule"),
+    BAD_PARTS,
+    ids=[f"{part}-{field}-{rule}" for (part, _), field, rule in BAD_PARTS],
+)
+def test_a_part_of_a_session_that_breaks_a_rule_is_refused_by_field_and_rule_and_not_written(
+    tenant: Tenant, session: str, told: tuple[str, dict[str, Any]], field: str, rule: str
+) -> None:
+    owner, (part, body) = tenant["owner"], told
+    refusal = problem(owner.post(f"{session}/{part}", body, idempotency_key=fresh("bad")), 400, "Invalid")
+    assert (refusal["field"], rule in refusal["detail"]) == (field, True), refusal
+    assert owner.get(f"{session}/{part}").body["items"] == []
+
+
+@pytest.mark.parametrize("missing", ["role", "content", "state", "name", "started_at", "ended_at"])
+def test_what_a_part_of_a_session_must_have_is_named_where_it_is_missing(
+    tenant: Tenant, session: str, missing: str
+) -> None:
+    (part, body) = next(told for told in (said(), saved(), turned()) if missing in told[1])
+    left = {name: value for name, value in body.items() if name != missing}
+    refusal = problem(tenant["owner"].post(f"{session}/{part}", left), 400, "Invalid")
+    assert (refusal["field"], "required" in refusal["detail"]) == (missing, True), refusal
+    assert tenant["owner"].get(f"{session}/{part}").body["items"] == []
+
+
+@pytest.mark.parametrize("part", ["messages", "checkpoints", "traces"])
+def test_a_record_of_a_session_that_is_too_long_is_413_and_not_written(
+    tenant: Tenant, session: str, part: str
+) -> None:
+    long = "a" * (256 * 1024)
+    bodies = dict([said(content=long), saved(state=long), turned(attributes={"a": long})])
+    problem(tenant["owner"].post(f"{session}/{part}", bodies[part]), 413, "TooLarge")
+    assert tenant["owner"].get(f"{session}/{part}").body["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"title": "t" * 501}, "title"),
+        ({"title": None}, "title"),
+        ({"metadata": []}, "metadata"),
+        ({"metadata": None}, "metadata"),
+    ],
+)
+def test_a_session_that_breaks_a_rule_is_refused_by_field_and_stays(
+    tenant: Tenant, session: str, body: dict[str, Any], field: str
+) -> None:
+    owner = tenant["owner"]
+    before = owner.get(session).body
+    for reply in (owner.post("/sessions", body), owner.patch(session, body)):
+        assert problem(reply, 400, "Invalid")["field"] == field
+    assert owner.items("/sessions") == [before]
+
+
+TOKENS = {"provider": "p", "model": "m", "tokens_in": 5, "tokens_out": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "rule"),
+    [
+        ({"tokens_cached": 6}, "tokens_cached", "a part of"),
+        ({"tokens_in": -1}, "tokens_in", "at least 0"),
+        ({"tokens_out": -1}, "tokens_out", "at least 0"),
+        ({"tokens_cached": -1}, "tokens_cached", "at least 0"),
+        ({"calls": 0}, "calls", "at least 1"),
+        ({"calls": -1}, "calls", "at least 1"),
+        ({"tokens_in": 10**9 + 1}, "tokens_in", "at most 1000000000"),
+        ({"tokens_in": 1.5}, "tokens_in", "int"),
+        ({"tokens_in": "5"}, "tokens_in", "int"),
+        ({"tokens_in": True}, "tokens_in", "int"),
+        ({"tokens_in": None}, "tokens_in", "int"),
+        ({"provider": ""}, "provider", "at least 1"),
+        ({"model": "m" * 129}, "model", "at most 128"),
+        ({"session_id": "a b"}, "session_id", "id"),
+        ({"session_id": "-"}, "session_id", "id"),
+    ],
+)
+def test_counts_that_break_a_rule_are_refused_by_field_and_rule_and_not_counted(
+    tenant: Tenant, body: dict[str, Any], field: str, rule: str
+) -> None:
+    reply = tenant["owner"].post("/telemetry/tokens", {**TOKENS, **body})
+    refusal = problem(reply, 400, "Invalid")
+    assert (refusal["field"], rule in refusal["detail"]) == (field, True), refusal
+    assert tenant["owner"].get("/telemetry/tokens").body["total"]["calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("since=yesterday", "since"),
+        ("since=", "since"),
+        ("since=2026-02-30", "since"),
+        ("until=2026-11-21T00:00:00Z", "until"),
+        ("until=20261121", "until"),
+        ("until=2026-W47-6", "until"),
+        ("since=2026-11-22&until=2026-11-21", "until"),
+        ("since=2025-11-20&until=2026-11-21", "since"),
+        ("since=9999-01-01", "until"),
+        ("session_id=a%20b", "session_id"),
+        ("session_id=-", "session_id"),
+        ("by=hour", "by"),
+        ("by=", "by"),
+        ("sinse=2026-11-21", "sinse"),
+    ],
+)
+def test_a_report_of_days_that_are_none_is_400_and_its_field_is_named(
+    tenant: Tenant, query: str, field: str
+) -> None:
+    refusal = problem(tenant["member"].get(f"/telemetry/tokens?{query}"), 400, "Invalid")
+    assert refusal.get("field") == field, refusal
+
+
+def test_the_longest_and_the_earliest_report_are_answered(tenant: Tenant) -> None:
+    for query in (
+        "since=2025-11-21&until=2026-11-21",
+        "until=0001-01-01",
+        "since=9999-12-31&until=9999-12-31",
+    ):
+        reply = tenant["member"].get(f"/telemetry/tokens?{query}")
+        assert (reply.status, reply.body.get("groups")) == (200, []), (query, reply)
+
+
+@pytest.mark.parametrize("tier", ["forever", "Episodes", "long-term"])
+def test_an_unknown_tier_is_400_and_the_tiers_are_named(tenant: Tenant, tier: str) -> None:
+    member = tenant["member"]
+    for reply in (
+        member.get(f"/agent-memory/{tier}"),
+        member.get(f"/agent-memory/{tier}/k"),
+        member.put(f"/agent-memory/{tier}/k", {"value": 1}),
+        member.delete(f"/agent-memory/{tier}/k"),
+    ):
+        refusal = problem(reply, 400, "Invalid")
+        assert refusal["field"] == "tier"
+        assert "episodes, long_term, summaries" in refusal["detail"]
+
+
 def test_headers_over_32_kib_are_431(tenant: Tenant) -> None:
     reply = tenant["member"].get("/me", x_filler="a" * (33 * 1024))
     problem(reply, 431, "HeadersTooLarge")
@@ -227,6 +437,8 @@ def test_a_header_of_a_megabyte_is_431_or_a_plain_400(tenant: Tenant) -> None:
         ("PUT", "/tables/t/p/large", "value"),
         ("PUT", "/memory/s/large", "value"),
         ("PUT", "/blackboard/r/large", "value"),
+        ("PUT", "/agent-memory/summaries/large", "value"),
+        ("POST", "/sessions", "title"),
         ("POST", "/notes", "content"),
     ],
 )

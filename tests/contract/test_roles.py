@@ -11,6 +11,7 @@ WRITERS = {"member", "agent", "admin", "owner"}
 ADMINS = {"admin", "owner"}
 OWNERS = {"owner"}
 NOBODY: set[str] = set()
+NOON = "2026-11-21T12:00:00Z"
 EVENT = {"event_type": "analytics", "payload": {}}
 
 READS = [
@@ -21,6 +22,9 @@ READS = [
     "/memory/s",
     "/blackboard/r",
     "/realtime/thread/r/members",
+    "/sessions",
+    "/agent-memory/episodes",
+    "/telemetry/tokens",
     "/flows",
     "/approvals",
     "/temperature/chat/reading",
@@ -48,6 +52,16 @@ WRITES: list[tuple[str, str, Any, set[str]]] = [
     ("PUT", "/memory/roles/{}", {"value": 1}, WRITERS),
     ("DELETE", "/memory/roles/{}", None, WRITERS),
     ("PUT", "/blackboard/roles/{}", {"value": 1}, WRITERS),
+    ("POST", "/sessions", {}, WRITERS),
+    ("PATCH", "/sessions/{}", {"title": "x"}, WRITERS),
+    ("DELETE", "/sessions/{}", None, WRITERS),
+    ("POST", "/sessions/{}/messages", {"role": "user", "content": "x"}, WRITERS),
+    ("POST", "/sessions/{}/checkpoints", {"state": 1}, WRITERS),
+    ("POST", "/checkpoints/{}.1/fork", {}, WRITERS),
+    ("POST", "/sessions/{}/traces", {"name": "t", "started_at": NOON, "ended_at": NOON}, WRITERS),
+    ("PUT", "/agent-memory/episodes/{}", {"value": 1}, WRITERS),
+    ("DELETE", "/agent-memory/episodes/{}", None, WRITERS),
+    ("POST", "/telemetry/tokens", {"provider": "p", "model": "m"}, WRITERS),
     ("POST", "/flows", {"json_blob": {}}, WRITERS),
     ("PUT", "/flows/{}", {"json_blob": {}}, WRITERS),
     ("DELETE", "/flows/{}", None, WRITERS),
@@ -220,6 +234,84 @@ def test_memory_is_each_users_own(tenant: Tenant, role: str) -> None:
     assert tenant["member"].get(path).body["value"] == "mine"
 
 
+@pytest.mark.parametrize("role", ["owner", "admin", "agent", "viewer"])
+def test_a_session_and_what_is_in_it_are_404_for_everyone_else_the_same_as_nobodys(
+    tenant: Tenant, role: str
+) -> None:
+    member, other = tenant["member"], tenant[role]
+    session_id = made(member.post("/sessions", {"title": "mine"})).body["session_id"]
+    session, turn = f"/sessions/{session_id}", {"name": "t", "started_at": NOON, "ended_at": NOON}
+    made(member.post(f"{session}/messages", {"role": "user", "content": "mine"}))
+    made(member.post(f"{session}/checkpoints", {"state": "mine"}))
+    made(member.post(f"{session}/traces", turn))
+    calls: list[tuple[str, str, Any]] = [
+        ("GET", "/sessions/{}", None),
+        ("GET", "/sessions/{}/messages", None),
+        ("GET", "/sessions/{}/checkpoints", None),
+        ("GET", "/sessions/{}/traces", None),
+        ("GET", "/checkpoints/{}.1", None),
+        ("GET", "/traces/{}.1", None),
+    ]
+    if role != "viewer":
+        calls += [
+            ("PATCH", "/sessions/{}", {"title": "theirs"}),
+            ("DELETE", "/sessions/{}", None),
+            ("POST", "/sessions/{}/messages", {"role": "user", "content": "theirs"}),
+            ("POST", "/sessions/{}/checkpoints", {"state": "theirs"}),
+            ("POST", "/sessions/{}/traces", turn),
+            ("POST", "/checkpoints/{}.1/fork", {}),
+        ]
+    for method, path, body in calls:
+        said = [
+            {**problem(other.call(method, path.format(name), body), 404, "NotFound"), "request_id": ""}
+            for name in (session_id, "nobody-began-this")
+        ]
+        assert said[0] == said[1], (method, path)
+    assert session_id not in {item["session_id"] for item in other.items("/sessions")}
+    assert member.get(session).body["title"] == "mine"
+    assert [item["content"] for item in member.items(f"{session}/messages")] == ["mine"]
+    assert [item["state"] for item in member.items(f"{session}/checkpoints")] == ["mine"]
+    assert len(member.items(f"{session}/traces")) == 1
+
+
+@pytest.mark.parametrize("role", ["owner", "admin", "agent", "viewer"])
+def test_agent_memory_and_tokens_are_each_users_own(tenant: Tenant, role: str) -> None:
+    member, other, key = tenant["member"], tenant[role], fresh("k")
+    path, tokens = f"/agent-memory/long_term/{key}", {"provider": "p", "model": key, "tokens_in": 7}
+    made(member.put(path, {"value": "mine"}))
+    made(member.post("/telemetry/tokens", tokens))
+    said = [problem(other.get(f"{path}{end}"), 404, "NotFound") for end in ("", "-nobodys")]
+    assert said[0] == {**said[1], "request_id": said[0]["request_id"]}
+    assert key not in {item["key"] for item in other.items("/agent-memory/long_term")}
+    assert key not in {group["model"] for group in other.get("/telemetry/tokens").body["groups"]}
+    if role != "viewer":
+        problem(other.delete(path), 404, "NotFound")
+        made(other.put(path, {"value": "theirs"}))
+        made(other.post("/telemetry/tokens", tokens))
+    assert member.get(path).body["value"] == "mine"
+    groups = {group["model"]: group for group in member.get("/telemetry/tokens").body["groups"]}
+    assert groups[key]["tokens_in"] == 7
+
+
+def test_a_viewer_reads_what_they_made_before_they_were_one(cast: Cast) -> None:
+    house = cast.tenant("member")
+    user = house.users["member"]
+    caller = cast.as_user(user)
+    session = f"/sessions/{made(caller.post('/sessions', {})).body['session_id']}"
+    state = made(caller.post(f"{session}/checkpoints", {"state": 1})).body["checkpoint_id"]
+    turn = {"name": "t", "started_at": NOON, "ended_at": NOON}
+    trace = made(caller.post(f"{session}/traces", turn)).body["trace_id"]
+    made(caller.post(f"{session}/messages", {"role": "user", "content": "x"}))
+    made(caller.put("/agent-memory/episodes/k", {"value": 1}))
+    assert house.invite(user, "viewer").status == 200
+    until(lambda: caller.post("/sessions", {}).status == 403)
+    for path in (session, f"/checkpoints/{state}", f"/traces/{trace}", "/agent-memory/episodes/k"):
+        assert caller.get(path).status == 200, path
+    assert len(caller.items(f"{session}/messages")) == 1
+    problem(caller.post(f"/checkpoints/{state}/fork", {}), 403, "Forbidden")
+    problem(caller.delete(session), 403, "Forbidden")
+
+
 def test_another_user_in_the_query_is_403_whether_they_exist_or_not(tenant: Tenant) -> None:
     for role in ("member", "owner"):
         for other in (tenant.users["admin"], "u_nobody_made_this"):
@@ -244,6 +336,11 @@ def test_nothing_of_one_tenant_shows_in_another(cast: Cast, tenant: Tenant) -> N
     made(here.put("/tables/iso/p/s", {"value": 1}))
     made(here.put("/blackboard/iso/k", {"value": 1}, if_none_match="*"))
     made(here.put(f"/realtime/canvas/iso/members/{user}", {"role": "host"}))
+    made(here.put("/agent-memory/episodes/iso", {"value": 1}))
+    session = made(here.post("/sessions", {})).body["session_id"]
+    made(here.post(f"/sessions/{session}/checkpoints", {"state": 1}))
+    made(here.post(f"/sessions/{session}/traces", {"name": "t", "started_at": NOON, "ended_at": NOON}))
+    made(here.post("/telemetry/tokens", {"provider": "p", "model": "iso"}))
     event = made(here.post("/events", EVENT)).body["events"][0]["event_id"]
     made(here.post("/streams/iso/events", EVENT))
     for path in (
@@ -252,9 +349,16 @@ def test_nothing_of_one_tenant_shows_in_another(cast: Cast, tenant: Tenant) -> N
         "/tables/iso/p/s",
         "/blackboard/iso/k",
         f"/realtime/canvas/iso/members/{user}",
+        "/agent-memory/episodes/iso",
+        f"/sessions/{session}",
+        f"/sessions/{session}/messages",
+        f"/checkpoints/{session}.1",
+        f"/traces/{session}.1",
         f"/events/{event}",
     ):
         problem(there.get(path), 404, "NotFound")
     assert there.items("/notes") == []
+    assert there.items("/sessions") == []
+    assert there.get("/telemetry/tokens").body["total"]["calls"] == 0
     assert there.items("/streams/iso/events") == []
     assert event not in {item["event_id"] for item in there.items("/events")}

@@ -8,8 +8,14 @@ from engines.core.commits import Turn
 from engines.core.contention import (
     COMMIT_S_MAX,
     FOREIGN_REMEMBERED_S,
+    LOOK_S_MAX,
+    LOSER_COMMITS_MAX,
+    LOSER_LOOKS_MAX,
     PATIENCE_S,
     TENURE_ALONE_S,
+    TENURE_ALONE_S_MIN,
+    TENURE_LOOKS,
+    TENURE_S_MAX,
     WAIT_S_MAX,
     WRITERS_MAX,
     YIELD_COMMITS,
@@ -65,17 +71,46 @@ def tenure(contention: Contention, clock: ManualClock, before: Turn | None) -> t
     raise AssertionError("the winner never makes way")
 
 
-def test_who_is_alone_says_nothing_and_looks_up_once_a_second(
-    contention: Contention, clock: ManualClock
-) -> None:
+def look(contention: Contention, clock: ManualClock, seconds: float, times: int = 20) -> None:
+    """The tail is read, as often as it takes to know how long that lasts here."""
+    for _ in range(times):
+        clock.advance(seconds)
+        contention.looked(clock.monotonic() - seconds)
+
+
+def alone(contention: Contention, clock: ManualClock, position: int) -> tuple[int, float]:
+    """Commits up to a pause, and the pause: the last position, and how long the commits went on."""
     began_s = clock.monotonic()
-    position = 0
     while not contention.pause_s(tail_at(clock, position, None)):
         position += 1
         assert commit(contention, clock, position, None) is None
-    assert clock.monotonic() - began_s == pytest.approx(TENURE_ALONE_S, abs=2 * COMMIT_S)
+    went_on_s = clock.monotonic() - began_s
     clock.advance(contention.pause_s(tail_at(clock, position, None)))
     assert contention.pause_s(tail_at(clock, position, None)) == 0
+    return position, went_on_s
+
+
+def test_who_is_alone_says_nothing_and_looks_up_soon_and_then_less_and_less_down_to_once_a_second(
+    contention: Contention, clock: ManualClock
+) -> None:
+    position, went_on_s = alone(contention, clock, 0)
+    assert went_on_s == pytest.approx(TENURE_S, abs=2 * COMMIT_S)
+    position, went_on_s = alone(contention, clock, position)
+    assert went_on_s == pytest.approx(2 * TENURE_ALONE_S_MIN, abs=2 * COMMIT_S)
+    for _ in range(10):
+        position, went_on_s = alone(contention, clock, position)
+    assert went_on_s == pytest.approx(TENURE_ALONE_S, abs=2 * COMMIT_S)
+
+
+def test_who_met_another_looks_up_soon_again(contention: Contention, clock: ManualClock) -> None:
+    position = 0
+    for _ in range(10):
+        position, _ = alone(contention, clock, position)
+    commit(contention, clock, position + 1, None)
+    contention.lost(clock.monotonic() - COMMIT_S)
+    clock.advance(FOREIGN_REMEMBERED_S)
+    _, went_on_s = alone(contention, clock, position + 2)
+    assert went_on_s == pytest.approx(TENURE_S, abs=2 * COMMIT_S)
 
 
 def test_who_met_another_makes_way_after_a_tenure_and_says_so_with_its_last_commit(
@@ -85,7 +120,76 @@ def test_who_met_another_makes_way_after_a_tenure_and_says_so_with_its_last_comm
     last, turn, took_s = tenure(contention, clock, None)
     assert took_s == pytest.approx(TENURE_S, abs=2 * COMMIT_S)
     assert turn == Turn(("me",), 0)
-    assert 0 <= contention.pause_s(tail_at(clock, last, turn)) - YIELD_COMMITS * COMMIT_S <= COMMIT_S
+    assert 0 <= contention.pause_s(tail_at(clock, last, turn)) - YIELD_COMMITS * COMMIT_S <= 2 * COMMIT_S
+
+
+def test_a_tenure_ends_when_its_writer_said_however_fast_its_commits_become(
+    contention: Contention, clock: ManualClock
+) -> None:
+    """Who waits looks when it was told to: what is left of a tenure cut short is nobody's."""
+    contention.lost(clock.monotonic() - COMMIT_S)
+    tenure(contention, clock, None)
+    for _ in range(20):
+        clock.advance(3 * COMMIT_S)
+        contention.lost(clock.monotonic() - 3 * COMMIT_S)
+    claimed = contention.turn_behind(Turn(("a", "me"), 0))
+    _, _, took_s = tenure(contention, clock, Turn(("a", "me"), 0))
+    assert claimed is not None
+    assert claimed.left_ms > 2 * TENURE_S * 1000
+    assert took_s == pytest.approx(claimed.left_ms / 1000, abs=3 * COMMIT_S)
+
+
+def test_where_looks_are_dear_a_tenure_is_worth_some_of_them(
+    contention: Contention, clock: ManualClock
+) -> None:
+    look(contention, clock, 0.04)
+    contention.lost(clock.monotonic() - COMMIT_S)
+    _, _, took_s = tenure(contention, clock, None)
+    assert took_s == pytest.approx(TENURE_LOOKS * 0.04, abs=2 * COMMIT_S)
+
+
+def test_where_looks_are_dear_a_pause_is_long_enough_for_another_to_look_and_commit(
+    contention: Contention, clock: ManualClock
+) -> None:
+    look(contention, clock, 0.04)
+    contention.lost(clock.monotonic() - COMMIT_S)
+    last, turn, _ = tenure(contention, clock, None)
+    assert contention.pause_s(tail_at(clock, last, turn)) >= 0.04 + YIELD_COMMITS * COMMIT_S
+
+
+def test_where_looks_are_dear_who_waits_for_many_looks_seldom(clock: ManualClock) -> None:
+    turn = Turn(tuple(f"w{n}" for n in range(WRITERS_MAX)), 0)
+    cheap, dear = Contention(clock, "w1"), Contention(clock, "w1")
+    look(dear, clock, 0.04)
+    assert PATIENCE_S <= cheap.pause_s(tail_at(clock, 7, turn)) <= PATIENCE_S + COMMIT_S_MAX
+    assert 4 * PATIENCE_S <= dear.pause_s(tail_at(clock, 7, turn)) <= WAIT_S_MAX
+
+
+def test_where_looks_are_dear_a_loser_does_not_look_at_once(
+    contention: Contention, clock: ManualClock
+) -> None:
+    look(contention, clock, COMMIT_S / 4)
+    assert contention.lost(clock.monotonic() - COMMIT_S) <= LOSER_COMMITS_MAX * COMMIT_S
+    look(contention, clock, 0.04)
+    pauses = [contention.lost(clock.monotonic() - COMMIT_S) for _ in range(100)]
+    assert max(pauses) > 0.04
+
+
+def test_one_look_that_took_for_ever_is_no_measure(contention: Contention, clock: ManualClock) -> None:
+    look(contention, clock, 3_600)
+    assert contention.lost(clock.monotonic() - COMMIT_S) <= LOSER_LOOKS_MAX * LOOK_S_MAX
+    _, _, took_s = tenure(contention, clock, None)
+    assert took_s <= TENURE_S_MAX + COMMIT_S
+
+
+def test_who_is_next_looks_once_the_last_commit_of_a_tenure_had_its_time(clock: ManualClock) -> None:
+    """It is under way when the tenure ends: a look before that is in vain."""
+    turn = Turn(("a", "b", "c"), 20)
+    for _ in range(20):
+        following, newcomer = Contention(clock, "c"), Contention(clock, "new")
+        assert following.pause_s(tail_at(clock, 7, turn)) >= 0.02 + COMMIT_S
+        # Who has no place yet comes first, or it would not get one for long.
+        assert newcomer.pause_s(tail_at(clock, 7, turn)) <= 0.02 + COMMIT_S
 
 
 def test_another_that_is_not_seen_again_is_forgotten(contention: Contention, clock: ManualClock) -> None:
@@ -100,8 +204,8 @@ def test_who_had_no_turn_for_longest_goes_at_once_and_the_others_wait_a_tenure_e
     turn = Turn(("a", "b", "c", "d"), 0)
     pauses = {name: Contention(clock, name).pause_s(tail_at(clock, 7, turn)) for name in "bcd"}
     assert pauses["d"] == 0
-    assert TENURE_S <= pauses["c"] <= TENURE_S + COMMIT_S
-    assert 2 * TENURE_S <= pauses["b"] <= 2 * TENURE_S + COMMIT_S
+    assert TENURE_S <= pauses["c"] <= TENURE_S + 2 * COMMIT_S
+    assert 2 * TENURE_S <= pauses["b"] <= 2 * TENURE_S + 2 * COMMIT_S
 
 
 def test_while_the_tail_moves_everybody_waits_behind_it(contention: Contention, clock: ManualClock) -> None:

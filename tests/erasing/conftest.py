@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 import pytest
 
 import engines
+from engines.agent.checkpoints import CheckpointInput
+from engines.agent.forks import ForkInput
+from engines.agent.memory import AgentMemoryInput
+from engines.agent.messages import MessageInput
+from engines.agent.sessions import SessionInput
+from engines.agent.telemetry import TokensInput
+from engines.agent.traces import TraceInput
 from engines.catalogue import SERVED
 from engines.control import subjects
 from engines.control.records import User
+from engines.core.idempotency import identify
 from engines.core.place import Place
 from engines.core.records import Condition
 from engines.core.transfer import everything, segments, stream_names
@@ -49,6 +58,7 @@ ADA = context("t_a", user_id="ada-lovelace")
 BOB = context("t_a", user_id="bob")
 OWNER = context("t_a")
 APPENDED = 120
+NOON = "2026-11-21T12:00:00Z"
 
 __all__ = ["Open", "control_plane_url", "make_deployment", "open_process", "sqlite_backend", "stack"]
 
@@ -83,6 +93,7 @@ async def leave_everything(process: engines.Engines, who: RequestContext) -> Non
     name, me = who.user_id, process
     await me.notes.create(who, NoteInput(content=f"{name} wrote this"))
     await me.memory.set(who, "s1", "k", MemoryInput(value=f"of {name}"))
+    await converse(process, who)
     await me.tables.put(who, "people", name, "profile", TableRowInput(value={"likes": "tea"}))
     await me.tables.put(who, "people", "all", name, TableRowInput(value={"user_id": name}))
     await me.tables.put(who, "config", "theme", f"by{len(name)}", TableRowInput(value={"dark": True}))
@@ -101,6 +112,29 @@ async def leave_everything(process: engines.Engines, who: RequestContext) -> Non
     await me.analytics.ingest(who, [NewAnalyticsEvent(platform="web", payload={"by": name})])
     await me.gates.evaluate(who, EvaluationInput(action="look", subject=name))
     await _define(process, who)
+
+
+async def converse(process: engines.Engines, who: RequestContext) -> None:
+    """Two sessions, the second forked from the first, and what is left of a third that was deleted."""
+    name, agent = who.user_id, process.agent
+    first, leaving = [
+        (await agent.sessions.create(who, SessionInput(title=f"{title} of {name}"))).record.session_id
+        for title in ("first", "leaving")
+    ]
+    for session_id in (first, leaving):
+        for number in range(3):
+            said = MessageInput(role="user", content=f"{name} said {number}")
+            await agent.messages.append(who, session_id, said)
+        turn = TraceInput(name="turn", started_at=NOON, ended_at=NOON, attributes={"of": name})
+        await agent.traces.record(who, session_id, turn)
+    state = CheckpointInput(state={"of": name})
+    saved = (await agent.checkpoints.save(who, first, state)).record
+    await agent.forks.fork(who, saved.checkpoint_id, ForkInput(), request=identify("fork", name, body=b""))
+    await agent.sessions.delete(who, leaving)
+    await agent.memory.set(who, "long_term", "k", AgentMemoryInput(value=f"{name} likes tea"))
+    tokens = TokensInput(provider="p", model="m", tokens_in=5)
+    for bound in (who, msgspec.structs.replace(who, session_id=first)):
+        await agent.telemetry.count(bound, tokens)
 
 
 async def _define(process: engines.Engines, who: RequestContext) -> None:

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 import engines
+from engines.agent.messages import MessageInput
+from engines.agent.telemetry import TokensQuery
 from engines.control import subjects
 from engines.control.records import Project, Surface
 from engines.core.listing import Window
@@ -47,6 +49,7 @@ from tests.erasing.conftest import (
 from tests.moves.conftest import ended
 
 NAME = ADA.user_id
+AGENT_KINDS = ("session_store", "checkpoint_store", "trace_store", "agent_memory_store", "telemetry_store")
 ALL = Window(limit=1_000)
 
 
@@ -115,6 +118,10 @@ async def test_all_of_a_users_goes_and_nothing_of_anybody_elses(
         # Of the budget's head only what it says of the policy, which she wrote.
         del untouched[next(at for at in untouched if at[2] == HEAD_KEY)]
         assert len(untouched) > 30
+        for kind in AGENT_KINDS:
+            theirs = {at: doc for at, doc in before.items() if at[1].startswith(f"{kind}.")}
+            assert mentioning(theirs, NAME), kind
+            assert mentioning({at: theirs[at] for at in theirs.keys() & untouched.keys()}, "bob"), kind
         assert {at: after.get(at) for at in untouched} == untouched
         assert (await events_of(process, BOB))[: len(bobs)] == bobs
         await _check_what_is_shared(process)
@@ -127,6 +134,7 @@ async def _check_what_is_shared(process: engines.Engines) -> None:
     assert (summary.total.entries, summary.total.cost) == (2, "2.50")
     entries = {entry.user_id: entry.note for entry in (await process.budget.usage(OWNER)).items}
     assert entries == {ERASED: ERASED, "bob": "bob's lunch"}
+    await _check_conversations(process)
     row = await process.tables.get(OWNER, "people", "all", "bob")
     assert row.user_id == "bob"
     with pytest.raises(NotFound):
@@ -149,6 +157,27 @@ async def _check_what_is_shared(process: engines.Engines) -> None:
     assert lock is not None
     assert (lock["status"], lock["proposed_by"], lock["decided_by"]) == ("approved", ["bob"], ERASED)
     assert lock["review"]["reviewers"] == [ERASED, "eve"]
+
+
+async def _check_conversations(process: engines.Engines) -> None:
+    """Hers are gone; his are there, and go on."""
+    agent = process.agent
+    assert (await agent.sessions.list(ADA)).items == ()
+    assert (await agent.memory.list(ADA, "long_term")).items == ()
+    assert (await agent.telemetry.report(ADA, TokensQuery())).total.calls == 0
+    first, fork = (await agent.sessions.list(BOB)).items
+    assert (first.title, fork.title, fork.status) == ("first of bob", "first of bob", "active")
+    for session in (first, fork):
+        said = (await agent.messages.list(BOB, session.session_id)).items
+        assert [message.content for message in said] == [f"bob said {number}" for number in range(3)]
+        (saved,) = (await agent.checkpoints.list(BOB, session.session_id)).items
+        assert (saved.state, saved.messages) == ({"of": "bob"}, 3)
+    (turn,) = (await agent.traces.list(BOB, first.session_id)).items
+    assert turn.attributes == {"of": "bob"}
+    more = await agent.messages.append(BOB, fork.session_id, MessageInput(role="user", content="more"))
+    assert more.record.number == 4
+    assert (await agent.memory.get(BOB, "long_term", "k")).value == "bob likes tea"
+    assert (await agent.telemetry.report(BOB, TokensQuery())).total.tokens_in == 10
 
 
 async def test_what_is_interrupted_anywhere_goes_on_and_ends(

@@ -27,7 +27,7 @@ from tests.moves.conftest import NEW, OWNER, ended, make_deployment, sqlite_back
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60
 WINDOW_S = 2
-KILLS = 3
+KILLS = 2
 START_TIMEOUT_S = 60.0
 THE_LIMIT = RateLimit(name="all", per=("tenant",), limit=LIMIT, window_seconds=WINDOW_S)
 

@@ -1,13 +1,14 @@
-"""Three stores seen as one: what is put at a name, got from it, and deleted.
+"""Four stores seen as one: what is put at a name, got from it, and deleted.
 
-Owns the adapters by which a rule that holds for tables, session memory and blackboards is tested once. The
-blackboard wants a condition with each write and has no deletion; `writes` says what to give it.
+Owns the adapters by which a rule that holds for tables, session and agent memory and blackboards is tested
+once. The blackboard wants a condition with each write and has no deletion; `writes` says what to give it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from engines.agent.memory import AgentMemory, AgentMemoryInput
 from engines.core.idempotency import Request, identify
 from engines.core.listing import START, Listed, Window
 from engines.core.records import ANYTHING, Condition
@@ -69,6 +70,32 @@ class MemorySubject:
         return await self.store.list(context, "s", window=window)
 
 
+class AgentMemorySubject:
+    name = "agent memory"
+    separates = frozenset({"tenant_id", "env", "user_id"})
+    deletes = True
+    creating = ANYTHING
+
+    def __init__(self, home: Home) -> None:
+        self.store = AgentMemory(home, home.clock)
+
+    async def put(self, context: RequestContext, value: Any, **options: Any) -> Change[Any]:
+        given = options.pop("named", {})
+        key = options.pop("key", KEY)
+        return await self.store.set(
+            context, "episodes", key, AgentMemoryInput(value=value, **given), **options
+        )
+
+    async def get(self, context: RequestContext, key: str = KEY) -> Any:
+        return await self.store.get(context, "episodes", key)
+
+    async def delete(self, context: RequestContext, **options: Any) -> Deletion:
+        return await self.store.delete(context, "episodes", KEY, **options)
+
+    async def list(self, context: RequestContext, window: Window = START) -> Listed[Any]:
+        return await self.store.list(context, "episodes", window=window)
+
+
 class BlackboardSubject:
     name = "blackboard"
     separates = frozenset({"tenant_id", "env", "project_id"})
@@ -93,9 +120,9 @@ class BlackboardSubject:
         return await self.store.list(context, "r", window=window)
 
 
-Subject = TablesSubject | MemorySubject | BlackboardSubject
+Subject = TablesSubject | MemorySubject | AgentMemorySubject | BlackboardSubject
 SUBJECTS: dict[str, type[Subject]] = {
-    subject.name: subject for subject in (TablesSubject, MemorySubject, BlackboardSubject)
+    subject.name: subject for subject in (TablesSubject, MemorySubject, AgentMemorySubject, BlackboardSubject)
 }
 
 

@@ -9,6 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from engines.agent.checkpoints import CheckpointInput
+from engines.agent.forks import ForkInput
+from engines.agent.memory import AgentMemoryInput
+from engines.agent.messages import MessageInput
+from engines.agent.sessions import SessionInput, SessionPatch
+from engines.agent.telemetry import TokensInput
+from engines.agent.traces import TraceInput
 from engines.core.listing import Window
 from engines.core.records import RECORD_BYTES_MAX, Condition
 from engines.errors import (
@@ -380,7 +387,24 @@ class TestFaults:
 
 
 @pytest.mark.parametrize(
-    "body", [BlackboardInput, MemoryInput, NoteInput, TableRowInput, NewEvent, NewEvents, NewStreamEvent]
+    "body",
+    [
+        BlackboardInput,
+        MemoryInput,
+        NoteInput,
+        TableRowInput,
+        NewEvent,
+        NewEvents,
+        NewStreamEvent,
+        SessionInput,
+        SessionPatch,
+        MessageInput,
+        CheckpointInput,
+        ForkInput,
+        TraceInput,
+        AgentMemoryInput,
+        TokensInput,
+    ],
 )
 def test_a_body_has_no_member_that_its_type_does_not_name(body: type[msgspec.Struct]) -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field"):

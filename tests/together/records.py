@@ -15,6 +15,8 @@ import msgspec
 
 import engines
 from engines import catalogue
+from engines.agent.memory import AgentMemoryInput
+from engines.agent.sessions import SessionInput, SessionPatch
 from engines.client import (
     AsyncEngines,
     BudgetLimit,
@@ -97,6 +99,55 @@ class _NoteDoor:
 
         async def delete(**how: Any) -> None:
             await opened.notes.delete(who, self.note_id, **asked(how))
+
+        return Door(put=put, get=get, listed=listed, delete=delete)
+
+
+class _SessionDoor:
+    """A session, whose id the server says when it is made; its title is what it says."""
+
+    session_id = "s_none"
+
+    def by_client(self, client: AsyncEngines) -> Door:
+        async def put(value: Any, *, if_absent: bool = False, **how: Any) -> Seen:
+            write = client.sessions.create if if_absent else partial(client.sessions.patch, self.session_id)
+            made = await write(title=str(value), **how)
+            self.session_id = made.session_id
+            return Seen(int(made.title), made.etag)
+
+        async def get() -> Seen:
+            session = await client.sessions.get(self.session_id)
+            return Seen(int(session.title), session.etag)
+
+        async def listed() -> list[Any]:
+            return [int(session.title) async for session in client.sessions.each()]
+
+        async def delete(**how: Any) -> None:
+            await client.sessions.delete(self.session_id, **how)
+
+        return Door(put=put, get=get, listed=listed, delete=delete)
+
+    def in_process(self, opened: engines.Engines, who: RequestContext) -> Door:
+        sessions = opened.agent.sessions
+
+        async def put(value: Any, *, if_absent: bool = False, **how: Any) -> Seen:
+            if if_absent:
+                made = await sessions.create(who, SessionInput(title=str(value)), **asked(how))
+            else:
+                patch = SessionPatch(title=str(value))
+                made = await sessions.patch(who, self.session_id, patch, **asked(how))
+            self.session_id = made.record.session_id
+            return Seen(int(made.record.title), made.etag)
+
+        async def get() -> Seen:
+            session = await sessions.get(who, self.session_id)
+            return Seen(int(session.title), session.etag)
+
+        async def listed() -> list[Any]:
+            return [int(session.title) for session in (await sessions.list(who)).items]
+
+        async def delete(**how: Any) -> None:
+            await sessions.delete(who, self.session_id, **asked(how))
 
         return Door(put=put, get=get, listed=listed, delete=delete)
 
@@ -348,6 +399,25 @@ RECORDS: Final = (
         client=lambda client: _NoteDoor().by_client(client),
         process=lambda opened, who: _NoteDoor().in_process(opened, who),
         is_named_by_server=True,
+    ),
+    Record(
+        name="sessions",
+        kind=catalogue.SESSIONS,
+        client=lambda client: _SessionDoor().by_client(client),
+        process=lambda opened, who: _SessionDoor().in_process(opened, who),
+        is_named_by_server=True,
+    ),
+    Record(
+        name="agent memory",
+        kind=catalogue.AGENT_MEMORY,
+        client=lambda client: by_client(client.agent_memory, "episodes", "k", shows=value_of),
+        process=lambda opened, who: in_process(
+            opened.agent.memory,
+            who,
+            *("episodes", "k"),
+            body=lambda value: AgentMemoryInput(value=value),
+            shows=value_of,
+        ),
     ),
     *map(_definition, SCHEMAS),
     Record(

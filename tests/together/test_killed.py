@@ -12,17 +12,26 @@ import sys
 from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 import engines
+from engines.agent.checkpoints import CheckpointInput
+from engines.agent.forks import ForkInput
+from engines.agent.messages import MessageInput
+from engines.agent.telemetry import TokensQuery
+from engines.agent.traces import TraceInput
+from engines.catalogue import CHECKPOINTS, SESSIONS
 from engines.control.bootstrap import apply_seed, bootstrap
+from engines.core.keys import within
 from engines.core.listing import Window
 from engines.core.pledges import ABANDONED_S, Pledges
 from engines.core.records import Condition
 from engines.drivers.registry import DOCUMENT_DRIVERS
+from engines.errors import NotFound
 from engines.stores.budget_policy import Limit, PolicyInput
 from engines.stores.budget_summary import SummaryQuery
 from engines.stores.definition_records import DefinitionInput
@@ -31,19 +40,21 @@ from engines.stores.events import Event, EventFilter
 from engines.testing.clock import ManualClock
 from engines.wiring import PLEDGES_PARTITION, open_control_plane
 from tests.backends import DYNAMODB_CREDENTIALS, new_url, session_server
-from tests.together.writing import ADA, AUTHORS, FLOWS, KPI, TENANT
+from tests.together.writing import ADA, AUTHORS, FLOWS, FORKED, KPI, NOON, TALKS, TENANT
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ACKNOWLEDGED: Final = 8
+# A turn of an agent is five writes, a fork and its deletion some twenty.
+TURNS: Final = 3
+PARTS: Final = ("messages", "checkpoints", "traces")
 START_TIMEOUT_S: Final = 60.0
 TOLD_WITHIN_S: Final = 20.0
+# How much each store acknowledges before the process is killed.
 STORES: Final = {
-    "versions": AUTHORS,
-    "analytics": 1,
-    "decisions": 1,
-    "usage": 1,
-    "measurements": 1,
-    "rooms": 1,
+    "versions": ACKNOWLEDGED * AUTHORS,
+    **dict.fromkeys(("analytics", "decisions", "usage", "measurements", "rooms"), ACKNOWLEDGED),
+    **dict.fromkeys((*PARTS, "remembered", "tokens"), TURNS * TALKS),
+    "forks": 1,
 }
 
 
@@ -79,7 +90,7 @@ async def killed_while_writing(url: str) -> dict[str, list[str]]:
             store, _, value = line.decode().strip().partition(" ")
             if store in said:  # Its log goes the same way.
                 said[store].append(value)
-            if all(len(said[store]) >= ACKNOWLEDGED * count for store, count in STORES.items()):
+            if all(len(said[store]) >= enough for store, enough in STORES.items()):
                 process.kill()
     assert await process.wait() == -9
     return said
@@ -142,6 +153,8 @@ async def test_what_a_killed_process_acknowledged_stands_and_is_told_once(
         await check_versions(opened, said["versions"])
         await check_usage(opened, said["usage"])
         await check_room(opened, len(said["rooms"]))
+        await check_talks(opened, said)
+        await check_forks(opened, said["forks"])
         listed = await every(lambda window: opened.analytics.list(ADA, window=window))
         check_once(said["analytics"], [event.event_id for event in listed])
         check_once(said["decisions"], [event.event_id for event in await events(opened, "safety")])
@@ -176,6 +189,66 @@ async def check_room(opened: engines.Engines, acknowledged: int) -> None:
     members = (await opened.realtime.list(ADA, "thread", "t")).items
     roles = {one["member_id"]: one["role"] for one in changes}
     assert {one.user_id: one.role for one in members} == roles
+
+
+async def check_talks(opened: engines.Engines, acknowledged: dict[str, list[str]]) -> None:
+    """Each session goes on: its parts are numbered without a gap, and at most what was under way is there
+    beside what was acknowledged."""
+    agent, turn = opened.agent, TraceInput(name="turn", started_at=NOON, ended_at=NOON)
+    sessions = {one.title: one.session_id for one in (await agent.sessions.list(ADA)).items}
+    report = await agent.telemetry.report(ADA, TokensQuery())
+    counted = {group.model: group for group in report.groups}
+    last = {kind: _last(acknowledged[kind]) for kind in (*PARTS, "remembered", "tokens")}
+    for name in last["tokens"]:
+        at = sessions[name]
+        await agent.messages.append(ADA, at, MessageInput(role="user", content=0))
+        await agent.checkpoints.save(ADA, at, CheckpointInput(state=0))
+        await agent.traces.record(ADA, at, turn)
+        for part in PARTS:
+            found = await every(partial(_parts, getattr(agent, part), at))
+            assert [record.number for record in found] == list(range(1, len(found) + 1)), part
+            assert len(found) - last[part][name] in (1, 2), part
+        remembered = (await agent.memory.get(ADA, "episodes", name)).value
+        assert remembered - last["remembered"][name] in (0, 1)
+        assert counted[name].calls - last["tokens"][name] in (0, 1)
+        assert counted[name].tokens_in == 2 * counted[name].calls
+
+
+def _last(acknowledged: list[str]) -> dict[str, int]:
+    """The last number that was said of each name."""
+    return {name: int(number) for name, _, number in (line.partition("=") for line in acknowledged)}
+
+
+async def _parts(store: Any, session_id: str, window: Window) -> Any:
+    return await store.list(ADA, session_id, window=window)
+
+
+async def check_forks(opened: engines.Engines, deleted: list[str]) -> None:
+    """What was deleted is gone; what the kill left half made or half deleted can be deleted."""
+    agent = opened.agent
+    sessions = {one.session_id: one for one in (await agent.sessions.list(ADA)).items}
+    assert not sessions.keys() & set(deleted)
+    left = [one for one in sessions.values() if one.title == "fork"]
+    assert len(left) <= 1
+    for one in left:
+        await agent.sessions.delete(ADA, one.session_id)
+        with pytest.raises(NotFound):
+            await agent.sessions.get(ADA, one.session_id)
+    (first,) = [one for one in sessions.values() if one.title == "first"]
+    said = (await agent.messages.list(ADA, first.session_id)).items
+    assert [message.content for message in said] == [0, 1, 2]
+    (state,) = (await agent.checkpoints.list(ADA, first.session_id)).items
+    fork = (await agent.forks.fork(ADA, state.checkpoint_id, ForkInput())).record
+    copies = (await agent.messages.list(ADA, fork.session_id)).items
+    assert [message.content for message in copies] == [0, 1, 2]
+    assert [one.state for one in (await agent.checkpoints.list(ADA, fork.session_id)).items] == [FORKED]
+    for name, kind in (("messages", SESSIONS), ("checkpoints", CHECKPOINTS)):
+        place = await opened.router.place(kind, ADA)
+        partition = await place.partition(ADA.user_id)
+        for session_id in (*deleted, *(one.session_id for one in left)):
+            above, below = within("i", ADA.user_id, session_id)
+            page = await place.documents.scan(partition, above=above, below=below, limit=1)
+            assert page.docs == (), name
 
 
 def _by_name(acknowledged: list[str]) -> dict[str, list[int]]:

@@ -5,6 +5,7 @@ Owns one function a verb. What is refused, and why, is tested where each kind is
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Final
@@ -148,6 +149,29 @@ async def a_limit_throttles(one: AsyncEngines, another: AsyncEngines) -> None:
     assert refused.value.resource_kind == "rate_limit_store"
 
 
+async def a_session_is_forked_and_both_go_on(one: AsyncEngines, another: AsyncEngines) -> None:
+    first = await one.sessions.create(title="first")
+    said = [await one.messages.append(first.session_id, "user", number) for number in range(3)]
+    state = await one.checkpoints.save(first.session_id, {"at": 3})
+    await one.messages.append(first.session_id, "assistant", "later")
+    with pytest.raises(NotFound):
+        await another.checkpoints.fork(state.checkpoint_id)
+    forks = await asyncio.gather(
+        *(one.checkpoints.fork(state.checkpoint_id, idempotency_key="fork") for _ in range(2))
+    )
+    assert forks[0] == forks[1]
+    fork = forks[0].session_id
+    assert [message.content async for message in one.messages.each(fork)] == [0, 1, 2]
+    rest = [message.number async for message in one.messages.each(first.session_id, after=said[1].cursor)]
+    assert rest == [3, 4]
+    await one.sessions.delete(first.session_id)
+    assert (await one.messages.append(fork, "user", 3)).number == 4
+    assert [checkpoint.state async for checkpoint in one.checkpoints.each(fork)] == [{"at": 3}]
+    with pytest.raises(NotFound):
+        await one.checkpoints.get(state.checkpoint_id)
+    assert [session.session_id async for session in one.sessions.each()] == [fork]
+
+
 async def what_learning_reads_is_typed_and_exported(one: AsyncEngines, another: AsyncEngines) -> None:
     reward = {"kind": "reward", "value": 1.0}
     await one.events.append([NewEvent(event_type="rl", payload=reward)])
@@ -168,5 +192,6 @@ VERBS: Final[tuple[Verb, ...]] = (
     a_budget_holds_and_adds_up,
     a_link_is_tagged_and_its_event_validated,
     a_limit_throttles,
+    a_session_is_forked_and_both_go_on,
     what_learning_reads_is_typed_and_exported,
 )

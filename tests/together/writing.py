@@ -10,6 +10,13 @@ import itertools
 import sys
 
 import engines
+from engines.agent.checkpoints import CheckpointInput
+from engines.agent.forks import ForkInput
+from engines.agent.memory import AgentMemoryInput
+from engines.agent.messages import MessageInput
+from engines.agent.sessions import SessionInput
+from engines.agent.telemetry import TokensInput
+from engines.agent.traces import TraceInput
 from engines.core.records import Condition
 from engines.safety.asks import EvaluationInput
 from engines.stores.analytics import NewAnalyticsEvent
@@ -24,6 +31,9 @@ TENANT = "t_a"
 ADA = context(TENANT)
 KPI = "measured"
 AUTHORS = 3
+TALKS = 2
+FORKED = "forked here"
+NOON = "2026-11-21T12:00:00Z"
 FLOWS = SCHEMA_NAMED["flows"]
 
 
@@ -78,10 +88,46 @@ async def seat(opened: engines.Engines) -> None:
         say("rooms", role)
 
 
+async def converse(opened: engines.Engines, name: str) -> None:
+    """A turn after another: said, saved, traced, remembered and counted."""
+    agent, turn = opened.agent, TraceInput(name="turn", started_at=NOON, ended_at=NOON)
+    session_id = (await agent.sessions.create(ADA, SessionInput(title=name))).record.session_id
+    tokens = TokensInput(provider="p", model=name, tokens_in=2)
+    for number in itertools.count(1):
+        said = MessageInput(role="user", content=number)
+        answered = await agent.messages.append(ADA, session_id, said)
+        say("messages", f"{name}={answered.record.number}")
+        saved = await agent.checkpoints.save(ADA, session_id, CheckpointInput(state=number))
+        say("checkpoints", f"{name}={saved.record.number}")
+        traced = await agent.traces.record(ADA, session_id, turn)
+        say("traces", f"{name}={traced.record.number}")
+        await agent.memory.set(ADA, "episodes", name, AgentMemoryInput(value=number))
+        say("remembered", f"{name}={number}")
+        await agent.telemetry.count(ADA, tokens)
+        say("tokens", f"{name}={number}")
+
+
+async def fork(opened: engines.Engines) -> None:
+    """One session and its forks, and each fork deleted again."""
+    agent = opened.agent
+    session_id = (await agent.sessions.create(ADA, SessionInput(title="first"))).record.session_id
+    for number in range(3):
+        await agent.messages.append(ADA, session_id, MessageInput(role="user", content=number))
+    state = (await agent.checkpoints.save(ADA, session_id, CheckpointInput(state=FORKED))).record
+    while True:
+        forked = (await agent.forks.fork(ADA, state.checkpoint_id, ForkInput(title="fork"))).record
+        await agent.sessions.delete(ADA, forked.session_id)
+        say("forks", forked.session_id)
+
+
+WORKERS = (ingest, decide, spend, measure, seat, fork)
+
+
 async def main(url: str) -> None:
     async with engines.open(url) as opened:
         authors = (define(opened, f"f{number}") for number in range(AUTHORS))
-        await asyncio.gather(*authors, *(work(opened) for work in (ingest, decide, spend, measure, seat)))
+        talks = (converse(opened, f"t{number}") for number in range(TALKS))
+        await asyncio.gather(*authors, *talks, *(work(opened) for work in WORKERS))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Final
 
 from engines.api import (
     access,
+    agent_memory,
     analytics,
     approvals,
     backends,
@@ -32,9 +33,11 @@ from engines.api import (
     realtime,
     reserved,
     routes,
+    sessions,
     strategy_locks,
     subjects,
     tables,
+    telemetry,
     temperature,
     tenants,
 )
@@ -69,6 +72,9 @@ ROUTERS: Final[Sequence[Router]] = (
     kpis.router,
     temperature.router,
     realtime.router,
+    sessions.router,
+    agent_memory.router,
+    telemetry.router,
     subjects.router,
     reserved.router,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from engines.agent.stores import AgentStores
 from engines.clock import Clock
 from engines.control.access import Issuers, Keys
 from engines.control.directory import Directory
@@ -130,3 +131,5 @@ class Engines(Protocol):
     def temperatures(self) -> Temperatures: ...
     @property
     def realtime(self) -> RealtimeRegistry: ...
+    @property
+    def agent(self) -> AgentStores: ...

@@ -8,17 +8,19 @@ record behind, named after the doctor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from engines import catalogue
-from engines.client import AsyncEngines, NewEvent, NewNote
+from engines.client import AsyncEngines, NewEvent, NewNote, NewTrace, Session
 from engines.errors import Corrupt, NotFound
 
 NAME: Final = "engines-doctor"
 EVENT_TYPE: Final = "doctor"
 # A probe of session memory that is never removed removes itself.
 MEMORY_TTL_S: Final = 3_600
+# The probe's session is among these unless its user begins as many others within seconds.
+NEWEST: Final = 100
 
 
 class Probe(Protocol):
@@ -186,6 +188,89 @@ class NotesProbe:
             await client.notes.delete(note.note_id)
 
 
+class SessionProbe:
+    """A session of the probe's own and one part of it, both of which its deletion takes away.
+
+    It is found again by its metadata, among the caller's newest.
+    """
+
+    leaves = False
+    reads_only = False
+
+    def __init__(
+        self,
+        part: str,
+        add: Callable[[AsyncEngines, Session, Any], Awaitable[object]],
+        find: Callable[[AsyncEngines, Session], Awaitable[Sequence[Any]]],
+    ) -> None:
+        self._part = part
+        self._add = add
+        self._find = find
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        session = await client.sessions.create(title=NAME, metadata=self._metadata(mark))
+        await self._add(client, session, value_of(mark))
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        sessions = await self._sessions(client, mark)
+        found = [part for session in sessions for part in await self._find(client, session)]
+        _compare(found[0] if found else None, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        for session in await self._sessions(client, mark):
+            await client.sessions.delete(session.session_id)
+
+    async def _sessions(self, client: AsyncEngines, mark: str) -> list[Session]:
+        page = await client.sessions.page(order="desc", limit=NEWEST)
+        return [session for session in page.items if session.metadata == self._metadata(mark)]
+
+    def _metadata(self, mark: str) -> dict[str, str]:
+        return {"mark": mark, "part": self._part}
+
+
+async def _say(client: AsyncEngines, session: Session, value: Any) -> None:
+    await client.messages.append(session.session_id, "user", value)
+
+
+async def _said(client: AsyncEngines, session: Session) -> Sequence[Any]:
+    return [message.content for message in (await client.messages.page(session.session_id, limit=1)).items]
+
+
+async def _save(client: AsyncEngines, session: Session, value: Any) -> None:
+    await client.checkpoints.save(session.session_id, value)
+
+
+async def _saved(client: AsyncEngines, session: Session) -> Sequence[Any]:
+    page = await client.checkpoints.page(session.session_id, limit=1)
+    return [checkpoint.state for checkpoint in page.items]
+
+
+async def _trace(client: AsyncEngines, session: Session, value: Any) -> None:
+    at = session.created_at
+    trace = NewTrace(name=NAME, started_at=at, ended_at=at, attributes=value)
+    await client.traces.record(session.session_id, trace)
+
+
+async def _traced(client: AsyncEngines, session: Session) -> Sequence[Any]:
+    return [trace.attributes for trace in (await client.traces.page(session.session_id, limit=1)).items]
+
+
+class AgentMemoryProbe:
+    """An entry of agent memory."""
+
+    leaves = False
+    reads_only = False
+
+    async def write(self, client: AsyncEngines, mark: str) -> None:
+        await client.agent_memory.put("summaries", f"{NAME}-{mark}", value_of(mark), if_absent=True)
+
+    async def read(self, client: AsyncEngines, mark: str) -> None:
+        _compare((await client.agent_memory.get("summaries", f"{NAME}-{mark}")).value, mark)
+
+    async def delete(self, client: AsyncEngines, mark: str) -> None:
+        await client.agent_memory.delete("summaries", f"{NAME}-{mark}")
+
+
 class ReadingProbe:
     """Reads what is there, if anything. None is written: of these kinds each write stays for good."""
 
@@ -228,6 +313,11 @@ PROBES: Final[Mapping[str, Probe]] = {
     catalogue.FIREARMS: ReadingProbe(lambda client: client.firearms.page(limit=1)),
     catalogue.RATE_LIMITS: ReadingProbe(lambda client: client.rate_limits.get()),
     catalogue.REALTIME: ReadingProbe(lambda client: client.realtime.page("thread", NAME, limit=1)),
+    catalogue.SESSIONS: SessionProbe("message", _say, _said),
+    catalogue.CHECKPOINTS: SessionProbe("checkpoint", _save, _saved),
+    catalogue.TRACES: SessionProbe("trace", _trace, _traced),
+    catalogue.AGENT_MEMORY: AgentMemoryProbe(),
+    catalogue.TELEMETRY: ReadingProbe(lambda client: client.telemetry.report()),
     catalogue.BUDGET: ReadingProbe(lambda client: client.budget.summary(by="day")),
     catalogue.ANALYTICS: ReadingProbe(lambda client: client.analytics.page(limit=1)),
 }

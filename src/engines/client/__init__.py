@@ -3,6 +3,21 @@
 Errors are those of `engines.errors`, by the same names as on the server.
 """
 
+from engines.client.agent_results import (
+    AgentMemoryEntry,
+    Checkpoint,
+    Message,
+    ModelTokens,
+    NewTrace,
+    Session,
+    SessionDay,
+    SessionOrigin,
+    Span,
+    TokenCounts,
+    TokenGroup,
+    TokenReport,
+    Trace,
+)
 from engines.client.blocking import Engines
 from engines.client.budget import (
     BudgetLimit,
@@ -102,6 +117,7 @@ from engines.client.retry import NO_RETRY, RetryPolicy
 
 __all__ = [
     "NO_RETRY",
+    "AgentMemoryEntry",
     "AnalyticsEvent",
     "ApiKey",
     "App",
@@ -117,6 +133,7 @@ __all__ = [
     "BudgetTotals",
     "BudgetVerification",
     "Causality",
+    "Checkpoint",
     "ContractRef",
     "Cost",
     "DataSubject",
@@ -153,8 +170,10 @@ __all__ = [
     "Measures",
     "Membership",
     "MemoryEntry",
+    "Message",
     "Missing",
     "Mode",
+    "ModelTokens",
     "Move",
     "MovePlan",
     "MoveProgress",
@@ -162,6 +181,7 @@ __all__ = [
     "NewBudgetPolicy",
     "NewEvent",
     "NewNote",
+    "NewTrace",
     "NewUsage",
     "Note",
     "NoteSource",
@@ -179,6 +199,10 @@ __all__ = [
     "RoomMember",
     "Route",
     "RouteScope",
+    "Session",
+    "SessionDay",
+    "SessionOrigin",
+    "Span",
     "Surface",
     "SurfaceDefaults",
     "Switch",
@@ -186,6 +210,10 @@ __all__ = [
     "TaggedLink",
     "TemperatureReading",
     "Tenant",
+    "TokenCounts",
+    "TokenGroup",
+    "TokenReport",
+    "Trace",
     "UsageEntry",
     "User",
     "UserIdentity",

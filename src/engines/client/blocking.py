@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from engines.client import (
+    agent,
     analytics,
     budget,
     control,
@@ -90,6 +91,61 @@ class Realtime(Group[stores.Realtime]):
     delete = blocking(stores.Realtime.delete)
     page = blocking(stores.Realtime.page)
     each = iterating(stores.Realtime.each)
+
+
+class Sessions(Group[agent.Sessions]):
+    """`AsyncEngines.sessions`, blocking."""
+
+    create = blocking(agent.Sessions.create)
+    get = blocking(agent.Sessions.get)
+    patch = blocking(agent.Sessions.patch)
+    delete = blocking(agent.Sessions.delete)
+    page = blocking(agent.Sessions.page)
+    each = iterating(agent.Sessions.each)
+
+
+class Messages(Group[agent.Messages]):
+    """`AsyncEngines.messages`, blocking."""
+
+    append = blocking(agent.Messages.append)
+    page = blocking(agent.Messages.page)
+    each = iterating(agent.Messages.each)
+
+
+class Checkpoints(Group[agent.Checkpoints]):
+    """`AsyncEngines.checkpoints`, blocking."""
+
+    save = blocking(agent.Checkpoints.save)
+    get = blocking(agent.Checkpoints.get)
+    page = blocking(agent.Checkpoints.page)
+    each = iterating(agent.Checkpoints.each)
+    fork = blocking(agent.Checkpoints.fork)
+
+
+class Traces(Group[agent.Traces]):
+    """`AsyncEngines.traces`, blocking."""
+
+    record = blocking(agent.Traces.record)
+    get = blocking(agent.Traces.get)
+    page = blocking(agent.Traces.page)
+    each = iterating(agent.Traces.each)
+
+
+class AgentMemory(Group[agent.AgentMemory]):
+    """`AsyncEngines.agent_memory`, blocking."""
+
+    put = blocking(agent.AgentMemory.put)
+    get = blocking(agent.AgentMemory.get)
+    delete = blocking(agent.AgentMemory.delete)
+    page = blocking(agent.AgentMemory.page)
+    each = iterating(agent.AgentMemory.each)
+
+
+class Telemetry(Group[agent.Telemetry]):
+    """`AsyncEngines.telemetry`, blocking."""
+
+    count = blocking(agent.Telemetry.count)
+    report = blocking(agent.Telemetry.report)
 
 
 class Notes(Group[stores.Notes]):
@@ -342,11 +398,20 @@ class Engines:
         self.temperature = Temperature(client.temperature, loop)
         self.approvals = Approvals(client.approvals, loop)
         self.realtime = Realtime(client.realtime, loop)
+        self.sessions = Sessions(client.sessions, loop)
+        self.messages = Messages(client.messages, loop)
+        self.checkpoints = Checkpoints(client.checkpoints, loop)
+        self.traces = Traces(client.traces, loop)
+        self.agent_memory = AgentMemory(client.agent_memory, loop)
+        self.telemetry = Telemetry(client.telemetry, loop)
         self.firearms = Definitions(client.firearms, loop)
         self.firearm_licences = Definitions(client.firearm_licences, loop)
         self.firearm_grants = Definitions(client.firearm_grants, loop)
         self.firearm_bindings = Definitions(client.firearm_bindings, loop)
         self.gates = Gates(client.gates, loop)
+        self._control_groups(client, loop)
+
+    def _control_groups(self, client: AsyncEngines, loop: Loop) -> None:
         self.tenants = Tenants(client.tenants, loop)
         self.users = Users(client.users, loop)
         self.members = Members(client.members, loop)

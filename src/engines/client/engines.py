@@ -13,6 +13,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Final
 
+from engines.client.agent import AgentMemory, Checkpoints, Messages, Sessions, Telemetry, Traces
 from engines.client.analytics import Analytics
 from engines.client.budget import Budget
 from engines.client.calls import Calls
@@ -121,11 +122,20 @@ class AsyncEngines:
         self.temperature = Temperature(calls)
         self.approvals = Approvals(calls)
         self.realtime = Realtime(calls)
+        self.sessions = Sessions(calls)
+        self.messages = Messages(calls)
+        self.checkpoints = Checkpoints(calls)
+        self.traces = Traces(calls)
+        self.agent_memory = AgentMemory(calls)
+        self.telemetry = Telemetry(calls)
         self.firearms = Definitions(calls, "firearms")
         self.firearm_licences = Definitions(calls, "firearms", "licences")
         self.firearm_grants = Definitions(calls, "firearms", "grants")
         self.firearm_bindings = Definitions(calls, "firearms", "bindings")
         self.gates = Gates(calls)
+        self._control_groups(calls)
+
+    def _control_groups(self, calls: Calls) -> None:
         self.tenants = Tenants(calls)
         self.users = Users(calls)
         self.members = Members(calls)

@@ -32,8 +32,9 @@ ERASE: Final = "users.erase"
 HOLD: Final = "users.hold"
 LEGAL_HOLD: Final = "legal_hold"
 # How long a request that was let in before the membership ended may go on to write: other processes judge
-# by views of at most three seconds, and a call of a backend ends within ten.
-SETTLE_S: Final = 13.0
+# by views of at most three seconds, a call of a backend ends within ten, and a change is three of them at the
+# most, one after the other, where nobody else writes to the same record.
+SETTLE_S: Final = 33.0
 # Where a move has left nothing behind.
 _NOTHING_LEFT: Final = frozenset({"retired", "cancelled"})
 

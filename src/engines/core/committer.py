@@ -127,10 +127,10 @@ class Committer:
         try:
             tail = self.view.known
             if tail is None or not self.view.is_fresh():
-                tail = await self.view.refresh()
+                tail = await self._look()
             if (pause_s := self._contention.pause_s(tail)) > 0:
                 await asyncio.sleep(pause_s)
-                await self.view.refresh()
+                await self._look()
                 self._expire(_outrun())
                 return
             segment = self._chain.segment_of(tail.position + 1)
@@ -144,6 +144,13 @@ class Committer:
             await asyncio.sleep(self._retry_pause_s(error))
         if self._hand:
             self._put_back()
+
+    async def _look(self) -> Tail:
+        """The tail as it is now; what that takes decides how often this process looks."""
+        started_s = self._clock.monotonic()
+        tail = await self.view.refresh()
+        self._contention.looked(started_s)
+        return tail
 
     def _retry_pause_s(self, error: EnginesError) -> float:
         longest_s = min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(self._refusals, 10))
@@ -341,7 +348,7 @@ class Committer:
 
     async def _settle_conflict(self, write: Write) -> None:
         """The slot or a marker was taken: learn by whom, settle what that answers, pack the rest again."""
-        tail = await self.view.refresh()
+        tail = await self._look()
         found = await self._look_in(write.segment)
         if tail.position >= write.tail.first:
             self._put_back()

@@ -11,6 +11,9 @@ those that did not come, and they leave the order. Who is not in it tries at the
 a commit says nothing a loser waits a flat random time; an exponential one hands everything to whoever won
 first.
 
+A look at the tail may cost as much as many commits, and it takes the backend's time from whoever writes. So
+where looks are dear tenures are longer, who waits looks less often, and pauses are long enough to look in.
+
 Whether a writer has more than it writes now nobody knows beforehand. So a first commit asks for a few commit
 times alone, unless the tenure before it ended too early; and it leaves the order only where others were seen
 to write while it waited: without a crowd there is nothing to put in order. Where the clocks of two machines
@@ -31,27 +34,41 @@ from engines.core.tail import Tail
 TENURE_COMMITS: Final = 32
 TENURE_S_MIN: Final = 0.02
 TENURE_S_MAX: Final = 0.25
+# A change of turns takes a look at the least.
+TENURE_LOOKS: Final = 5
 # Without a foreign commit in sight the winner still looks up now and then: a starved process shows nothing.
+# Soon at first, because many may begin at the same time, yet not before as many commits as a tenure has; then
+# half as often each time.
+TENURE_ALONE_S_MIN: Final = 0.05
 TENURE_ALONE_S: Final = 1.0
 FOREIGN_REMEMBERED_S: Final = 2.0
 PATIENCE_S: Final = 0.3
+# Where looks are dear patience is longer: sixteen who wait spend less than half of one's time on looks.
+PATIENCE_LOOKS: Final = 40
 WAIT_S_MAX: Final = 3.0
 # Who has not come back with another commit after so many commit times has nothing to write.
 YIELD_COMMITS: Final = 6.0
+# A pause in favour of others is of use only where one of them finds the tail in it.
+YIELD_LOOKS: Final = 2.0
 LOSER_COMMITS_MAX: Final = 4.0
+LOSER_LOOKS_MAX: Final = 4.0
 WRITERS_MAX: Final = 16
 # Of a process's name among the writers; two of one name would take each other's turns, and no more.
 WRITER_CHARS: Final = 8
-# Bounds of what one commit is taken to last, whatever was measured.
+# Bounds of what one commit, and one look at the tail, is taken to last, whatever was measured.
 COMMIT_S_MIN: Final = 0.0005
 COMMIT_S_MAX: Final = 0.05
+LOOK_S_MAX: Final = 0.1
 _SMOOTHING: Final = 0.2
+# Looks are few.
+_SMOOTHING_LOOKS: Final = 0.5
 
 
 class Contention:
     """How this process takes turns. `name`: any text of its own, of which the beginning is stored."""
 
     __slots__ = (
+        "_alone_s",
         "_clock",
         "_commit_s",
         "_due_s",
@@ -60,8 +77,10 @@ class Contention:
         "_is_crowded",
         "_last_commit_s",
         "_last_position",
+        "_look_s",
         "_name",
         "_tenure_since_s",
+        "_tenure_until_s",
         "_waits_behind",
         "_waits_since_s",
     )
@@ -69,11 +88,14 @@ class Contention:
     def __init__(self, clock: Clock, name: str) -> None:
         self._clock = clock
         self._name = name[:WRITER_CHARS]
-        self._commit_s = 0.002
+        self._commit_s = self._look_s = 0.002
         self._foreign_seen_s = float("-inf")
         self._last_commit_s = float("-inf")
         self._last_position = -1
         self._tenure_since_s: float | None = None
+        # Fixed when it begins: others wait for the end that they were told, and miss one that comes earlier.
+        self._tenure_until_s = 0.0
+        self._alone_s = TENURE_ALONE_S_MIN
         # Its last tenure ended before it had written everything; others wrote while it waited for this one.
         self._had_more = self._is_crowded = False
         self._waits_since_s: float | None = None
@@ -82,20 +104,27 @@ class Contention:
 
     def won(self, started_s: float, position: int) -> None:
         """A commit of ours, sent at `started_s` (monotonic), is durable; it ends at `position`."""
+        tenure_s = self._tenure_s()
         self._measure(started_s)
         if self._was_idle(started_s):
             self._tenure_since_s, self._had_more = None, False
         if self._tenure_since_s is None:
             self._tenure_since_s = started_s
+            self._tenure_until_s = started_s + tenure_s
         self._waits_since_s, self._is_crowded = None, False
         self._last_commit_s, self._last_position = self._clock.monotonic(), position
+
+    def looked(self, started_s: float) -> None:
+        """The tail was read from the backend; that began at `started_s` (monotonic)."""
+        taken_s = min(LOOK_S_MAX, self._clock.monotonic() - started_s)
+        self._look_s += _SMOOTHING_LOOKS * (taken_s - self._look_s)
 
     def lost(self, started_s: float) -> float:
         """Another process took the slot; returns the pause before the tail is read again."""
         self._measure(started_s)
         self._foreign_seen_s = self._clock.monotonic()
         self._end_tenure(started_s)
-        return _up_to(LOSER_COMMITS_MAX * self._commit_s)
+        return _up_to(max(LOSER_COMMITS_MAX * self._commit_s, LOSER_LOOKS_MAX * self._look_s))
 
     def pause_s(self, tail: Tail) -> float:
         """Take note of the tail, behind which a commit is to go; returns how long others come first.
@@ -128,7 +157,7 @@ class Contention:
         if not others and now_s - self._foreign_seen_s >= FOREIGN_REMEMBERED_S:
             return None
         if self._tenure_since_s is not None and not self._was_idle(now_s):
-            left_s = self._tenure_since_s + self._tenure_s() - now_s
+            left_s = self._tenure_until_s - now_s
         elif self._had_more:
             left_s = self._tenure_s()
         else:
@@ -142,27 +171,36 @@ class Contention:
         if self._tenure_since_s is None:
             return False
         if turn is None:
-            return self._was_idle(now_s) or now_s - self._tenure_since_s < TENURE_ALONE_S
+            alone_s = max(self._alone_s, min(TENURE_ALONE_S, TENURE_COMMITS * self._commit_s))
+            return self._was_idle(now_s) or now_s - self._tenure_since_s < alone_s
         return turn.left_ms > 0
 
     def _end_tenure(self, now_s: float) -> None:
         if self._tenure_since_s is not None:
             self._tenure_since_s, self._had_more = None, not self._was_idle(now_s)
+            was_alone = now_s - self._foreign_seen_s >= FOREIGN_REMEMBERED_S
+            self._alone_s = min(TENURE_ALONE_S, 2 * self._alone_s) if was_alone else TENURE_ALONE_S_MIN
 
     def _time_of_others_s(self, turn: Turn | None) -> float:
         """How long after the commit that says `turn` this process leaves the next slot to others."""
-        least_s = YIELD_COMMITS * self._commit_s
+        least_s = max(YIELD_COMMITS * self._commit_s, YIELD_LOOKS * self._look_s)
         if turn is None:
             return least_s
         # Stored numbers are any: a limit comes before arithmetic.
         time_s = min(max(turn.left_ms, 0), 1000 * TENURE_S_MAX) / 1000
+        late_s = 0.0
         if self._name in turn.writers:
+            # The last commit of a tenure is under way when the tenure ends.
+            late_s = self._commit_s
             place = turn.writers.index(self._name)
             time_s += (len(turn.writers) - 1 - place) * self._tenure_s()
             if place == 0:
                 time_s = max(time_s, least_s)
-        # At the end of a tenure there is nothing to spread: one of those who see it gets the slot.
-        return min(time_s, PATIENCE_S) + (_up_to(self._commit_s) if time_s > 0 else 0.0)
+        if time_s <= 0:
+            # At the end of a tenure there is nothing to spread: one of those who see it gets the slot.
+            return 0.0
+        patience_s = max(PATIENCE_S, PATIENCE_LOOKS * self._look_s)
+        return min(time_s, patience_s) + late_s + _up_to(self._commit_s)
 
     def _others(self, turn: Turn | None) -> tuple[str, ...]:
         """Who stays in the order behind this process, which takes the slot behind the commit of `turn`."""
@@ -180,7 +218,8 @@ class Contention:
         self._commit_s += _SMOOTHING * (taken_s - self._commit_s)
 
     def _tenure_s(self) -> float:
-        return min(TENURE_S_MAX, max(TENURE_S_MIN, TENURE_COMMITS * self._commit_s))
+        worth_s = max(TENURE_COMMITS * self._commit_s, TENURE_LOOKS * self._look_s)
+        return min(TENURE_S_MAX, max(TENURE_S_MIN, worth_s))
 
     def _was_idle(self, now_s: float) -> bool:
         return now_s - self._last_commit_s > YIELD_COMMITS * self._commit_s

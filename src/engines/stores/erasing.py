@@ -2,8 +2,9 @@
 
 Owns the rules, one document or event at a time:
 
-- a document whose key says that it is the user's alone is removed: a note, an entry of session memory, a row
-  of a table that is called by the user's id, a posting of an index that lists the user's events;
+- a document whose key says that it is the user's alone is removed: a note, an entry of session or agent
+  memory, a session and all that belongs to it, a count of tokens, a row of a table that is called by the
+  user's id, a posting of an index that lists the user's events;
 - in every other record the user's id gives way to `ERASED` where a member of the record's own names a person
   (`user_id`, `created_by` and the like), and what the user wrote there in their own words is emptied
   (`_OWN_WORDS`); what a record holds for its tenant (values, contents, blobs) is not looked into;
@@ -69,7 +70,23 @@ _OWNERS: Final[Mapping[str, Mapping[str, slice]]] = {
     catalogue.NOTES: {"n": slice(1, 2)},
     catalogue.SESSION_MEMORY: {"s": slice(1, 2)},
     catalogue.TABLES: {"t": slice(2, 4)},
+    catalogue.SESSIONS: {"s": slice(1, 2), "h": slice(1, 2), "i": slice(1, 2)},
+    catalogue.CHECKPOINTS: {"h": slice(1, 2), "i": slice(1, 2)},
+    catalogue.TRACES: {"h": slice(1, 2), "i": slice(1, 2)},
+    catalogue.AGENT_MEMORY: {"a": slice(1, 2)},
+    catalogue.TELEMETRY: {"c": slice(1, 2)},
 }
+# What another user keeps in these is theirs alone, and says what their agent wants it to: a state may hold
+# members that are called as a record's own are.
+_PRIVATE: Final = frozenset(
+    {
+        catalogue.SESSIONS,
+        catalogue.CHECKPOINTS,
+        catalogue.TRACES,
+        catalogue.AGENT_MEMORY,
+        catalogue.TELEMETRY,
+    }
+)
 # What is emptied where a member of the same object names the user as its author.
 _OWN_WORDS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     catalogue.BLACKBOARD: {"user_id": {"value": None}},
@@ -225,6 +242,8 @@ def erased(kind: str, doc: Doc, user_id: str) -> Op | None:
     # Nobody is left who may repeat that request. But into a room somebody else may have let them, who may.
     if is_marker and kind != catalogue.REALTIME and _names(body.get("answer"), "user_id", user_id):
         return Delete(doc.key, Match(doc.version))
+    if kind in _PRIVATE:
+        return None
     without = _without(body, user_id, _OWN_WORDS.get(kind, {}))
     if doc.key.startswith(_GRANTS):
         without["record"]["json_blob"] = _without(without["record"]["json_blob"], user_id, {})

@@ -40,6 +40,11 @@ def _look(kind: str, context: RequestContext) -> tuple[str | None, tuple[str, ..
         catalogue.NOTES: ("notes.read", ("n", context.user_id)),
         catalogue.RATE_LIMITS: ("rate_limits.read", ("q",)),
         catalogue.REALTIME: ("realtime.read", ("r",)),
+        catalogue.SESSIONS: ("sessions.read", ("s", context.user_id)),
+        catalogue.CHECKPOINTS: ("sessions.read", ("i", context.user_id)),
+        catalogue.TRACES: ("sessions.read", ("i", context.user_id)),
+        catalogue.AGENT_MEMORY: ("agent_memory.read", ("a", context.user_id)),
+        catalogue.TELEMETRY: ("telemetry.read", ("c", context.user_id)),
         catalogue.BUDGET: ("budget.read", ("u",)),
         **{schema.kind: ("definitions.read", ("d",)) for schema in SCHEMAS},
     }

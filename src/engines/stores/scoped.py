@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from engines.errors import ContextMismatch, Invalid
 from engines.scope import RequestContext, check_env, check_id, check_tenant_id, normalise_surface
@@ -108,8 +109,9 @@ def validated(body: B, within: str = "") -> B:
 
     Raises Invalid; `within` is the field in which `body` stands.
     """
+    told = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
     try:
-        return msgspec.convert(msgspec.structs.asdict(body), type(body))
+        return msgspec.convert(told, type(body))
     except msgspec.ValidationError as error:
         refusal = invalid_body(error)
         refusal.field = ".".join(name for name in (within, refusal.field) if name)

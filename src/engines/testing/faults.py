@@ -109,6 +109,10 @@ class FaultyDriver:
         """What the next writes meet, one each, before chance decides again."""
         self._script.extend(faults)
 
+    def forget_script(self) -> None:
+        """What was scripted and no write has met will not happen."""
+        self._script.clear()
+
     def hold_next_write(self) -> HeldWrite:
         """The next write that is not yet promised to another hold waits for its release, then goes on."""
         held = HeldWrite()

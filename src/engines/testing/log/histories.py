@@ -15,7 +15,7 @@ from engines.testing.log.history import check_history
 # How many histories are played on each driver, and the first of their seeds.
 SEEDS_VARIABLE: Final = "ENGINES_LOG_SEEDS"
 FIRST_SEED_VARIABLE: Final = "ENGINES_LOG_FIRST_SEED"
-SEEDS_DEFAULT: Final = 40
+SEEDS_DEFAULT: Final = 24
 WRITERS: Final = 3
 # One test plays a block of histories, some at a time: most of a history is waiting.
 BLOCK: Final = 8

@@ -1,0 +1,150 @@
+"""Eight writers of one stream on a model of a backend: what turns cost, and what everybody gets.
+
+The model is two processors that client and server share, as on a small machine, and a log that is no more
+than its tail. Calls take processor time alone, each as much as it was measured to take on a backend. It shows
+what a rule of `core/contention.py` does to sum and shares in a second, and shows it again from the same seed.
+Real backends are in `bench/sharing.py`; the model comes close to their figures.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+import pytest
+
+from engines.core.commits import Turn
+from engines.core.contention import Contention
+from engines.core.tail import Tail
+from engines.testing.clock import ManualClock
+
+PROCESSORS: Final = 2
+# What a processor does for one call before it turns to the next.
+SLICE_S: Final = 0.0005
+# A call takes as long as others do, give or take this part of it.
+JITTER: Final = 0.2
+EVENTS: Final = 8
+# In seconds: a commit, what a refused one takes more, a look at the tail.
+CHEAP_LOOKS: Final = (0.0016, 0.0008, 0.0016)
+DEAR_LOOKS: Final = (0.0014, 0.0015, 0.010)
+DEARER_LOOKS: Final = (0.0014, 0.0015, 0.025)
+
+# What a writer wants next: to wait so long, or a processor for so long.
+Step = Generator[tuple[str, float], None, Any]
+
+
+class Machine:
+    """Runs writers until a time. Whatever is to be random is drawn from `random`, seeded by the test."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._waiting: deque[tuple[float, Step]] = deque()
+        self._free = PROCESSORS
+
+    def start(self, step: Step) -> None:
+        for verb, seconds in step:
+            if verb == "sleep":
+                self._at(seconds, lambda: self.start(step))
+            else:
+                self._waiting.append((seconds * random.uniform(1 - JITTER, 1 + JITTER), step))
+                self._work()
+            return
+
+    def run(self, seconds: float) -> None:
+        until_s = self.clock.monotonic() + seconds
+        while self._later and self._later[0][0] < until_s:
+            at_s, _, happen = heapq.heappop(self._later)
+            self.clock.advance(at_s - self.clock.monotonic())
+            happen()
+
+    def _at(self, seconds: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (self.clock.monotonic() + seconds, next(self._order), happen))
+
+    def _work(self) -> None:
+        while self._free and self._waiting:
+            left_s, step = self._waiting.popleft()
+            self._free -= 1
+            self._at(min(SLICE_S, left_s), functools.partial(self._done, left_s - SLICE_S, step))
+
+    def _done(self, left_s: float, step: Step) -> None:
+        self._free += 1
+        if left_s > 0:
+            self._waiting.append((left_s, step))
+        else:
+            self.start(step)
+        self._work()
+
+
+class Stream:
+    """Its tail, and how many commits each writer had."""
+
+    def __init__(self, clock: ManualClock, costs: tuple[float, float, float], writers: int) -> None:
+        self.wins = [0] * writers
+        self._clock = clock
+        self._commit_s, self._refusal_s, self._look_s = costs
+        self._tail = Tail(0, "", 0, 0)
+
+    def writer(self, number: int) -> Step:
+        """What `core/committer.py` does, for one that always has something to write."""
+        contention = Contention(self._clock, f"w{number}")
+        tail = yield from self._look(contention)
+        while True:
+            if (pause_s := contention.pause_s(tail)) > 0:
+                yield "sleep", pause_s
+                tail = yield from self._look(contention)
+                continue
+            turn: Turn | None = contention.turn_behind(tail.turn)
+            at, started_s = int(self._clock.now() * 1000), self._clock.monotonic()
+            yield "work", self._commit_s
+            if self._tail.position == tail.position:
+                tail = self._tail = Tail(tail.position + EVENTS, "", at, tail.position + 1, turn)
+                self.wins[number] += 1
+                contention.won(started_s, tail.position)
+            else:
+                yield "work", self._refusal_s
+                yield "sleep", contention.lost(started_s)
+                tail = yield from self._look(contention)
+
+    def _look(self, contention: Contention) -> Step:
+        started_s = self._clock.monotonic()
+        yield "work", self._look_s / 2
+        tail = self._tail
+        yield "work", self._look_s / 2
+        contention.looked(started_s)
+        return tail
+
+
+def commits(writers: int, costs: tuple[float, float, float], seconds: float) -> list[int]:
+    """How many commits each of them makes in that time."""
+    clock = ManualClock()
+    machine, stream = Machine(clock), Stream(clock, costs, writers)
+    for number in range(writers):
+        machine.start(stream.writer(number))
+    machine.run(seconds)
+    return stream.wins
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("costs", "seconds"),
+    [
+        pytest.param(CHEAP_LOOKS, 3, id="cheap looks"),
+        pytest.param(DEAR_LOOKS, 3, id="looks of 10 ms"),
+        pytest.param(DEARER_LOOKS, 9, id="looks of 25 ms"),
+    ],
+)
+def test_eight_writers_make_most_of_what_one_makes_and_each_has_its_share(
+    costs: tuple[float, float, float], seconds: float, seed: int
+) -> None:
+    random.seed(seed)
+    [alone] = commits(1, costs, seconds)
+    together = commits(8, costs, seconds)
+    assert sum(together) >= 0.75 * alone
+    assert min(together) >= 0.05 * sum(together)
