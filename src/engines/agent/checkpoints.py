@@ -1,8 +1,8 @@
 """Checkpoints: states of an agent, saved in the course of a session, to which it can go back.
 
-Owns the checkpoint's data model and how many are kept: the newest, as the route says. A checkpoint never
-changes. It remembers how many messages its session had, so that `agent/forks.py` can make another session
-from there. Leaves what a state means to the agent, numbers and races to `agent/sequences.py`.
+Owns the checkpoint's data model. A checkpoint remembers how many messages its session had, so that
+`agent/forks.py` can make another session from there. Leaves what a state means to the agent, and how
+checkpoints are kept to `agent/kept.py`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ import msgspec
 from msgspec import Meta
 
 from engines import catalogue
-from engines.agent import sequences
-from engines.agent.sequences import Rules, address, item_id, parts_of
+from engines.agent.kept import Kept
+from engines.agent.sequences import item_id
 from engines.agent.sessions import READ, WRITE, Sessions
 from engines.clock import Clock, timestamp
 from engines.codec import Codec, check_json_value
-from engines.core.cursor import list_scope
 from engines.core.idempotency import Request
-from engines.core.listing import START, Listed, Window, list_records
-from engines.core.place import Place, Places
-from engines.errors import NotFound
+from engines.core.listing import START, Listed, Window
+from engines.core.place import Places
 from engines.ports.documents import Doc
-from engines.scope import RequestContext, check_id
+from engines.scope import RequestContext
 from engines.stores.scoped import Change, IdentityFields, Stamped, check_body, stamp, with_etag
 
 LABEL_CHARS_MAX: Final = 200
-
-_KEPT: Final = catalogue.kind_named(catalogue.CHECKPOINTS).options[0]
 
 Label = Annotated[str, Meta(max_length=LABEL_CHARS_MAX)]
 
@@ -69,9 +65,9 @@ class Checkpoints:
     """
 
     def __init__(self, places: Places, sessions: Sessions, clock: Clock) -> None:
-        self._places = places
         self._sessions = sessions
         self._clock = clock
+        self._kept = Kept(catalogue.CHECKPOINTS, "checkpoint", places, sessions, _shown)
 
     async def save(
         self,
@@ -103,10 +99,7 @@ class Checkpoints:
 
     async def has_any(self, context: RequestContext, session_id: str) -> bool:
         """Whether one was ever saved in a session. One read."""
-        at = address(context, session_id)
-        place = await self._places.place(catalogue.CHECKPOINTS, context)
-        _, head = await sequences.head_of(place.documents, await place.partition(at.user_id), at)
-        return head.count > 0
+        return (await self._kept.head(context, session_id)).count > 0
 
     async def copy(
         self, context: RequestContext, checkpoint: Checkpoint, session_id: str, *, request: Request
@@ -119,7 +112,6 @@ class Checkpoints:
         self, context: RequestContext, session_id: str, record: Checkpoint, request: Request | None
     ) -> Change[Checkpoint]:
         """`record` under the next number of a session."""
-        at = address(context, session_id)
 
         def text(number: int) -> str:
             numbered = msgspec.structs.replace(
@@ -127,56 +119,20 @@ class Checkpoints:
             )
             return _CODEC.encode(_Stored(numbered))
 
-        async with self._places.changing(catalogue.CHECKPOINTS, context) as place:
-            partition = await place.partition(at.user_id)
-            written = await sequences.append(
-                place.documents, partition, at, text, rules=_rules(place), request=request
-            )
-        return Change(_shown(written.doc), written.created, written.replayed)
+        return await self._kept.append(context, session_id, text, request)
 
     async def get(self, context: RequestContext, checkpoint_id: str) -> Checkpoint:
         """Two reads. Raises NotFound, also for one that is no longer kept."""
         context.require_data(READ)
-        parts = parts_of(check_id(checkpoint_id, "checkpoint_id"))
-        if parts is None:
-            raise _no_such_checkpoint()
-        session_id, number = parts
-        at = address(context, session_id)
-        place = await self._places.place(catalogue.CHECKPOINTS, context)
-        doc = await place.documents.get(await place.partition(at.user_id), at.item(number))
-        if doc is None:
-            raise _no_such_checkpoint()
-        await self._sessions.active(context, session_id)
-        return _shown(doc)
+        return await self._kept.get(context, checkpoint_id)
 
     async def list(
         self, context: RequestContext, session_id: str, *, window: Window = START
     ) -> Listed[Checkpoint]:
         """A session's checkpoints, the oldest first. Two reads. Raises Invalid (a limit or a cursor)."""
         context.require_data(READ)
-        await self._sessions.active(context, session_id)
-        at = address(context, session_id)
-        place = await self._places.place(catalogue.CHECKPOINTS, context)
-        return await list_records(
-            place.documents,
-            await place.partition(at.user_id),
-            at.prefix,
-            _shown,
-            cursors=list_scope(
-                catalogue.CHECKPOINTS, context.tenant_id, context.env, context.user_id, session_id
-            ),
-            window=window,
-        )
-
-
-def _rules(place: Place) -> Rules:
-    kept = place.options.get(_KEPT.name, _KEPT.default)
-    return Rules("checkpoints", kept=kept, begins=True)
+        return await self._kept.list(context, session_id, window=window)
 
 
 def _shown(doc: Doc) -> Checkpoint:
     return with_etag(_CODEC.decode(doc.body).record, doc.version)
-
-
-def _no_such_checkpoint() -> NotFound:
-    return NotFound("there is no such checkpoint, or it is no longer kept")

@@ -1,9 +1,8 @@
 """Traces: what a turn of an agent did, span by span, for whoever looks into it afterwards.
 
-Owns the trace's data model, that its spans make trees, and how many are kept: the newest of a session, as the
-route says. A trace is written once, when the turn is over, and never changes; what has to be seen while it
-happens are events of the spine. Leaves what attributes mean to the agent, and numbers and races to
-`agent/sequences.py`.
+Owns the trace's data model and that its spans make trees. A trace is written once, when the turn is over;
+what has to be seen while it happens are events of the spine. Leaves what attributes mean to the agent, and
+how traces are kept to `agent/kept.py`.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ import msgspec
 from msgspec import Meta
 
 from engines import catalogue
-from engines.agent import sequences
-from engines.agent.sequences import Rules, address, item_id, parts_of
+from engines.agent.kept import Kept
+from engines.agent.sequences import item_id
 from engines.agent.sessions import READ, WRITE, Sessions
 from engines.clock import Clock, epoch_ms, timestamp
 from engines.codec import Codec, check_json_value
-from engines.core.cursor import list_scope
 from engines.core.idempotency import Request
-from engines.core.listing import START, Listed, Window, list_records
-from engines.core.place import Place, Places
-from engines.errors import Invalid, NotFound
+from engines.core.listing import START, Listed, Window
+from engines.core.place import Places
+from engines.errors import Invalid
 from engines.ports.documents import Doc
-from engines.scope import RequestContext, check_id
+from engines.scope import RequestContext
 from engines.stores.scoped import (
     Change,
     IdentityFields,
@@ -39,8 +37,6 @@ from engines.stores.scoped import (
 
 SPANS_MAX: Final = 1_000
 NAME_CHARS_MAX: Final = 200
-
-_KEPT: Final = catalogue.kind_named(catalogue.TRACES).options[0]
 
 Outcome = Literal["ok", "error"]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
@@ -106,9 +102,9 @@ class Traces:
     """
 
     def __init__(self, places: Places, sessions: Sessions, clock: Clock) -> None:
-        self._places = places
         self._sessions = sessions
         self._clock = clock
+        self._kept = Kept(catalogue.TRACES, "trace", places, sessions, _shown)
 
     async def record(
         self, context: RequestContext, session_id: str, trace: TraceInput, *, request: Request | None = None
@@ -123,7 +119,7 @@ class Traces:
         trace = check_body(context, trace)
         _check(trace)
         await self._sessions.accepting(context, session_id)
-        at, now = address(context, session_id), timestamp(self._clock.now())
+        now = timestamp(self._clock.now())
 
         def text(number: int) -> str:
             record = Trace(
@@ -142,27 +138,12 @@ class Traces:
             )
             return _CODEC.encode(_Stored(record))
 
-        async with self._places.changing(catalogue.TRACES, context) as place:
-            partition = await place.partition(at.user_id)
-            written = await sequences.append(
-                place.documents, partition, at, text, rules=_rules(place), request=request
-            )
-        return Change(_shown(written.doc), written.created, written.replayed)
+        return await self._kept.append(context, session_id, text, request)
 
     async def get(self, context: RequestContext, trace_id: str) -> Trace:
         """A trace with its spans. Two reads. Raises NotFound, also for one that is no longer kept."""
         context.require_data(READ)
-        parts = parts_of(check_id(trace_id, "trace_id"))
-        if parts is None:
-            raise _no_such_trace()
-        session_id, number = parts
-        at = address(context, session_id)
-        place = await self._places.place(catalogue.TRACES, context)
-        doc = await place.documents.get(await place.partition(at.user_id), at.item(number))
-        if doc is None:
-            raise _no_such_trace()
-        await self._sessions.active(context, session_id)
-        return _shown(doc)
+        return await self._kept.get(context, trace_id)
 
     async def list(
         self, context: RequestContext, session_id: str, *, window: Window = START
@@ -172,21 +153,7 @@ class Traces:
         Raises Invalid (a limit or a cursor).
         """
         context.require_data(READ)
-        await self._sessions.active(context, session_id)
-        at = address(context, session_id)
-        place = await self._places.place(catalogue.TRACES, context)
-        return await list_records(
-            place.documents,
-            await place.partition(at.user_id),
-            at.prefix,
-            _without_spans,
-            cursors=list_scope(catalogue.TRACES, context.tenant_id, context.env, context.user_id, session_id),
-            window=window,
-        )
-
-
-def _rules(place: Place) -> Rules:
-    return Rules("traces", kept=place.options.get(_KEPT.name, _KEPT.default), begins=True)
+        return await self._kept.list(context, session_id, window=window, shown=_without_spans)
 
 
 def _check(trace: TraceInput) -> None:
@@ -245,7 +212,3 @@ def _shown(doc: Doc) -> Trace:
 
 def _without_spans(doc: Doc) -> Trace:
     return msgspec.structs.replace(_shown(doc), spans=[])
-
-
-def _no_such_trace() -> NotFound:
-    return NotFound("there is no such trace, or it is no longer kept")
