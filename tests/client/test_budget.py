@@ -74,6 +74,10 @@ async def test_a_budget_from_its_policy_to_its_summary(member: AsyncEngines, own
     with pytest.raises(Conflict) as impossible:
         await member.budget.reserve(Decimal(2))
     assert impossible.value.reason_code == "hard_limit"
+    holding = [one async for one in member.budget.each_reservation(holding=True)]
+    assert {one.reservation_id for one in holding} == {one.reservation_id for one in held}
+    assert (await member.budget.reservations(limit=1, holding=True)).items == (holding[0],)
+    assert await member.budget.reservation(holding[0].reservation_id) == holding[0]
     settled = await member.budget.settle(held[0].reservation_id, cost=Decimal("0.05"), tokens_in=7)
     assert (settled.state, settled.settled_cost) == ("settled", Decimal("0.05"))
     for reservation in held[1:]:

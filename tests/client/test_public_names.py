@@ -28,7 +28,8 @@ METHODS = {
     "tables": "delete each get page put",
     "memory": "delete each get page put",
     "blackboard": "each get page put versions",
-    "budget": "each page policy put_policy record release reserve settle summary",
+    "budget": "each each_reservation page policy put_policy record release reservation reservations reserve "
+    "settle summary",
     "notes": "create delete each get page replace",
     "ofrep": "evaluate evaluate_all",
     "analytics": "each index ingest page rebuild_index tag_link",

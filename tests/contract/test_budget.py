@@ -205,6 +205,32 @@ def test_what_another_user_holds_is_freed_by_who_sets_the_limits_alone(cast: Cas
     assert record(house["admin"].post(f"{held[1]}/release"))["state"] == "released"
 
 
+def test_whoever_wants_to_know_what_holds_an_amount_finds_it(cast: Cast, house: Tenant) -> None:
+    limited(house)
+    made(house["admin"].post("/projects", {"project_id": "p1", "name": "P"}))
+    colleague = house.join(cast.user(), "member")
+    settled, ended, held = (reserved(house) for _ in range(3))
+    path = "/budget/reservations"
+    hers = record(colleague.post(path, {"amount": "2"}, x_project_id="p1"), 201)
+    record(house["member"].post(f"{path}/{settled['reservation_id']}/settle", {"cost": "1"}))
+    record(house["member"].post(f"{path}/{ended['reservation_id']}/release"))
+    viewer = house["viewer"]
+
+    def found(query: str, **headers: str) -> list[str]:
+        return [item["reservation_id"] for item in viewer.get(f"{path}?{query}", **headers).body["items"]]
+
+    assert [item["state"] for item in viewer.items(path)] == ["settled", "released", "held", "held"]
+    assert found("holding=true") == [held["reservation_id"], hers["reservation_id"]]
+    assert found(f"holding=true&user_id={house.users['member']}") == [held["reservation_id"]]
+    assert found("project_id=p1") == found("", x_project_id="p1") == [hers["reservation_id"]]
+    problem(viewer.get(f"{path}?project_id=p2", x_project_id="p1"), 403, "ContextMismatch")
+    problem(viewer.get(f"{path}?holding=perhaps"), 400, "Invalid")
+    reply = viewer.get(f"{path}/{hers['reservation_id']}")
+    assert (record(reply), reply.etag) == (hers, hers["etag"])
+    problem(viewer.get(f"{path}/{held['reservation_id']}", x_project_id="p1"), 404, "NotFound")
+    problem(cast.tenant("owner")["owner"].get(f"{path}/{held['reservation_id']}"), 404, "NotFound")
+
+
 def test_settling_and_releasing_again_changes_nothing(house: Tenant) -> None:
     limited(house)
     member = house["member"]

@@ -47,6 +47,7 @@ NAMES = [
     "backends",
     "routes",
     "history",
+    "reservations",
 ]
 
 
@@ -74,6 +75,7 @@ def lists(cast: Cast) -> dict[str, Listed]:
         for part, body in in_a_session(number):
             made(member.post(f"{session}/{part}", body))
         made(member.post("/notes", {"content": str(number)}))
+        made(member.post("/budget/reservations", {"amount": "1", "currency": "USD"}))
         made(owner.post("/projects", {"project_id": f"p{number}", "name": "P"}))
         made(owner.post("/keys", {"user_id": house.users["member"], "role": "viewer"}))
         cast.user()
@@ -123,6 +125,7 @@ def lists(cast: Cast) -> dict[str, Listed]:
         "backends": Listed(system, "/backends", "backend_id", "name"),
         "routes": Listed(owner, "/routes", "resource_kind", "name"),
         "history": Listed(owner, "/routes/notes_store/history", "version", "creation"),
+        "reservations": Listed(member, "/budget/reservations", "reservation_id", "creation"),
     }
 
 

@@ -274,6 +274,8 @@ DATA_CALLS: list[tuple[str, str, Any]] = [
     ("PUT", "/budget/policy", {"currency": "USD"}),
     ("GET", "/budget/summary", None),
     ("POST", "/budget/reservations", {"amount": "1", "currency": "USD"}),
+    ("GET", "/budget/reservations", None),
+    ("GET", "/budget/reservations/r", None),
     ("POST", "/budget/reservations/r/settle", {"cost": "1"}),
     ("POST", "/budget/reservations/r/release", None),
     ("GET", "/notes", None),

@@ -339,7 +339,8 @@ GET,PUT,DELETE /notes/{}
 POST,GET /budget/usage
 GET,PUT /budget/policy
 GET /budget/summary
-POST /budget/reservations
+POST,GET /budget/reservations
+GET /budget/reservations/{}
 POST /budget/reservations/{}/settle
 POST /budget/reservations/{}/release
 POST,GET /flows

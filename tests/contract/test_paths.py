@@ -72,6 +72,7 @@ PATHS_WITH_IDS = [
     ("POST", "/streams/{}/events"),
     ("GET", "/streams/{}/events"),
     ("GET", "/streams/{}/stream"),
+    ("GET", "/budget/reservations/{}"),
     ("POST", "/budget/reservations/{}/release"),
     ("GET", "/notes/{}"),
     ("PUT", "/notes/{}"),

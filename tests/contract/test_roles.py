@@ -33,6 +33,7 @@ READS = [
     "/analytics/index",
     "/budget/usage",
     "/budget/summary",
+    "/budget/reservations",
     "/bootstrap",
     "/projects",
     "/oses",

@@ -15,7 +15,7 @@ from engines.core.pledges import Pledges
 from engines.ids import Ids
 from engines.scope import RequestContext
 from engines.stores.announcements import Announcements
-from engines.stores.budget import Budget
+from engines.stores.budget import Budget, ReservationFilter
 from engines.stores.budget_amounts import total
 from engines.stores.budget_policy import Limit, PolicyInput, Price
 from engines.stores.budget_records import (
@@ -74,6 +74,11 @@ class Spender:
 
     async def release(self, reservation: Reservation) -> Change[Reservation]:
         return await self.budget.release(ADA, reservation.reservation_id)
+
+    async def holding(self) -> list[str]:
+        """The ids of the reservations that hold an amount now."""
+        listed = await self.budget.reservations(ADA, ReservationFilter(holding=True))
+        return [reservation.reservation_id for reservation in listed.items]
 
     async def left(self, limit_id: str = "all") -> tuple[object, object]:
         """What the limit says was spent and is held: numbers, equal to others whatever zeros they end in."""

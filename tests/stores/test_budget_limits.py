@@ -84,7 +84,9 @@ class TestReservations:
         await spender.advance(29.9)
         with pytest.raises(Throttled):
             await spender.reserve("10")
+        assert await spender.holding() == [first.reservation_id]
         await spender.advance(0.1)
+        assert await spender.holding() == []
         assert await spender.left() == (0, 0)
         second = await spender.reserve("10")
         await spender.release(first)

@@ -8,7 +8,7 @@ from engines.api.call import Call
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import json_reply, record_reply
 from engines.api.views import ListQuery, Page, page_reply
-from engines.stores.budget import UsageFilter
+from engines.stores.budget import ReservationFilter, UsageFilter
 from engines.stores.budget_policy import Name, Policy, PolicyInput
 from engines.stores.budget_records import (
     Reservation,
@@ -46,6 +46,17 @@ class UsageQuery(ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             run_id=self.run_id,
             reservation_id=self.reservation_id,
         )
+
+
+class ReservationsQuery(ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the reservations; `holding=true`: those alone that hold an amount now."""
+
+    holding: bool = False
+    user_id: str | None = None
+    project_id: str | None = None
+
+    def where(self) -> ReservationFilter:
+        return ReservationFilter(self.holding, self.user_id, self.project_id)
 
 
 class BudgetSummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,6 +129,23 @@ async def reserve_budget(call: Call) -> Sendable:
     reservation = await call.body(ReservationInput)
     change = await call.engines.budget.reserve(context, reservation, request=call.request(context))
     return record_reply(change.record, change.etag, created=True, replayed=change.replayed)
+
+
+@router.get("/budget/reservations", query=ReservationsQuery, reply=Page[Reservation])
+async def list_reservations(call: Call) -> Sendable:
+    """Everybody's reservations, the oldest first, as long as they are kept: seven days from their end."""
+    query = call.query(ReservationsQuery)
+    listed = await call.engines.budget.reservations(
+        await call.context(), query.where(), window=query.window()
+    )
+    return page_reply(listed)
+
+
+@router.get(RESERVATION, reply=Reservation, statuses=(200, 404), has_etag=True)
+async def get_reservation(call: Call) -> Sendable:
+    """A reservation as it stands. One that lapsed is still `held`, past its `expires_at`."""
+    reservation = await call.engines.budget.reservation(await call.context(), call.id("reservation_id"))
+    return record_reply(reservation, reservation.etag)
 
 
 @router.post(f"{RESERVATION}/settle", body=SettlementInput, reply=Reservation, has_etag=True)

@@ -187,6 +187,9 @@ class Budget(Group[budget.Budget]):
     put_policy = blocking(budget.Budget.put_policy)
     summary = blocking(budget.Budget.summary)
     reserve = blocking(budget.Budget.reserve)
+    reservation = blocking(budget.Budget.reservation)
+    reservations = blocking(budget.Budget.reservations)
+    each_reservation = iterating(budget.Budget.each_reservation)
     settle = blocking(budget.Budget.settle)
     release = blocking(budget.Budget.release)
 

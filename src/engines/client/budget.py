@@ -314,6 +314,48 @@ class Budget:
             idempotency_key=idempotency_key,
         )
 
+    async def reservation(self, reservation_id: str) -> Reservation:
+        """A reservation as it stands. Raises NotFound."""
+        return await self._calls.get(Reservation, "budget", "reservations", reservation_id)
+
+    async def reservations(
+        self,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+        order: Order | None = None,
+        holding: bool = False,
+        user_id: str | None = None,
+        project_id: str | None = None,
+    ) -> Page[Reservation]:
+        """One page of everybody's; with a filter it may be short or empty and still have `after`."""
+        query = {
+            "limit": limit,
+            "after": after,
+            "order": order,
+            "holding": "true" if holding else None,
+            "user_id": user_id,
+            "project_id": project_id,
+        }
+        return await self._calls.page(Reservation, "budget", "reservations", query=query)
+
+    def each_reservation(
+        self,
+        *,
+        order: Order | None = None,
+        holding: bool = False,
+        user_id: str | None = None,
+        project_id: str | None = None,
+    ) -> AsyncGenerator[Reservation, None]:
+        """Everybody's reservations; `holding`: those alone that hold an amount now."""
+        query = {
+            "order": order,
+            "holding": "true" if holding else None,
+            "user_id": user_id,
+            "project_id": project_id,
+        }
+        return self._calls.each(Reservation, "budget", "reservations", query=query)
+
     async def settle(
         self,
         reservation_id: str,

@@ -19,7 +19,7 @@ packs some tens of changes into each; how many a second one partition takes is t
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -39,25 +39,29 @@ from engines.scope import RequestContext, check_id, normalise_surface
 from engines.stores.budget_accounts import HARD_LIMIT, Accounts
 from engines.stores.budget_amounts import checked
 from engines.stores.budget_book import Books
-from engines.stores.budget_changes import MANAGE, BudgetChange, PutPolicy, R
+from engines.stores.budget_changes import MANAGE, BudgetChange, PutPolicy, R, is_within
 from engines.stores.budget_policy import Dimensions, Policy, PolicyInput, check_policy
 from engines.stores.budget_records import (
     ANCHOR,
     POLICY,
     POLICY_KEY,
+    RESERVATION,
     USAGE,
     Reservation,
     ReservationInput,
     SettlementInput,
     UsageEntry,
     UsageInput,
+    reservation_key,
 )
-from engines.stores.budget_reservations import Release, Reserve, Settle
+from engines.stores.budget_reservations import Release, Reserve, Settle, holds, no_such_reservation
 from engines.stores.budget_sheet import Announcements
 from engines.stores.budget_summary import Summary, SummaryQuery, check_query, summarise
 from engines.stores.budget_totals import read_standing
 from engines.stores.budget_usage import RecordUsage
 from engines.stores.scoped import B, Change, check_body, with_etag
+
+F = TypeVar("F", "UsageFilter", "ReservationFilter")
 
 # A verification reads the whole ledger.
 VERIFYING_TENANT_MAX: Final = 1
@@ -78,6 +82,17 @@ class UsageFilter(msgspec.Struct, frozen=True):
     reservation_id: str | None = None
 
 
+class ReservationFilter(msgspec.Struct, frozen=True):
+    """Which reservations to list; None leaves a field open. A bound project is a filter as well.
+
+    `holding`: those alone that hold an amount now, so neither ended nor lapsed.
+    """
+
+    holding: bool = False
+    user_id: str | None = None
+    project_id: str | None = None
+
+
 class BudgetCheck(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether an amount would fit now. Where it would not: which limit refuses, and what that limit leaves.
 
@@ -94,6 +109,7 @@ class BudgetCheck(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 NO_FILTER: Final = UsageFilter()
+EVERY_RESERVATION: Final = ReservationFilter()
 EVERYTHING: Final = SummaryQuery()
 
 
@@ -138,7 +154,10 @@ class Budget:
         Raises Invalid (a limit, a cursor or a filter), ContextMismatch (another project than the bound one).
         """
         context.require_data("budget.read")
-        where = _checked_filter(context, where)
+        where = msgspec.structs.replace(
+            _bound(context, where),
+            surface_id=None if where.surface_id is None else normalise_surface(where.surface_id),
+        )
         place = await self._places.place(catalogue.BUDGET, context)
         cursors = list_scope(catalogue.BUDGET, context.tenant_id, context.env, "usage")
 
@@ -171,6 +190,52 @@ class Budget:
         reservation = _checked(context, reservation)
         reservation_id = self._ids.record_id()
         return await self._change(Reserve(context, reservation, request, reservation_id=reservation_id))
+
+    async def reservation(self, context: RequestContext, reservation_id: str) -> Reservation:
+        """One read. Raises Invalid, NotFound, also for one that is no longer kept."""
+        context.require_data("budget.read")
+        key = reservation_key(check_id(reservation_id, "reservation_id"))
+        place = await self._places.place(catalogue.BUDGET, context)
+        doc = await place.documents.get(await place.partition(ANCHOR), key)
+        shown = None if doc is None else _reservation(doc)
+        if shown is None or not is_within(context, shown):
+            raise no_such_reservation()
+        return shown
+
+    async def reservations(
+        self,
+        context: RequestContext,
+        where: ReservationFilter = EVERY_RESERVATION,
+        *,
+        window: Window = START,
+    ) -> Listed[Reservation]:
+        """Everybody's, the oldest first. A filtered page may be short or empty and have more behind it.
+
+        Raises Invalid (a limit, a cursor or a filter), ContextMismatch (another project than the bound one).
+        """
+        context.require_data("budget.read")
+        where = _bound(context, where)
+        place = await self._places.place(catalogue.BUDGET, context)
+        now_s = self._clock.now()
+
+        def shown(doc: Doc) -> Reservation | None:
+            stored = RESERVATION.decode(doc.body)
+            is_wanted = (
+                where.user_id in (None, stored.record.user_id)
+                and where.project_id in (None, stored.record.project_id)
+                and (not where.holding or holds(stored, now_s))
+            )
+            return _reservation(doc) if is_wanted else None
+
+        return await list_records(
+            place.documents,
+            await place.partition(ANCHOR),
+            ("r",),
+            shown,
+            cursors=list_scope(catalogue.BUDGET, context.tenant_id, context.env, "reservations"),
+            window=window,
+            selective=where != EVERY_RESERVATION,
+        )
 
     async def settle(
         self,
@@ -289,15 +354,19 @@ def _checked(context: RequestContext, body: B) -> B:
     return body
 
 
-def _checked_filter(context: RequestContext, where: UsageFilter) -> UsageFilter:
-    for name in ("app_id", "project_id", "run_id", "reservation_id"):
-        if (value := getattr(where, name)) is not None:
+def _bound(context: RequestContext, where: F) -> F:
+    """With the bound project as a filter. Raises Invalid, ContextMismatch."""
+    for name in ("app_id", "project_id", "run_id", "reservation_id", "user_id"):
+        if (value := getattr(where, name, None)) is not None:
             check_id(value, name)
     project_id = where.project_id or context.project_id
     if context.project_id not in (None, project_id):
         raise ContextMismatch("another project is bound to this request", field="project_id")
-    surface_id = None if where.surface_id is None else normalise_surface(where.surface_id)
-    return msgspec.structs.replace(where, project_id=project_id, surface_id=surface_id)
+    return msgspec.structs.replace(where, project_id=project_id)
+
+
+def _reservation(doc: Doc) -> Reservation:
+    return with_etag(RESERVATION.decode(doc.body).record, doc.version)
 
 
 def _matches(entry: UsageEntry, where: UsageFilter) -> bool:

@@ -131,7 +131,7 @@ class _OfReservation(BudgetChange[Reservation]):
         body = sheet.body(self._key)
         stored = None if body is None else RESERVATION.decode(body)
         if stored is None or not is_within(self.context, stored.record):
-            raise NotFound("there is no such reservation, or it is no longer kept")
+            raise no_such_reservation()
         if self.context.user_id != stored.record.user_id and MANAGE not in self.context.permissions:
             raise Forbidden(f"another user reserved this, and the role does not grant {MANAGE}")
         return stored
@@ -242,6 +242,15 @@ class Release(_OfReservation):
             soft_limits=past_soft(statuses),
         )
         return _written(sheet, msgspec.structs.replace(stored, record=released))
+
+
+def holds(stored: StoredReservation, now_s: float) -> bool:
+    """Whether it takes something from limits: it neither ended nor lapsed."""
+    return stored.record.state == "held" and now_s < stored.lapses_s
+
+
+def no_such_reservation() -> NotFound:
+    return NotFound("there is no such reservation, or it is no longer kept")
 
 
 def _give_back(sheet: Sheet, stored: StoredReservation) -> None:
