@@ -52,7 +52,7 @@ def test_a_revoked_membership_holds_within_a_second_and_an_invitation_starts_aga
     began = time.monotonic()
     until(lambda: caller.get("/me").status == 403)
     until(lambda: key.get("/me").status in (401, 403))
-    assert time.monotonic() - began <= 1.2
+    assert time.monotonic() - began <= ADOPTION_S
     gone = house["owner"].get(path)
     assert gone.status == 404 or gone.body["status"] == "revoked"
     assert house["owner"].delete(path).status == 404
@@ -117,7 +117,7 @@ def test_a_revoked_key_is_401_within_a_second(tenant: Tenant) -> None:
     assert tenant["owner"].delete(path).status == 204
     began = time.monotonic()
     until(lambda: key.get("/me").status == 401)
-    assert time.monotonic() - began <= 1.2
+    assert time.monotonic() - began <= ADOPTION_S
     problem(tenant["owner"].delete(path), 404, "NotFound")
 
 

