@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import msgspec
@@ -201,6 +202,15 @@ async def all_documents(process: engines.Engines, tenant: RequestContext) -> Fou
     logs = [at for named in await each(of_logs, segments_of, 16) for at in named]
     await each([*shards, *logs], read, 16)
     return found
+
+
+async def told_documents(process: engines.Engines, tenant: RequestContext) -> Found:
+    """All documents, once the spine was told of every change: what waits to be told goes by itself."""
+    while True:
+        documents = await all_documents(process, tenant)
+        if not any(key.startswith("o!") for _, _, key in documents):
+            return documents
+        await asyncio.sleep(0.05)
 
 
 def mentioning(documents: Found, name: str) -> Found:

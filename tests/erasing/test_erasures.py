@@ -45,6 +45,7 @@ from tests.erasing.conftest import (
     make_deployment,
     mentioning,
     sqlite_backend,
+    told_documents,
 )
 from tests.moves.conftest import ended
 
@@ -106,8 +107,7 @@ async def test_all_of_a_users_goes_and_nothing_of_anybody_elses(
             await join(process, who)
             await leave_everything(process, who)
         await decide(process)
-        await process.announcements.close()
-        before = await all_documents(process, OWNER)
+        before = await told_documents(process, OWNER)
         bobs = await events_of(process, BOB)
         assert len(bobs) > APPENDED
         await erased(process)
@@ -230,8 +230,10 @@ async def test_the_membership_ends_first_and_what_was_under_way_is_found(
     await join(process, ADA)
     began_s = process.clock.monotonic()
     under_way = asyncio.create_task(erased(process))
+    generation = process.directory.generation
     while (await process.directory.membership("t_a", NAME)) is not None:
-        await process.directory.changed(process.directory.generation)
+        await process.directory.changed(generation)
+        generation = process.directory.generation
     late = await process.notes.create(ADA, NoteInput(content="let in before"))
     await under_way
     assert process.clock.monotonic() - began_s >= 2.0
@@ -248,7 +250,7 @@ async def test_a_hold_stops_what_is_under_way_and_what_would_begin(open_process:
     for _ in range(3):
         await process.erasures.erase(OWNER, NAME, call_s=0.0)
     await process.subjects.hold(OWNER, NAME, "a case is pending")
-    left = await all_documents(process, OWNER)
+    left = await told_documents(process, OWNER)
     with pytest.raises(Conflict, match="a case is pending") as refused:
         await process.erasures.erase(OWNER, NAME)
     assert refused.value.reason_code == subjects.LEGAL_HOLD
@@ -317,8 +319,10 @@ async def test_a_move_that_left_a_copy_is_retired_first_and_a_pass_beside_it_pro
         await process.erasures.erase(OWNER, NAME)
     assert refused.value.reason_code == "not_retired"
     await process.moves.retire(OWNER, moved.record.move_id)
+    generation = process.directory.generation
     while (await process.moves.get(OWNER, moved.record.move_id))[0].record.phase != "retired":
-        await process.directory.changed(process.directory.generation)
+        await process.directory.changed(generation)
+        generation = process.directory.generation
     # What is left of the pass finds nothing any more, but it began before the move.
     clean = msgspec.structs.replace(begun, found=0)
     assert await process.subjects.complete(OWNER, NAME, clean) is None
@@ -386,7 +390,7 @@ async def test_what_the_control_plane_is_still_to_tell_of_them_is_waited_for(
         return counted.pop(0)
 
     monkeypatch.setattr(process.subjects, "waiting", waiting)
-    stored = await process.erasures.erase(OWNER, NAME)
+    stored = await process.erasures.erase(OWNER, NAME, call_s=60.0)
     assert stored.record.erasure is not None
     assert (stored.record.erasure.state, stored.record.erasure.passes) == ("erased", 3)
 

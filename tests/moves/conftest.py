@@ -13,6 +13,7 @@ import engines
 from engines.control.bootstrap import Seed, apply_seed, bootstrap
 from engines.control.records import Backend, Move
 from engines.core.records import Condition
+from engines.core.transfer import PartitionTransfer
 from engines.routing.moves import Progress
 from engines.wiring import open_control_plane
 from tests.contexts import ADMIN, context
@@ -78,10 +79,11 @@ async def ended(process: engines.Engines, move_id: str, *, timeout_s: float = 60
     """The move once it has ended."""
     async with asyncio.timeout(timeout_s):
         while True:
+            generation = process.directory.generation
             stored, progress = await process.moves.get(OWNER, move_id)
             if stored.record.ended:
                 return stored.record, progress
-            await process.directory.changed(process.directory.generation)
+            await process.directory.changed(generation)
 
 
 async def reached(process: engines.Engines, move_id: str, phase: str, *, timeout_s: float = 30.0) -> Move:
@@ -92,3 +94,14 @@ async def reached(process: engines.Engines, move_id: str, phase: str, *, timeout
             if move is not None and move.phase == phase:
                 return move
             await process.directory.changed(process.directory.generation)
+
+
+def hold_up(monkeypatch: pytest.MonkeyPatch, name: str, until: asyncio.Event) -> None:
+    """One step of the mover takes as long as the test wants."""
+    step = getattr(PartitionTransfer, name)
+
+    async def later(transfer: PartitionTransfer) -> None:
+        await until.wait()
+        await step(transfer)
+
+    monkeypatch.setattr(PartitionTransfer, name, later)

@@ -21,6 +21,9 @@ from engines.stores.events import EventFilter
 from tests.backends import session_backend
 from tests.moves.conftest import OWNER, Open, ended, make_deployment, sqlite_backend
 
+# The processes share a loop here, and each needs time for its leases.
+PACE_S = 0.01
+
 SPENDERS = 120
 # Of the tenant; each spender takes one.
 LIMIT = 80
@@ -113,6 +116,7 @@ async def test_a_budget_that_is_moved_in_use_loses_nothing_and_gives_nothing_twi
                 acknowledged += spent
                 async with news:
                     news.notify_all()
+            await asyncio.sleep(PACE_S)
 
     async def reached(count: int) -> None:
         async with news:

@@ -13,7 +13,6 @@ from engines.control.records import Move
 from engines.control.store import ControlStore
 from engines.core.documents import Documents
 from engines.core.outbox import Backlog
-from engines.core.transfer import PartitionTransfer
 from engines.drivers.registry import document_driver
 from engines.errors import Unavailable
 from engines.ids import Ids
@@ -21,7 +20,7 @@ from engines.ports.documents import ALWAYS, Doc, Put
 from engines.routing.participation import DRIFT, LEASE_MOVING_S, Observer, Participation
 from engines.stores.notes import NoteInput
 from engines.testing.clock import ManualClock
-from tests.moves.conftest import OWNER, Open, ended, reached
+from tests.moves.conftest import OWNER, Open, ended, hold_up, reached
 
 PAIR = ("t_a", "notes_store")
 MOVE = Move(
@@ -142,17 +141,6 @@ async def test_changes_wait_behind_the_fence_and_reads_do_not(
     await ended(process, stored.record.move_id)
     assert (await process.router.place("notes_store", OWNER)).backend_id == "b"
     assert (await process.notes.get(OWNER, waited.record.note_id)).content == "there"
-
-
-def hold_up(monkeypatch: pytest.MonkeyPatch, name: str, until: asyncio.Event) -> None:
-    """One step of the mover takes as long as the test wants."""
-    step = getattr(PartitionTransfer, name)
-
-    async def later(transfer: PartitionTransfer) -> None:
-        await until.wait()
-        await step(transfer)
-
-    monkeypatch.setattr(PartitionTransfer, name, later)
 
 
 async def test_the_fence_waits_for_a_change_that_began_before_it(

@@ -83,6 +83,7 @@ async def killed_while_writing(url: str) -> dict[str, list[str]]:
     )
     assert process.stdout is not None
     said: dict[str, list[str]] = {store: [] for store in STORES}
+    is_killed = False
     async with asyncio.timeout(START_TIMEOUT_S):
         while line := await process.stdout.readline():
             if not line.endswith(b"\n"):
@@ -90,8 +91,9 @@ async def killed_while_writing(url: str) -> dict[str, list[str]]:
             store, _, value = line.decode().strip().partition(" ")
             if store in said:  # Its log goes the same way.
                 said[store].append(value)
-            if all(len(said[store]) >= enough for store, enough in STORES.items()):
+            if not is_killed and all(len(said[store]) >= enough for store, enough in STORES.items()):
                 process.kill()
+                is_killed = True
     assert await process.wait() == -9
     return said
 

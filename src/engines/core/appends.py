@@ -28,6 +28,8 @@ EVENTS_MAX: Final = 500
 EVENT_BYTES_MAX: Final = 256 * 1024
 # The commit and the request's own marker take two of the ops of a write.
 CLIENT_IDS_MAX: Final = OPS_MAX - 2
+# Of an entry that waits: its salt, its line of the digest and the objects around them, as measured.
+ENTRY_BYTES: Final = 220
 _SALTS_A_DRAW: Final = 64
 
 
@@ -70,6 +72,11 @@ class Append(msgspec.Struct, eq=False):
     repeats: Repeats | None = None
     # Whether a write of it lost its reply and may yet land.
     in_doubt: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes of this process's memory while it waits."""
+        return self.size + ENTRY_BYTES * len(self.items)
 
     def place(self, first: int) -> tuple[int, ...]:
         """The position of each entry, if what is new of it begins at `first`."""

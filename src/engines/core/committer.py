@@ -44,6 +44,7 @@ from engines.errors import (
 from engines.ports.documents import ABSENT, OPS_MAX, Op, Put
 
 WAITING_MAX: Final = 4_096
+# Of memory, for one log.
 WAITING_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
@@ -73,10 +74,10 @@ class Committer:
         """Queue a request. Raises Throttled where too much waits, Unavailable after `close`."""
         if self._closed:
             raise Unavailable("the log is closed")
-        if len(self._queue) >= WAITING_MAX or self._queue_bytes + append.size > WAITING_BYTES_MAX:
+        if len(self._queue) >= WAITING_MAX or self._queue_bytes + append.held_bytes > WAITING_BYTES_MAX:
             raise Throttled("too many appends wait for this log")
         self._queue.append(append)
-        self._queue_bytes += append.size
+        self._queue_bytes += append.held_bytes
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -130,8 +131,8 @@ class Committer:
                 tail = await self._look()
             if (pause_s := self._contention.pause_s(tail)) > 0:
                 await asyncio.sleep(pause_s)
-                await self._look()
-                self._expire(_outrun())
+                has_moved = (await self._look()).position > tail.position
+                self._expire(_outrun() if has_moved else Throttled("more is appended than this log can take"))
                 return
             segment = self._chain.segment_of(tail.position + 1)
             if self._take() and not await self._is_repeat_or_refused(tail, segment):
@@ -141,7 +142,7 @@ class Committer:
                 raise
             self._put_back()
             self._expire(error)
-            await asyncio.sleep(self._retry_pause_s(error))
+            await self._rest(error)
         if self._hand:
             self._put_back()
 
@@ -151,6 +152,14 @@ class Committer:
         tail = await self.view.refresh()
         self._contention.looked(started_s)
         return tail
+
+    async def _rest(self, error: EnginesError) -> None:
+        """Pause after an error, for as long as the backend asks; but no caller outwaits a deadline."""
+        pause_s = self._retry_pause_s(error)
+        if self._queue:
+            left_s = min(append.deadline_s for append in self._queue) - self._clock.monotonic()
+            await asyncio.sleep(max(0.0, min(pause_s, left_s)))
+            self._expire(error)
 
     def _retry_pause_s(self, error: EnginesError) -> float:
         longest_s = min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(self._refusals, 10))
@@ -162,7 +171,7 @@ class Committer:
         for append in reversed(self._hand):
             if not append.future.done():
                 self._queue.appendleft(append)
-                self._queue_bytes += append.size
+                self._queue_bytes += append.held_bytes
         self._hand = []
 
     def _expire(self, error: EnginesError) -> None:
@@ -175,7 +184,7 @@ class Committer:
             if append.deadline_s <= now_s:
                 append.fail(_of_its_own(error, append))
         self._queue = deque(append for append in self._queue if not append.future.done())
-        self._queue_bytes = sum(append.size for append in self._queue)
+        self._queue_bytes = sum(append.held_bytes for append in self._queue)
 
     def _fail_all(self, error: EnginesError, cause: BaseException | None = None) -> None:
         self._put_back()
@@ -215,7 +224,7 @@ class Committer:
                 if append.repeats is not None:
                     marked.update(append.repeats.marker_keys())
             queue.popleft()
-            self._queue_bytes -= append.size
+            self._queue_bytes -= append.held_bytes
         if hand and len(hand[0].items) > events_max:
             hand[0].fail(TooLarge(f"one request to this log appends at most {events_max} events"))
             return False
@@ -326,9 +335,12 @@ class Committer:
             await self._settle_conflict(write)
         except (Throttled, Unavailable, BackendRefused):
             raise  # Nothing was applied, and nothing will be.
-        except OutcomeUnknown:
+        except OutcomeUnknown as lost:
             self.view.doubt(write)
-            if (await self.view.refresh()).position < write.tail.first:
+            self._put_back()
+            self._expire(lost)
+            # Who waits no more need not wait for the look either.
+            if not self._queue or (await self.view.refresh()).position < write.tail.first:
                 raise
         except BaseException:
             self.view.doubt(write)

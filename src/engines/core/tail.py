@@ -105,8 +105,18 @@ class TailView:
         return tail
 
     def doubt(self, write: Write) -> None:
-        """The reply to a write was lost."""
-        self._in_doubt[write.tail.digest] = write
+        """The reply to a write was lost.
+
+        Of earlier ones those are forgotten for which nobody waits any more, as a backend may lose replies for
+        hours: should one of them land, its commit shows that as any other does. One is enough for the slot to
+        stay in doubt.
+        """
+        self._in_doubt = {
+            digest: earlier
+            for digest, earlier in self._in_doubt.items()
+            if any(not append.future.done() for append, _ in earlier.placed)
+        }
+        self._in_doubt[write.tail.digest] = msgspec.structs.replace(write, ops=[])
         for append, _ in write.placed:
             append.in_doubt = True
 

@@ -1,0 +1,147 @@
+"""What waits for a log while its backend is slow, throttles, hangs or loses replies: nobody for too long, and
+not without bound. That nothing is lost or doubled meanwhile is the log's kit's (`engines.testing.log`)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from engines.core.appends import EVENTS_MAX
+from engines.core.committer import WAITING_BYTES_MAX
+from engines.core.log import Entry
+from engines.core.tail import Write
+from engines.drivers.registry import document_driver
+from engines.errors import EnginesError, OutcomeUnknown, Throttled
+from engines.ports.documents import DocumentDriver, Op
+from engines.testing.clock import ManualClock
+from engines.testing.faults import FaultyDriver
+from engines.testing.log.harness import Watched, append, names, open_log
+from engines.testing.log.lost import Post
+
+SHORT_S = 0.2
+# Somebody who waits this long is stuck.
+STUCK_S = 20.0
+SLOW_WRITE_S = 0.05
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[DocumentDriver]:
+    clock = ManualClock()
+    module = document_driver("sqlite")
+    opened = module.open_driver(module.Config(path=str(tmp_path / "documents.db")), {}, clock)
+    await opened.provision()
+    yield opened
+    await opened.close()
+
+
+class Hanging(Watched):
+    """From the moment `hangs` is set no call is answered."""
+
+    def __init__(self, driver: DocumentDriver) -> None:
+        super().__init__(driver)
+        self.hangs = False
+
+    async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
+        if self.hangs:
+            self.calls.clear()
+            await asyncio.Event().wait()
+        await super().write(partition, ops, write_id=write_id)
+
+
+class Slow(Watched):
+    """Each write takes its time."""
+
+    async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
+        await asyncio.sleep(SLOW_WRITE_S)
+        await super().write(partition, ops, write_id=write_id)
+
+
+async def test_who_is_told_to_wait_for_longer_than_its_deadline_is_answered_at_its_deadline(
+    driver: DocumentDriver,
+) -> None:
+    watched = Watched(driver)
+    log = open_log(watched, timeout_s=SHORT_S)
+    await append(log, "first")
+    watched.fail_writes = [Throttled("too much", retry_after_s=10 * STUCK_S)]
+    async with asyncio.timeout(STUCK_S):
+        with pytest.raises(Throttled, match="too much"):
+            await append(log, "refused")
+        await append(log, "next")
+        await log.close()
+    assert await names(open_log(driver)) == ["first", "next"]
+
+
+async def test_who_waits_no_more_waits_for_no_look_either(driver: DocumentDriver) -> None:
+    hanging = Hanging(driver)
+    log = open_log(hanging, timeout_s=SHORT_S)
+    await append(log, "first")
+    hanging.hangs = True
+    with pytest.raises(OutcomeUnknown):
+        await append(log, "in doubt")
+    assert hanging.calls.total() == 0, "the tail was read before the caller was answered"
+    hanging.hangs = False
+    await append(log, "next")
+    await log.close()
+    assert await names(open_log(driver)) == ["first", "next"]
+
+
+async def test_a_backend_that_loses_every_reply_fills_no_memory(driver: DocumentDriver) -> None:
+    post = Post(driver)
+    log = open_log(post, timeout_s=0.01)
+    await append(log, "first")
+    post.keep = 1_000_000
+    for number in range(30):
+        with pytest.raises(EnginesError):
+            await append(log, f"lost {number}")
+    assert len(post.kept) >= 15
+    gc.collect()
+    assert sum(isinstance(one, Write) for one in gc.get_objects()) <= 3
+    post.keep = 0
+    lost = len(post.kept) // 2
+    post.kept.rotate(-lost)
+    assert await post.deliver() == "applied", "one lands of which this process remembers nothing"
+    patient = open_log(post)
+    assert (await append(patient, "other")).positions == (3,)
+    found = await names(patient)
+    assert (found[0], len(found), found[2]) == ("first", 3, "other")
+    assert str(found[1]).startswith("lost ")
+    assert (await append(log, "next")).positions == (4,)
+    await patient.close()
+    await log.close()
+
+
+async def test_who_appends_more_than_a_log_takes_is_told_so_and_nobody_else_is_blamed(
+    driver: DocumentDriver,
+) -> None:
+    log = open_log(Slow(driver), timeout_s=2 * SLOW_WRITE_S)
+    await append(log, "first")
+    large = '{"x":"' + "a" * 200_000 + '"}'
+    # More than a tenure alone has commits, each of one request.
+    calls = [log.append([Entry(large)]) for _ in range(50)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, EnginesError)]
+    assert refused
+    assert {type(error) for error in refused} == {Throttled}
+    await log.close()
+
+
+async def test_a_queue_of_very_small_events_is_bounded_by_what_they_take(driver: DocumentDriver) -> None:
+    faulty = FaultyDriver(driver)
+    log = open_log(faulty)
+    await append(log, "first")
+    held = faulty.hold_next_write()
+    many = [Entry("{}")] * EVENTS_MAX
+    waiting = [asyncio.ensure_future(log.append(many))]
+    await held.arrived()
+    fitting = WAITING_BYTES_MAX // (200 * EVENTS_MAX)
+    waiting += [asyncio.ensure_future(log.append(many)) for _ in range(2 * fitting)]
+    await asyncio.sleep(0)
+    held.release()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    refused = sum(isinstance(outcome, Throttled) for outcome in outcomes)
+    assert fitting <= refused < 2 * fitting
+    await log.close()
