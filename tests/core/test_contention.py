@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from engines.core.commits import Turn
 from engines.core.contention import (
+    BERTH_S,
     COMMIT_S_MAX,
     FOREIGN_REMEMBERED_S,
     LOOK_S_MAX,
@@ -108,7 +111,7 @@ def test_who_met_another_looks_up_soon_again(contention: Contention, clock: Manu
         position, _ = alone(contention, clock, position)
     commit(contention, clock, position + 1, None)
     contention.lost(clock.monotonic() - COMMIT_S)
-    clock.advance(FOREIGN_REMEMBERED_S)
+    clock.advance(FOREIGN_REMEMBERED_S + COMMIT_S)
     _, went_on_s = alone(contention, clock, position + 2)
     assert went_on_s == pytest.approx(TENURE_S, abs=2 * COMMIT_S)
 
@@ -360,3 +363,27 @@ def test_a_clock_that_is_wrong_keeps_nobody_for_long(
     turn = Turn(("a", "b", "me", "c"), 60)
     tail = Tail(7, "", int((clock.now() + skew_s) * 1000), 7, turn)
     assert contention.pause_s(tail) <= PATIENCE_S + COMMIT_S_MAX
+
+
+def test_who_gave_up_waiting_waits_again_the_next_time(contention: Contention, clock: ManualClock) -> None:
+    others = Turn(("a", "b"), 1_000)
+    assert contention.pause_s(tail_at(clock, 8, others)) > 0
+    clock.advance(3_600)
+    assert contention.pause_s(tail_at(clock, 16, others)) > 0
+    turn = contention.turn_behind(others)
+    assert turn is not None
+    assert turn.writers == ("me",), "nobody was seen to write while it waited"
+
+
+def test_who_never_rests_leaves_a_berth_and_more_seldom_where_nobody_comes(
+    contention: Contention, clock: ManualClock
+) -> None:
+    position, berths = 0, list[float]()
+    while clock.monotonic() < 200:
+        position += 1
+        commit(contention, clock, position, None)
+        if (pause_s := contention.pause_s(tail_at(clock, position, None))) >= BERTH_S / 2:
+            berths.append(clock.monotonic())
+        clock.advance(pause_s)
+    gaps = [after - before for before, after in itertools.pairwise([0.0, *berths])]
+    assert gaps == pytest.approx([6, 12, 24, 48, 60], abs=2 * TENURE_ALONE_S)

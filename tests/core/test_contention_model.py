@@ -13,7 +13,7 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
 import pytest
@@ -87,48 +87,65 @@ class Stream:
 
     def __init__(self, clock: ManualClock, costs: tuple[float, float, float], writers: int) -> None:
         self.wins = [0] * writers
+        self.waits_s = [0.0] * writers
+        self._won_s = [clock.monotonic()] * writers
         self._clock = clock
         self._commit_s, self._refusal_s, self._look_s = costs
         self._tail = Tail(0, "", 0, 0)
 
-    def writer(self, number: int) -> Step:
-        """What `core/committer.py` does, for one that always has something to write."""
+    def writer(self, number: int, away_s: float) -> Step:
+        """What `core/committer.py` does, for one that always has something to write.
+
+        `away_s`: what it hears is so old, and what it sends takes so long.
+        """
         contention = Contention(self._clock, f"w{number}")
-        tail = yield from self._look(contention)
+        tail = yield from self._look(contention, away_s)
         while True:
             if (pause_s := contention.pause_s(tail)) > 0:
                 yield "sleep", pause_s
-                tail = yield from self._look(contention)
+                tail = yield from self._look(contention, away_s)
                 continue
             turn: Turn | None = contention.turn_behind(tail.turn)
             at, started_s = int(self._clock.now() * 1000), self._clock.monotonic()
+            yield "sleep", away_s
             yield "work", self._commit_s
             if self._tail.position == tail.position:
                 tail = self._tail = Tail(tail.position + EVENTS, "", at, tail.position + 1, turn)
                 self.wins[number] += 1
+                self.waits_s[number] = max(self.waits_s[number], started_s - self._won_s[number])
+                self._won_s[number] = started_s
+                yield "sleep", away_s
                 contention.won(started_s, tail.position)
             else:
                 yield "work", self._refusal_s
+                yield "sleep", away_s
                 yield "sleep", contention.lost(started_s)
-                tail = yield from self._look(contention)
+                tail = yield from self._look(contention, away_s)
 
-    def _look(self, contention: Contention) -> Step:
+    def _look(self, contention: Contention, away_s: float) -> Step:
         started_s = self._clock.monotonic()
+        yield "sleep", away_s
         yield "work", self._look_s / 2
         tail = self._tail
         yield "work", self._look_s / 2
+        yield "sleep", away_s
         contention.looked(started_s)
         return tail
 
 
+def written(away_s: Sequence[float], costs: tuple[float, float, float], seconds: float) -> Stream:
+    """The stream, after its writers, which are so far away, have written for that time."""
+    clock = ManualClock()
+    machine, stream = Machine(clock), Stream(clock, costs, len(away_s))
+    for number, away in enumerate(away_s):
+        machine.start(stream.writer(number, away))
+    machine.run(seconds)
+    return stream
+
+
 def commits(writers: int, costs: tuple[float, float, float], seconds: float) -> list[int]:
     """How many commits each of them makes in that time."""
-    clock = ManualClock()
-    machine, stream = Machine(clock), Stream(clock, costs, writers)
-    for number in range(writers):
-        machine.start(stream.writer(number))
-    machine.run(seconds)
-    return stream.wins
+    return written([0.0] * writers, costs, seconds).wins
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -148,3 +165,20 @@ def test_eight_writers_make_most_of_what_one_makes_and_each_has_its_share(
     together = commits(8, costs, seconds)
     assert sum(together) >= 0.75 * alone
     assert min(together) >= 0.05 * sum(together)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("near", "away_s"), [(1, 0.01), (1, 0.02), (2, 0.01)])
+def test_who_is_far_away_beside_writers_that_never_rest_has_turns(
+    near: int, away_s: float, seed: int
+) -> None:
+    random.seed(seed)
+    stream = written([away_s, *[0.0] * near], CHEAP_LOOKS, 60)
+    assert stream.waits_s[0] < 10.0, "no longer than the time of a request"
+    assert stream.wins[0] > 20
+
+
+def test_who_writes_alone_for_long_leaves_little_to_somebody_who_never_comes() -> None:
+    random.seed(0)
+    stream = written([0.0], CHEAP_LOOKS, 120)
+    assert sum(stream.wins) > 0.975 * 120 / CHEAP_LOOKS[0]

@@ -5,11 +5,15 @@ slot knows the tail, so it would win the next one too, and the next. Hence it go
 makes way. That the others need not try in order to learn when, a commit under contention says who had
 turns, the last first, and for how long its writer means to go on (`core/commits.py`, `Turn`).
 
-Whoever had no turn for longest goes next, at once; each behind it in the order waits a tenure more, up to
-`PATIENCE_S` for each commit that it sees and `WAIT_S_MAX` in all. Who finds the tail where it was passes over
-those that did not come, and they leave the order. Who is not in it tries at the end of every tenure. Where
-a commit says nothing a loser waits a flat random time; an exponential one hands everything to whoever won
-first.
+Of those in the order whoever had no turn for longest goes next, at once; each behind it waits a tenure
+more, up to `PATIENCE_S` for each commit that it sees and `WAIT_S_MAX` in all. Who finds the tail where it was
+passes over those that did not come, and they leave the order. Who is not in it tries at the end of every
+tenure. Where a commit says nothing a loser waits a flat random time; an exponential one hands everything to
+whoever won first.
+
+Who needs longer than such a pause from a look to its commit, being far away or overloaded, would never win
+and so never be seen. For its sake a writer that never rests leaves the slot for `BERTH_S` now and then. Where
+several fill each other's pauses even that is no turn for it.
 
 A look at the tail may cost as much as many commits, and it takes the backend's time from whoever writes. So
 where looks are dear tenures are longer, who waits looks less often, and pauses are long enough to look in.
@@ -30,7 +34,7 @@ from engines.core.commits import Turn
 from engines.core.tail import Tail
 
 # A tenure lasts so many commits: a change of turns costs a few of them. The upper bound keeps the turns of
-# sixteen writers below the time that a request has.
+# sixteen writers below the time that a request has, unless looks or commits take over 50 ms.
 TENURE_COMMITS: Final = 32
 TENURE_S_MIN: Final = 0.02
 TENURE_S_MAX: Final = 0.25
@@ -41,9 +45,17 @@ TENURE_LOOKS: Final = 5
 # half as often each time.
 TENURE_ALONE_S_MIN: Final = 0.05
 TENURE_ALONE_S: Final = 1.0
+# Where commits are slow its pauses are long, and so are the times between them.
+TENURE_ALONE_PAUSES: Final = 20
+TENURE_ALONE_S_MAX: Final = 6.0
+# Now and then it leaves room for somebody slower: within the time of a request where others were seen lately,
+# and half as often each time where nobody comes.
+BERTH_S: Final = 0.2
+BERTH_EVERY_S: Final = 6.0
+BERTH_EVERY_S_MAX: Final = 60.0
 FOREIGN_REMEMBERED_S: Final = 2.0
 PATIENCE_S: Final = 0.3
-# Where looks are dear patience is longer: sixteen who wait spend less than half of one's time on looks.
+# Where looks are dear patience is longer: sixteen who wait spend about half of one's time on looks.
 PATIENCE_LOOKS: Final = 40
 WAIT_S_MAX: Final = 3.0
 # Who has not come back with another commit after so many commit times has nothing to write.
@@ -69,6 +81,8 @@ class Contention:
 
     __slots__ = (
         "_alone_s",
+        "_berth_every_s",
+        "_berthed_s",
         "_clock",
         "_commit_s",
         "_due_s",
@@ -78,6 +92,7 @@ class Contention:
         "_last_commit_s",
         "_last_position",
         "_look_s",
+        "_losing_since_s",
         "_name",
         "_tenure_since_s",
         "_tenure_until_s",
@@ -96,8 +111,12 @@ class Contention:
         # Fixed when it begins: others wait for the end that they were told, and miss one that comes earlier.
         self._tenure_until_s = 0.0
         self._alone_s = TENURE_ALONE_S_MIN
+        # When it last left the slot for long enough, and how long after it does so again.
+        self._berthed_s = clock.monotonic()
+        self._berth_every_s = BERTH_EVERY_S
         # Its last tenure ended before it had written everything; others wrote while it waited for this one.
         self._had_more = self._is_crowded = False
+        self._losing_since_s: float | None = None
         self._waits_since_s: float | None = None
         self._waits_behind = -1
         self._due_s = 0.0
@@ -108,10 +127,13 @@ class Contention:
         self._measure(started_s)
         if self._was_idle(started_s):
             self._tenure_since_s, self._had_more = None, False
+        if started_s - self._last_commit_s >= self._berth_every_s:
+            self._berthed_s = started_s
         if self._tenure_since_s is None:
             self._tenure_since_s = started_s
             self._tenure_until_s = started_s + tenure_s
-        self._waits_since_s, self._is_crowded = None, False
+        self._waits_since_s = self._losing_since_s = None
+        self._is_crowded = False
         self._last_commit_s, self._last_position = self._clock.monotonic(), position
 
     def looked(self, started_s: float) -> None:
@@ -122,8 +144,13 @@ class Contention:
     def lost(self, started_s: float) -> float:
         """Another process took the slot; returns the pause before the tail is read again."""
         self._measure(started_s)
-        self._foreign_seen_s = self._clock.monotonic()
+        self._foreign_seen_s = now_s = self._clock.monotonic()
+        self._berth_every_s = BERTH_EVERY_S
         self._end_tenure(started_s)
+        if self._losing_since_s is None:
+            self._losing_since_s = now_s
+        if now_s - self._losing_since_s > WAIT_S_MAX:
+            return _up_to(self._commit_s)  # A berth is short.
         return _up_to(max(LOSER_COMMITS_MAX * self._commit_s, LOSER_LOOKS_MAX * self._look_s))
 
     def pause_s(self, tail: Tail) -> float:
@@ -141,11 +168,16 @@ class Contention:
         else:
             since_s = now_s - max(0.0, self._clock.now() - tail.at / 1000)
             self._foreign_seen_s = max(self._foreign_seen_s, since_s)
+            self._berth_every_s = BERTH_EVERY_S
         self._end_tenure(now_s)
+        if now_s > self._due_s + WAIT_S_MAX:
+            self._waits_since_s = None  # It waited for its turn once, and did not come for it.
         if tail.position != self._waits_behind:
             self._is_crowded = self._waits_since_s is not None
             self._waits_behind = tail.position
             self._due_s = since_s + self._time_of_others_s(tail.turn)
+            if tail.position == self._last_position:
+                self._due_s = max(self._due_s, since_s + self._berth_s(now_s))
         if self._waits_since_s is None:
             self._waits_since_s = now_s
         return max(0.0, min(self._due_s, self._waits_since_s + WAIT_S_MAX) - now_s)
@@ -179,11 +211,20 @@ class Contention:
         if self._tenure_since_s is not None:
             self._tenure_since_s, self._had_more = None, not self._was_idle(now_s)
             was_alone = now_s - self._foreign_seen_s >= FOREIGN_REMEMBERED_S
-            self._alone_s = min(TENURE_ALONE_S, 2 * self._alone_s) if was_alone else TENURE_ALONE_S_MIN
+            longest_s = min(TENURE_ALONE_S_MAX, max(TENURE_ALONE_S, TENURE_ALONE_PAUSES * self._least_s()))
+            self._alone_s = min(longest_s, 2 * self._alone_s) if was_alone else TENURE_ALONE_S_MIN
+
+    def _berth_s(self, now_s: float) -> float:
+        """How long this process, whose tenure is over, leaves the slot to somebody who is never seen."""
+        if now_s - self._berthed_s < self._berth_every_s:
+            return 0.0
+        self._berthed_s = now_s
+        self._berth_every_s = min(BERTH_EVERY_S_MAX, 2 * self._berth_every_s)
+        return BERTH_S
 
     def _time_of_others_s(self, turn: Turn | None) -> float:
         """How long after the commit that says `turn` this process leaves the next slot to others."""
-        least_s = max(YIELD_COMMITS * self._commit_s, YIELD_LOOKS * self._look_s)
+        least_s = self._least_s()
         if turn is None:
             return least_s
         # Stored numbers are any: a limit comes before arithmetic.
@@ -201,6 +242,10 @@ class Contention:
             return 0.0
         patience_s = max(PATIENCE_S, PATIENCE_LOOKS * self._look_s)
         return min(time_s, patience_s) + late_s + _up_to(self._commit_s)
+
+    def _least_s(self) -> float:
+        """A pause in which somebody just as fast finds the tail and gets the slot."""
+        return max(YIELD_COMMITS * self._commit_s, YIELD_LOOKS * self._look_s)
 
     def _others(self, turn: Turn | None) -> tuple[str, ...]:
         """Who stays in the order behind this process, which takes the slot behind the commit of `turn`."""
