@@ -155,7 +155,7 @@ async def test_a_stop_of_the_server_ends_followers_in_order_and_at_once(tmp_path
         await line.send(follow("/events/stream", inside.token))
         await read_until(line, b"retry:")
         inside.server.should_exit = True
-        assert (await line.rest(2)).endswith(b"0\r\n\r\n")
+        assert (await line.rest()).endswith(b"0\r\n\r\n")
 
 
 async def test_a_follower_that_leaves_is_let_go(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_a_follower_that_leaves_is_let_go(tmp_path: Path) -> None:
         async def is_let_go() -> bool:
             return not [task for task in asyncio.all_tasks() if task.get_name().startswith("stream-")]
 
-        await until(is_let_go, timeout_s=2)
+        await until(is_let_go, timeout_s=10)
 
 
 async def test_a_follower_too_many_is_429_until_another_has_left(
@@ -197,4 +197,4 @@ async def test_a_follower_too_many_is_429_until_another_has_left(
 async def test_a_follower_hears_that_the_server_is_still_there(tmp_path: Path) -> None:
     async with deployed(tmp_path) as inside, wire(inside.port) as line:
         await line.send(follow("/streams/s/stream", inside.token))
-        await read_until(line, b": still here\n\n", limits.HEARTBEAT_S + 2)
+        await read_until(line, b": still here\n\n", limits.HEARTBEAT_S + 20)

@@ -79,14 +79,10 @@ def importing(lab: LabProcess, file: Path) -> Iterator[Importing]:
             one.kill()
 
 
-def synthetic(tmp_path: Path) -> Path:
+def synthetic(tmp_path: Path, count: int = SYNTHETIC_RUNS) -> Path:
     """The sample many times over: enough that a kill meets work under way."""
     runs = json.loads(SAMPLE.read_text())
-    many = [
-        {**run, "task_id": f"{run['task_id']}-{n}"}
-        for n in range(SYNTHETIC_RUNS // len(runs))
-        for run in runs
-    ]
+    many = [{**run, "task_id": f"{run['task_id']}-{n}"} for n in range(count // len(runs)) for run in runs]
     path = tmp_path / "runs.json"
     path.write_text(json.dumps(many))
     return path
@@ -167,7 +163,7 @@ def test_an_import_waits_for_a_server_that_is_away_and_no_longer_than_told(
 def test_an_interrupted_import_says_so_quietly_and_goes_on_when_started_again(
     own_lab: LabProcess, tmp_path: Path
 ) -> None:
-    file = synthetic(tmp_path)
+    file = synthetic(tmp_path, 10 * SYNTHETIC_RUNS)  # Much is left when the first line comes.
     own_lab.start()
     with importing(own_lab, file) as one:
         assert one.process.stderr is not None

@@ -27,7 +27,7 @@ class TestFaultyDriver:
     async def test_each_fault_raises_its_error_and_delivers_as_it_says(
         self, driver: DocumentDriver, fault: Fault
     ) -> None:
-        faulty = FaultyDriver(driver)
+        faulty = FaultyDriver(driver, FaultPlan(late_s_max=0.5))
         faulty.script(fault)
         raised: type[Exception] | None = None
         try:

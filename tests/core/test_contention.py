@@ -387,3 +387,18 @@ def test_who_never_rests_leaves_a_berth_and_more_seldom_where_nobody_comes(
         clock.advance(pause_s)
     gaps = [after - before for before, after in itertools.pairwise([0.0, *berths])]
     assert gaps == pytest.approx([6, 12, 24, 48, 60], abs=2 * TENURE_ALONE_S)
+
+
+def test_where_commits_are_slow_a_lone_writer_rests_no_larger_part_of_its_time(
+    contention: Contention, clock: ManualClock
+) -> None:
+    position, rested_s = 0, 0.0
+    while clock.monotonic() < 300:
+        position += 1
+        started_s = clock.monotonic()
+        clock.advance(COMMIT_S_MAX)
+        contention.won(started_s, position)
+        pause_s = contention.pause_s(tail_at(clock, position, None))
+        rested_s += pause_s
+        clock.advance(pause_s)
+    assert rested_s < 0.08 * 300

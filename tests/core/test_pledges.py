@@ -28,7 +28,7 @@ class World:
         module = document_driver("sqlite")
         self.clock = ManualClock()
         self.driver = FaultyDriver(module.open_driver(module.Config(path=str(path)), {}, self.clock))
-        self.documents = Documents(self.driver, ids=Ids(self.clock), clock=self.clock, timeout_s=1.0)
+        self.documents = Documents(self.driver, ids=Ids(self.clock), clock=self.clock)
         self.finished: list[str] = []
         self.refuses: set[str] = set()
 

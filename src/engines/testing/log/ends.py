@@ -136,7 +136,7 @@ class TestTrim:
     async def test_a_trim_that_was_interrupted_is_finished_by_the_next(self, logs: Logs) -> None:
         driver = logs.faulty()
         await written(logs)
-        log = logs.open(driver, timeout_s=0.5)
+        log = logs.open(driver)
         await log.head()
         logs.wall.advance(DAY_S + 1)
         left = len(await logs.commits())
@@ -156,7 +156,7 @@ class TestTrim:
             for held in holds:
                 held.release()
             driver = logs.faulty()
-            log = logs.open(driver, timeout_s=0.5)
+            log = logs.open(driver)
             assert (await logs.open(logs.driver).verify()).ok
         assert await logs.open(logs.driver).trim(38) > 0
         assert len(await logs.commits()) < left

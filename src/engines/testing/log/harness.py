@@ -121,8 +121,10 @@ class Logs:
         self._closers.append(client.close)
         return client
 
-    def open(self, driver: DocumentDriver | None = None, **options: Any) -> Log:
-        log = open_log(driver or self.client(), clock=self.clock, **options)
+    def open(
+        self, driver: DocumentDriver | None = None, *, clock: Clock | None = None, **options: Any
+    ) -> Log:
+        log = open_log(driver or self.client(), clock=clock or self.clock, **options)
         self._closers.append(log.close)
         return log
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from engines.core.documents import TIMEOUT_S
 from engines.core.idempotency import identify
 from engines.core.log import Appended, Log
 from engines.errors import Conflict, EnginesError, OutcomeUnknown, Unavailable
@@ -15,8 +16,13 @@ from engines.ports.documents import Doc, DocumentDriver, Op, Page
 from engines.testing.faults import Fault, FaultPlan
 from engines.testing.log.harness import Logs, Watched, append, client_id, entry, names
 
-SHORT_S = 1.0
+SHORT_S = 0.5
 SOON_S = 10.0
+
+
+def hurry(log: Log, timeout_s: float) -> None:
+    """From now on what is asked of it has so long. A cold client had all the time that it needs."""
+    log._timeout_s = log._chain.documents._timeout_s = timeout_s
 
 
 class Post:
@@ -155,8 +161,9 @@ class TestLateDeliveries:
 
     async def test_a_write_that_arrives_after_its_caller_gave_up_leaves_no_gap(self, logs: Logs) -> None:
         post = Post(logs.client())
-        log = logs.open(post, timeout_s=SHORT_S)
+        log = logs.open(post)
         await append(log, "first")
+        hurry(log, SHORT_S)
         post.keep = 1_000
         with pytest.raises(OutcomeUnknown):
             await asyncio.wait_for(append(log, "given up"), SOON_S)
@@ -164,6 +171,7 @@ class TestLateDeliveries:
         assert await post.deliver() == "applied"
         while post.kept:
             assert await post.deliver() == "Conflict"
+        hurry(log, TIMEOUT_S)
         assert (await append(log, "last")).positions == (3,)
         assert await names(log) == ["first", "given up", "last"]
 
@@ -195,12 +203,14 @@ class TestLateDeliveries:
 class TestDeadline:
     async def test_what_was_never_sent_is_unavailable_and_never_appears(self, logs: Logs) -> None:
         driver = logs.faulty()
-        log = logs.open(driver, timeout_s=SHORT_S)
+        log = logs.open(driver)
         await append(log, "first")
+        hurry(log, SHORT_S)
         driver.plan = FaultPlan(write_refused=1.0)
         with pytest.raises(Unavailable):
             await asyncio.wait_for(append(log, "own"), SOON_S)
         driver.plan = FaultPlan()
+        hurry(log, TIMEOUT_S)
         await append(log, "last")
         assert await names(log) == ["first", "last"]
 
@@ -218,13 +228,15 @@ class TestDeadline:
 
     async def test_what_may_have_landed_and_cannot_be_looked_up_is_unknown(self, logs: Logs) -> None:
         driver = logs.faulty()
-        log = logs.open(driver, timeout_s=SHORT_S)
+        log = logs.open(driver)
         await append(log, "first")
+        hurry(log, SHORT_S)
         driver.script(Fault.LOST_APPLIED)
         driver.plan = FaultPlan(read_refused=1.0, write_refused=1.0)
         with pytest.raises(OutcomeUnknown):
             await asyncio.wait_for(append(log, "own"), SOON_S)
         driver.plan = FaultPlan()
+        hurry(log, TIMEOUT_S)
         assert (await append(log, "last")).positions == (3,)
         assert await names(log) == ["first", "own", "last"]
 
@@ -234,26 +246,31 @@ class TestDeadline:
         with pytest.raises(Unavailable):
             await asyncio.wait_for(append(log, "own"), SOON_S)
         driver.plan = FaultPlan()
+        hurry(log, TIMEOUT_S)
         assert (await append(log, "last")).positions == (1,)
 
     async def test_a_conflict_that_nothing_explains_ends_with_the_deadline(self, logs: Logs) -> None:
         driver = Watched(logs.client())
-        log = logs.open(driver, timeout_s=SHORT_S)
+        log = logs.open(driver)
         await append(log, "first")
+        hurry(log, SHORT_S)
         driver.calls.clear()
         driver.fail_writes = [Conflict("without a reason")] * 1_000
         with pytest.raises(Unavailable):
             await asyncio.wait_for(append(log, "own"), SOON_S)
         assert driver.calls["write"] < 100
         driver.fail_writes = []
+        hurry(log, TIMEOUT_S)
         assert (await append(log, "last")).positions == (2,)
 
     async def test_a_slot_that_was_lost_to_another_is_no_longer_in_doubt(self, logs: Logs) -> None:
         """Its first write can never land, so what follows is Unavailable: nothing was applied."""
         post = Post(logs.client())
         driver = logs.faulty()
-        log, other = logs.open(_Both(post, driver), timeout_s=2.0), logs.open()
+        log, other = logs.open(_Both(post, driver)), logs.open()
         await append(log, "first")
+        await other.head()
+        hurry(log, 2.0)
         post.keep = 1
         driver.plan = FaultPlan(write_refused=1.0)
         own = asyncio.ensure_future(append(log, "own"))
