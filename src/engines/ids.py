@@ -99,3 +99,8 @@ def position_of(event_id: str, tag: int) -> int | None:
     if parsed.version != 8 or parsed.int & _STREAM_TAG_MASK != tag:
         return None
     return parsed.int >> 80 or None
+
+
+def first_record_id(at_s: float) -> str:
+    """What sorts behind every record id made before `at_s` (epoch seconds), and before all others."""
+    return str(uuid.UUID(int=int(at_s * 1000) << 80))

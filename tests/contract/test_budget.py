@@ -211,6 +211,7 @@ def test_whoever_wants_to_know_what_holds_an_amount_finds_it(cast: Cast, house: 
     colleague = house.join(cast.user(), "member")
     settled, ended, held = (reserved(house) for _ in range(3))
     path = "/budget/reservations"
+    nothing = reserved(house, "0")
     hers = record(colleague.post(path, {"amount": "2"}, x_project_id="p1"), 201)
     record(house["member"].post(f"{path}/{settled['reservation_id']}/settle", {"cost": "1"}))
     record(house["member"].post(f"{path}/{ended['reservation_id']}/release"))
@@ -219,7 +220,9 @@ def test_whoever_wants_to_know_what_holds_an_amount_finds_it(cast: Cast, house: 
     def found(query: str, **headers: str) -> list[str]:
         return [item["reservation_id"] for item in viewer.get(f"{path}?{query}", **headers).body["items"]]
 
-    assert [item["state"] for item in viewer.items(path)] == ["settled", "released", "held", "held"]
+    every = [item["state"] for item in viewer.items(path)]
+    assert every == ["settled", "released", "held", "held", "held"]
+    assert nothing["reservation_id"] in found("")
     assert found("holding=true") == [held["reservation_id"], hers["reservation_id"]]
     assert found(f"holding=true&user_id={house.users['member']}") == [held["reservation_id"]]
     assert found("project_id=p1") == found("", x_project_id="p1") == [hers["reservation_id"]]

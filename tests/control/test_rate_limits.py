@@ -54,7 +54,7 @@ async def opened(url: str) -> AsyncIterator[engines.Engines]:
         yield process
 
 
-async def test_another_process_goes_by_a_policy_within_a_second(url: str, opened: engines.Engines) -> None:
+async def test_another_process_goes_by_a_policy(url: str, opened: engines.Engines) -> None:
     async with engines.open(url) as other:
         assert await other.rate_limits.admit(OWNER, CALL) is UNLIMITED
         await opened.rate_limit_policies.put(OWNER, [limit(3)])

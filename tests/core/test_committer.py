@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from engines.clock import SystemClock
 from engines.core.appends import EVENTS_MAX
 from engines.core.committer import WAITING_BYTES_MAX
 from engines.core.log import Entry
 from engines.core.tail import Write
 from engines.drivers.registry import document_driver
 from engines.errors import EnginesError, OutcomeUnknown, Throttled
-from engines.ports.documents import DocumentDriver, Op
+from engines.ports.documents import Doc, DocumentDriver, Op, Page
 from engines.testing.clock import ManualClock
 from engines.testing.faults import FaultyDriver
 from engines.testing.log.harness import Watched, append, names, open_log
@@ -39,11 +40,21 @@ async def driver(tmp_path: Path) -> AsyncIterator[DocumentDriver]:
 
 
 class Hanging(Watched):
-    """From the moment `hangs` is set no call is answered."""
+    """While `hangs` is set no call is answered."""
 
     def __init__(self, driver: DocumentDriver) -> None:
         super().__init__(driver)
         self.hangs = False
+
+    async def scan(self, partition: str, *, above: str, below: str, limit: int, reverse: bool) -> Page:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return await super().scan(partition, above=above, below=below, limit=limit, reverse=reverse)
+
+    async def get(self, partition: str, keys: Sequence[str]) -> dict[str, Doc]:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return await super().get(partition, keys)
 
     async def write(self, partition: str, ops: Sequence[Op], *, write_id: str) -> None:
         if self.hangs:
@@ -87,6 +98,50 @@ async def test_who_waits_no_more_waits_for_no_look_either(driver: DocumentDriver
     await append(log, "next")
     await log.close()
     assert await names(open_log(driver)) == ["first", "next"]
+
+
+async def test_however_many_wait_a_backend_is_left_alone_for_as_long_as_it_asks(
+    driver: DocumentDriver,
+) -> None:
+    watched = Watched(driver)
+    log = open_log(watched, timeout_s=SHORT_S)
+    await append(log, "first")
+    watched.calls.clear()
+    watched.fail_writes = [Throttled("too much", retry_after_s=10 * STUCK_S) for _ in range(1_000)]
+    waiting = []
+    for number in range(20):
+        waiting.append(asyncio.ensure_future(append(log, str(number))))
+        await asyncio.sleep(SHORT_S / 10)
+    async with asyncio.timeout(STUCK_S):
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Throttled}
+    assert watched.calls["write"] <= 3
+    await log.close()
+
+
+async def test_who_has_no_time_left_is_answered_while_the_tail_is_read(driver: DocumentDriver) -> None:
+    hanging = Hanging(driver)
+    log = open_log(hanging, timeout_s=SHORT_S)
+    await append(log, "first")
+    hanging.hangs = True
+    clock = SystemClock()
+    waits_s: list[float] = []
+
+    async def timed(name: str) -> None:
+        began_s = clock.monotonic()
+        with pytest.raises(EnginesError):
+            await append(log, name)
+        waits_s.append(clock.monotonic() - began_s)
+
+    waiting = []
+    for name in "abcd":
+        waiting.append(asyncio.create_task(timed(name)))
+        await asyncio.sleep(SHORT_S / 8)
+    await asyncio.gather(*waiting)
+    # A write that hangs and a look that hangs, one after the other, would be twice that.
+    assert max(waits_s) < 1.5 * SHORT_S, waits_s
+    hanging.hangs = False
+    await log.close()
 
 
 async def test_a_backend_that_loses_every_reply_fills_no_memory(driver: DocumentDriver) -> None:

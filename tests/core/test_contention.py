@@ -402,3 +402,31 @@ def test_where_commits_are_slow_a_lone_writer_rests_no_larger_part_of_its_time(
         rested_s += pause_s
         clock.advance(pause_s)
     assert rested_s < 0.08 * 300
+
+
+def test_who_gave_up_after_a_loss_pauses_again_as_long_the_next_time(
+    contention: Contention, clock: ManualClock
+) -> None:
+    look(contention, clock, 0.02)
+    contention.lost(clock.monotonic() - COMMIT_S)
+    clock.advance(3_600)
+    pauses = [contention.lost(clock.monotonic() - COMMIT_S) for _ in range(50)]
+    assert max(pauses) > LOSER_LOOKS_MAX * 0.02 / 2
+    clock.advance(WAIT_S_MAX)
+    for _ in range(10):
+        clock.advance(WAIT_S_MAX / 5)
+        contention.lost(clock.monotonic() - COMMIT_S)
+    pauses = [contention.lost(clock.monotonic() - COMMIT_S) for _ in range(50)]
+    assert max(pauses) < 2 * COMMIT_S, "who only loses tries again at once"
+
+
+def test_who_rests_leaves_no_berth_beside(contention: Contention, clock: ManualClock) -> None:
+    position = 0
+    while clock.monotonic() < 60:
+        position += 1
+        commit(contention, clock, position, None)
+        assert contention.pause_s(tail_at(clock, position, None)) < BERTH_S / 2
+        if position % 500 == 0:
+            clock.advance(1.0)
+        else:
+            clock.advance(contention.pause_s(tail_at(clock, position, None)))

@@ -93,6 +93,13 @@ class Stream:
         self._commit_s, self._refusal_s, self._look_s = costs
         self._tail = Tail(0, "", 0, 0)
 
+    def ended(self) -> None:
+        """Who did not come again waits to the end."""
+        now_s = self._clock.monotonic()
+        self.waits_s = [
+            max(wait_s, now_s - won_s) for wait_s, won_s in zip(self.waits_s, self._won_s, strict=True)
+        ]
+
     def writer(self, number: int, away_s: float) -> Step:
         """What `core/committer.py` does, for one that always has something to write.
 
@@ -140,6 +147,7 @@ def written(away_s: Sequence[float], costs: tuple[float, float, float], seconds:
     for number, away in enumerate(away_s):
         machine.start(stream.writer(number, away))
     machine.run(seconds)
+    stream.ended()
     return stream
 
 

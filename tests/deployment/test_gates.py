@@ -17,8 +17,8 @@ from engines.wiring import Engines
 from tests.deployment.conftest import Open, token
 
 # A change is adopted within a second.
-# A second, and what a machine that pauses adds. In polls: tests/control/test_directory.py.
-ADOPTION_S = 5.0
+# It takes a second (in polls: tests/control/test_directory.py), and what a machine that pauses adds.
+ADOPTION_S = 2.5
 PATIENCE_S = 20.0
 ROUNDS = 2
 REFUND = EvaluationInput(action="refund.create")

@@ -17,6 +17,7 @@ from engines.errors import (
     NotFound,
     Throttled,
 )
+from engines.ids import first_record_id
 from engines.stores import budget_accounts
 from engines.stores.budget_accounts import HOLDS_BYTES_MAX, Accounts, lapse_s
 from engines.stores.budget_policy import Dimensions, Policy, Price
@@ -85,6 +86,7 @@ class TestReservations:
         with pytest.raises(Throttled):
             await spender.reserve("10")
         assert await spender.holding() == [first.reservation_id]
+        assert first_record_id(spender.home.clock.now() - 30) < first.reservation_id
         await spender.advance(0.1)
         assert await spender.holding() == []
         assert await spender.left() == (0, 0)

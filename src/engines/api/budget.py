@@ -133,7 +133,7 @@ async def reserve_budget(call: Call) -> Sendable:
 
 @router.get("/budget/reservations", query=ReservationsQuery, reply=Page[Reservation])
 async def list_reservations(call: Call) -> Sendable:
-    """Everybody's reservations, the oldest first, as long as they are kept: seven days from their end."""
+    """Everybody's reservations, the oldest first, until seven days after they lapse or would have."""
     query = call.query(ReservationsQuery)
     listed = await call.engines.budget.reservations(
         await call.context(), query.where(), window=query.window()

@@ -128,11 +128,14 @@ class Committer:
         try:
             tail = self.view.known
             if tail is None or not self.view.is_fresh():
-                tail = await self._look()
+                tail = await self._look(Unavailable("the end of the log could not be read in time"))
             if (pause_s := self._contention.pause_s(tail)) > 0:
                 await asyncio.sleep(pause_s)
-                has_moved = (await self._look()).position > tail.position
-                self._expire(_outrun() if has_moved else Throttled("more is appended than this log can take"))
+                # Who waits behind commits of this process alone asks for more than it can write.
+                is_ours = self._contention.wrote_last(tail)
+                late = Throttled("more is appended than this log can take") if is_ours else _outrun()
+                await self._look(late)
+                self._expire(late)
                 return
             segment = self._chain.segment_of(tail.position + 1)
             if self._take() and not await self._is_repeat_or_refused(tail, segment):
@@ -146,19 +149,33 @@ class Committer:
         if self._hand:
             self._put_back()
 
-    async def _look(self) -> Tail:
-        """The tail as it is now; what that takes decides how often this process looks."""
+    async def _look(self, late: EnginesError) -> Tail:
+        """The tail as it is now; what that takes decides how often this process looks.
+
+        Whoever has no time left before it is read is answered meanwhile: with `late`.
+        """
         started_s = self._clock.monotonic()
-        tail = await self.view.refresh()
+        looking = asyncio.create_task(self.view.refresh())
+        try:
+            while not (await asyncio.wait((looking,), timeout=self._first_left_s()))[0]:
+                self._expire(late)
+        finally:
+            looking.cancel()
+        tail = looking.result()
         self._contention.looked(started_s)
         return tail
 
+    def _first_left_s(self) -> float | None:
+        """How much time the first of those in the queue still has; None where it is empty."""
+        if not self._queue:
+            return None
+        return max(0.0, min(append.deadline_s for append in self._queue) - self._clock.monotonic())
+
     async def _rest(self, error: EnginesError) -> None:
         """Pause after an error, for as long as the backend asks; but no caller outwaits a deadline."""
-        pause_s = self._retry_pause_s(error)
-        if self._queue:
-            left_s = min(append.deadline_s for append in self._queue) - self._clock.monotonic()
-            await asyncio.sleep(max(0.0, min(pause_s, left_s)))
+        until_s = self._clock.monotonic() + self._retry_pause_s(error)
+        while self._queue and (left_s := until_s - self._clock.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, self._first_left_s() or 0.0))
             self._expire(error)
 
     def _retry_pause_s(self, error: EnginesError) -> float:
@@ -339,8 +356,7 @@ class Committer:
             self.view.doubt(write)
             self._put_back()
             self._expire(lost)
-            # Who waits no more need not wait for the look either.
-            if not self._queue or (await self.view.refresh()).position < write.tail.first:
+            if not self._queue or (await self._look(lost)).position < write.tail.first:
                 raise
         except BaseException:
             self.view.doubt(write)
@@ -360,7 +376,7 @@ class Committer:
 
     async def _settle_conflict(self, write: Write) -> None:
         """The slot or a marker was taken: learn by whom, settle what that answers, pack the rest again."""
-        tail = await self._look()
+        tail = await self._look(_outrun())
         found = await self._look_in(write.segment)
         if tail.position >= write.tail.first:
             self._put_back()

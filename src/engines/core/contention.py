@@ -93,6 +93,7 @@ class Contention:
         "_last_position",
         "_look_s",
         "_losing_since_s",
+        "_lost_s",
         "_name",
         "_tenure_since_s",
         "_tenure_until_s",
@@ -116,7 +117,9 @@ class Contention:
         self._berth_every_s = BERTH_EVERY_S
         # Its last tenure ended before it had written everything; others wrote while it waited for this one.
         self._had_more = self._is_crowded = False
+        # Since when it only loses, and when it lost last.
         self._losing_since_s: float | None = None
+        self._lost_s = float("-inf")
         self._waits_since_s: float | None = None
         self._waits_behind = -1
         self._due_s = 0.0
@@ -127,7 +130,7 @@ class Contention:
         self._measure(started_s)
         if self._was_idle(started_s):
             self._tenure_since_s, self._had_more = None, False
-        if started_s - self._last_commit_s >= self._berth_every_s:
+        if started_s - self._last_commit_s >= BERTH_S:
             self._berthed_s = started_s
         if self._tenure_since_s is None:
             self._tenure_since_s = started_s
@@ -147,11 +150,16 @@ class Contention:
         self._foreign_seen_s = now_s = self._clock.monotonic()
         self._berth_every_s = BERTH_EVERY_S
         self._end_tenure(started_s)
-        if self._losing_since_s is None:
+        if self._losing_since_s is None or now_s - self._lost_s > WAIT_S_MAX:
             self._losing_since_s = now_s
+        self._lost_s = now_s
         if now_s - self._losing_since_s > WAIT_S_MAX:
             return _up_to(self._commit_s)  # A berth is short.
         return _up_to(max(LOSER_COMMITS_MAX * self._commit_s, LOSER_LOOKS_MAX * self._look_s))
+
+    def wrote_last(self, tail: Tail) -> bool:
+        """Whether the log ends with a commit of this process."""
+        return tail.position == self._last_position
 
     def pause_s(self, tail: Tail) -> float:
         """Take note of the tail, behind which a commit is to go; returns how long others come first.
@@ -159,7 +167,7 @@ class Contention:
         Mostly 0. After the pause the tail is to be read again: where it has moved, so has the order.
         """
         now_s = self._clock.monotonic()
-        if tail.position == self._last_position:
+        if self.wrote_last(tail):
             if self._goes_on(now_s, tail.turn):
                 return 0.0
             since_s = self._last_commit_s
@@ -176,7 +184,7 @@ class Contention:
             self._is_crowded = self._waits_since_s is not None
             self._waits_behind = tail.position
             self._due_s = since_s + self._time_of_others_s(tail.turn)
-            if tail.position == self._last_position:
+            if self.wrote_last(tail):
                 self._due_s = max(self._due_s, since_s + self._berth_s(now_s))
         if self._waits_since_s is None:
             self._waits_since_s = now_s

@@ -60,11 +60,12 @@ async def list_records(
     cursors: Cursors,
     window: Window,
     selective: bool = False,
+    first: str | None = None,
 ) -> Listed[T]:
     """The records under `prefix`; `read` makes one of its document, or None to leave it out.
 
-    `selective` says that many are left out, so that larger scans pay. Raises Invalid for a limit out of
-    bounds and for a cursor of another list.
+    `selective` says that many are left out, so that larger scans pay; `first`, a document key, that whatever
+    stands before it is. Raises Invalid for a limit out of bounds and for a cursor of another list.
     """
     window.checked()
     above, below = within(*prefix)
@@ -73,7 +74,7 @@ async def list_records(
     for _ in range(SCANS_MAX):
         found = await documents.scan(
             partition,
-            above=above if after is None or window.descending else after,
+            above=max(above, first or above, above if after is None or window.descending else after),
             below=below if after is None or not window.descending else after,
             limit=SCAN_LIMIT_MAX if selective else window.limit,
             reverse=window.descending,

@@ -54,7 +54,14 @@ from engines.stores.budget_records import (
     UsageInput,
     reservation_key,
 )
-from engines.stores.budget_reservations import Release, Reserve, Settle, holds, no_such_reservation
+from engines.stores.budget_reservations import (
+    Release,
+    Reserve,
+    Settle,
+    holds,
+    no_such_reservation,
+    oldest_key,
+)
 from engines.stores.budget_sheet import Announcements
 from engines.stores.budget_summary import Summary, SummaryQuery, check_query, summarise
 from engines.stores.budget_totals import read_standing
@@ -225,7 +232,7 @@ class Budget:
                 and where.project_id in (None, stored.record.project_id)
                 and (not where.holding or holds(stored, now_s))
             )
-            return _reservation(doc) if is_wanted else None
+            return with_etag(stored.record, doc.version) if is_wanted else None
 
         return await list_records(
             place.documents,
@@ -235,6 +242,7 @@ class Budget:
             cursors=list_scope(catalogue.BUDGET, context.tenant_id, context.env, "reservations"),
             window=window,
             selective=where != EVERY_RESERVATION,
+            first=oldest_key(now_s) if where.holding else None,
         )
 
     async def settle(

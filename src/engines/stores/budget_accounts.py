@@ -47,6 +47,8 @@ from engines.stores.budget_records import Account, Head, Holds
 HARD_LIMIT: Final = "hard_limit"
 # For holds up to so many seconds, lapses are rounded up to a multiple of so many.
 _GRAINS: Final = ((60, 1), (3_600, 60), (24 * 3_600, 900))
+# By so much a hold lapses later than was asked for, at most.
+ROUNDED_S_MAX: Final = _GRAINS[-1][1]
 # What holds may take of the head, quotes and backslashes counted twice: of each use its dimensions, and so
 # much for each second at which it lapses. The accounts of 50 limits and the rest need less than 100 kB.
 HOLDS_BYTES_MAX: Final = 256_000

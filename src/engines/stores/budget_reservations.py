@@ -19,8 +19,9 @@ from engines.clock import timestamp
 from engines.codec import canonical_json
 from engines.core.idempotency import Request
 from engines.errors import Conflict, Forbidden, NotFound, Throttled
+from engines.ids import first_record_id
 from engines.scope import RequestContext, check_id
-from engines.stores.budget_accounts import lapse_s, past_hard, past_soft
+from engines.stores.budget_accounts import ROUNDED_S_MAX, lapse_s, past_hard, past_soft
 from engines.stores.budget_amounts import EXACT, amount_of, check_currency, plain
 from engines.stores.budget_changes import (
     MANAGE,
@@ -33,6 +34,7 @@ from engines.stores.budget_changes import (
 )
 from engines.stores.budget_policy import Dimensions
 from engines.stores.budget_records import (
+    HELD_S_MAX,
     RESERVATION,
     Reservation,
     ReservationInput,
@@ -46,8 +48,9 @@ from engines.stores.budget_usage import post, priced_sums
 from engines.stores.event_records import instant_ms
 from engines.stores.scoped import stamp
 
-# How long a reservation is kept after it lapsed or ended: so long can it be settled late, or asked again.
+# How long a reservation is kept once it lapses or would have: to be settled late, or asked again.
 KEPT_S: Final = 7 * 24 * 3600
+CLOCKS_DIFFER_S: Final = 3600
 
 
 class Reserve(BudgetChange[Reservation]):
@@ -245,8 +248,14 @@ class Release(_OfReservation):
 
 
 def holds(stored: StoredReservation, now_s: float) -> bool:
-    """Whether it takes something from limits: it neither ended nor lapsed."""
-    return stored.record.state == "held" and now_s < stored.lapses_s
+    """Whether it takes something from limits now: it is of some amount, and neither ended nor lapsed."""
+    is_held = stored.record.state == "held" and stored.held_for is not None
+    return is_held and now_s < stored.lapses_s
+
+
+def oldest_key(now_s: float) -> str:
+    """Before it stands no reservation that still holds something, whatever the clock that made its id."""
+    return reservation_key(first_record_id(now_s - HELD_S_MAX - ROUNDED_S_MAX - CLOCKS_DIFFER_S))
 
 
 def no_such_reservation() -> NotFound:
