@@ -112,7 +112,8 @@ POST /attribution/tag-link
 POST,GET /budget/usage
 GET,PUT /budget/policy
 GET /budget/summary
-POST /budget/reservations
+POST,GET /budget/reservations
+GET /budget/reservations/{reservation_id}
 POST /budget/reservations/{reservation_id}/settle
 POST /budget/reservations/{reservation_id}/release
 GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE /reserved/{kind}
