@@ -173,9 +173,11 @@ class Committer:
 
     async def _rest(self, error: EnginesError) -> None:
         """Pause after an error, for as long as the backend asks; but no caller outwaits a deadline."""
-        until_s = self._clock.monotonic() + self._retry_pause_s(error)
-        while self._queue and (left_s := until_s - self._clock.monotonic()) > 0:
-            await asyncio.sleep(min(left_s, self._first_left_s() or 0.0))
+        left_s = self._retry_pause_s(error)
+        while left_s > 0 and (first_left_s := self._first_left_s()) is not None:
+            pause_s = min(left_s, first_left_s)
+            await asyncio.sleep(pause_s)
+            left_s -= pause_s
             self._expire(error)
 
     def _retry_pause_s(self, error: EnginesError) -> float:
