@@ -430,3 +430,11 @@ def test_who_rests_leaves_no_berth_beside(contention: Contention, clock: ManualC
             clock.advance(1.0)
         else:
             clock.advance(contention.pause_s(tail_at(clock, position, None)))
+
+
+def test_a_commit_whose_reply_was_lost_is_of_ones_own(contention: Contention, clock: ManualClock) -> None:
+    contention.lost(clock.monotonic() - COMMIT_S)
+    clock.advance(1.0)
+    turn = contention.turn_behind(None)
+    contention.landed(8)
+    assert contention.pause_s(tail_at(clock, 8, turn)) == 0, "nobody waits for a turn of its own"

@@ -54,7 +54,7 @@ class Committer:
     def __init__(
         self, chain: Chain, *, event_ids: EventIds, clock: Clock, on_moved: Callable[[], None]
     ) -> None:
-        self.view = TailView(chain, clock=clock, on_moved=on_moved, on_landed=self._land)
+        self.view = TailView(chain, clock=clock, on_moved=on_moved, on_landed=self._landed)
         self._chain = chain
         self._documents = chain.documents
         self._event_ids = event_ids
@@ -375,6 +375,11 @@ class Committer:
         at, ids = write.tail.at, self._event_ids
         for append, positions in write.placed:
             append.settle(positions, at, ids)
+
+    def _landed(self, write: Write) -> None:
+        """The reply to the write was lost, and its commit stands."""
+        self._contention.landed(write.tail.position)
+        self._land(write)
 
     async def _settle_conflict(self, write: Write) -> None:
         """The slot or a marker was taken: learn by whom, settle what that answers, pack the rest again."""

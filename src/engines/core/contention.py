@@ -128,6 +128,13 @@ class Contention:
         """A commit of ours, sent at `started_s` (monotonic), is durable; it ends at `position`."""
         tenure_s = self._tenure_s()
         self._measure(started_s)
+        self._wrote(started_s, position, tenure_s)
+
+    def landed(self, position: int) -> None:
+        """A commit of ours whose reply was lost is durable after all; it ends at `position`."""
+        self._wrote(self._clock.monotonic(), position, self._tenure_s())
+
+    def _wrote(self, started_s: float, position: int, tenure_s: float) -> None:
         if self._was_idle(started_s):
             self._tenure_since_s, self._had_more = None, False
         if started_s - self._last_commit_s >= BERTH_S:
