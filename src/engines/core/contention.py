@@ -34,7 +34,7 @@ from engines.core.commits import Turn
 from engines.core.tail import Tail
 
 # A tenure lasts so many commits: a change of turns costs a few of them. The upper bound keeps the turns of
-# sixteen writers below the time that a request has, unless looks or commits take over 50 ms.
+# sixteen writers below the time that a request has, unless looks or commits take 50 ms and more.
 TENURE_COMMITS: Final = 32
 TENURE_S_MIN: Final = 0.02
 TENURE_S_MAX: Final = 0.25
