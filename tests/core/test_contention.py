@@ -325,6 +325,16 @@ def test_after_its_turn_a_writer_lets_all_others_have_theirs(
     assert alone is None or alone.writers == ("me",)  # they are put out.
 
 
+def test_a_pause_that_was_slept_is_over_on_a_clock_that_stands_still(
+    contention: Contention, clock: ManualClock
+) -> None:
+    tail = tail_at(clock, 7, Turn(("a", "b"), 10))
+    assert contention.pause_s(tail) > 0
+    contention.waited()
+    assert contention.pause_s(tail) == 0
+    assert contention.pause_s(tail_at(clock, 8, Turn(("a", "b"), 10))) > 0
+
+
 def test_a_name_that_none_of_ours_has_is_not_handed_on(contention: Contention, clock: ManualClock) -> None:
     wait(contention, clock, Turn(("a", "b"), 10))
     taken = contention.turn_behind(Turn(("x" * 100_000, "a"), 0))

@@ -131,6 +131,7 @@ class Committer:
                 tail = await self._look(Unavailable("the end of the log could not be read in time"))
             if (pause_s := self._contention.pause_s(tail)) > 0:
                 await asyncio.sleep(pause_s)
+                self._contention.waited()
                 # Who waits behind commits of this process alone asks for more than it can write.
                 is_ours = self._contention.wrote_last(tail)
                 late = Throttled("more is appended than this log can take") if is_ours else _outrun()

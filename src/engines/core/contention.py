@@ -197,6 +197,10 @@ class Contention:
             self._waits_since_s = now_s
         return max(0.0, min(self._due_s, self._waits_since_s + WAIT_S_MAX) - now_s)
 
+    def waited(self) -> None:
+        """The last pause was slept to its end: that ends it, though an injected clock may stand still."""
+        self._due_s = min(self._due_s, self._clock.monotonic())
+
     def turn_behind(self, turn: Turn | None) -> Turn | None:
         """What a commit of ours says behind one that says `turn`; None where nobody else was seen lately."""
         now_s = self._clock.monotonic()
