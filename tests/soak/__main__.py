@@ -2,7 +2,8 @@
 
 Owns its parts, the time they have, the report and the exit status: 0 where everything that was asked for ran
 and held, 1 where something failed, 2 where nothing failed and something did not run. Leaves the cycles of
-kills to `crashes.py`, a move under load to `tests/moves/under_load.py`, and the log's histories to its kit.
+kills to `crashes.py`, a move under load to `tests/moves/under_load.py`, the log's histories to its kit, and
+questions asked at random to the tests of the API's description.
 
 Each part is bounded by an equal share of `--minutes`, and each driver by an equal share of its part. What the
 time or this machine does not allow is named as *not run*. A failure is repeated with the seed that the first
@@ -24,13 +25,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from engines.drivers.registry import DOCUMENT_DRIVERS
+from tests.api.test_description import FUZZ_SEED_VARIABLE
 from tests.backends import UNAVAILABLE, Server, make_running, new_backend, open_server
 from tests.log.conftest import ALL_REPETITIONS_VARIABLE
 from tests.moves.under_load import move_under_load
@@ -38,8 +40,10 @@ from tests.servers.cosmos import WIRE_ALONE, is_wire_alone
 from tests.soak.crashes import Tally, crash_cycles
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PARTS: Final = ("crashes", "pairs", "histories")
+PARTS: Final = ("crashes", "pairs", "histories", "fuzz")
 CYCLES_DEFAULT: Final = 200
+# Of these seeds, the one of the run and those behind it, each asks the API other questions.
+FUZZ_SEEDS_DEFAULT: Final = 10
 PAIR_TIMEOUT_S: Final = 300.0
 SAY_EVERY_S: Final = 30.0
 FAILED: Final = 1
@@ -106,6 +110,14 @@ class Soak:
                 continue
             self._timed("histories", driver, [driver], lambda: self._play(driver, ends_s))  # noqa: B023
 
+    def fuzz(self, ends_s: float) -> None:
+        first: int = self._options.seed
+        for seed in range(first, first + self._options.fuzz_seeds):
+            if time.monotonic() >= ends_s:
+                self._add(Row("fuzz", f"seed {seed}", "not run", 0.0, "no time was left"))
+                continue
+            self._timed("fuzz", f"seed {seed}", [], lambda: self._ask(seed, ends_s))  # noqa: B023
+
     def _cycles(self, driver: str, until_s: float) -> str:
         tally = Tally()
         wanted: int = self._options.cycles
@@ -154,30 +166,14 @@ class Soak:
         return f"{done.changes} changes, {done.events} events, the longest took {done.longest_s:.1f} s"
 
     def _play(self, driver: str, ends_s: float) -> str:
-        """The log's kit with all its repetitions, in a run of pytest with servers of its own."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "tests/log/test_log.py",
-            "-k",
-            f"(Histories or Processes) and {driver}",
-        ]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, ALL_REPETITIONS_VARIABLE: "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, ends_s - time.monotonic()),
-            check=False,
-        )
-        last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
-        assert done.returncode == 0, done.stdout[-4_000:]
-        return last
+        """The log's kit with all its repetitions."""
+        chosen = ("tests/log/test_log.py", "-k", f"(Histories or Processes) and {driver}")
+        return _tested(chosen, {ALL_REPETITIONS_VARIABLE: "1"}, ends_s)
+
+    def _ask(self, seed: int, ends_s: float) -> str:
+        """The API's fuzz, with questions of this seed."""
+        chosen = ("tests/api/test_description.py", "-k", "fuzz")
+        return _tested(chosen, {FUZZ_SEED_VARIABLE: str(seed)}, ends_s)
 
     # --- the report ---
 
@@ -207,6 +203,23 @@ class Soak:
     def _add(self, row: Row) -> None:
         self.rows.append(row)
         say(f"{row.part}, {row.what}: {row.outcome}, {row.detail}")
+
+
+def _tested(chosen: Sequence[str], variables: Mapping[str, str], ends_s: float) -> str:
+    """A run of pytest with servers of its own: its last line. Raises AssertionError where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", *chosen],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=max(1.0, ends_s - time.monotonic()),
+        check=False,
+    )
+    last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+    assert done.returncode == 0, done.stdout[-4_000:]
+    return last
 
 
 def _first(error: BaseException) -> str:
@@ -256,6 +269,7 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=CYCLES_DEFAULT, help="kills on each backend")
     parser.add_argument("--backends", type=_drivers, default=list(DOCUMENT_DRIVERS), help="names, by commas")
     parser.add_argument("--pairs", type=_pairs, help="SOURCE:TARGET,…; default: all pairs of --backends")
+    parser.add_argument("--fuzz-seeds", type=int, default=FUZZ_SEEDS_DEFAULT, help="rounds of the fuzz")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--minutes", type=float, default=24 * 60.0, help="the most that all of it may take")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))

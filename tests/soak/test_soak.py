@@ -50,9 +50,9 @@ def test_what_holds_is_told_with_its_numbers() -> None:
 
 
 def test_what_there_was_no_time_for_is_named_and_is_no_success() -> None:
-    code, rows = soak("--minutes", "0", "--parts", "pairs,histories")
+    code, rows = soak("--minutes", "0", "--parts", "pairs,histories,fuzz")
     assert code == 2
-    assert rows == dict.fromkeys(("pairs", "histories"), ("not run", "no time was left"))
+    assert rows == dict.fromkeys(("pairs", "histories", "fuzz"), ("not run", "no time was left"))
 
 
 @pytest.mark.crash
