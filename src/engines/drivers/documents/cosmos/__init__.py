@@ -137,7 +137,8 @@ DESCRIPTION: Final = DriverDescription(
     proven={
         "a wire-level server of our own": "the conformance kit, the log, moves, a disturbed network,"
         " replies to order, and in script/soak 200 times kill -9 of server, database or both under load, with"
-        " 9,794 changes acknowledged and none lost or doubled: it shows our wiring and not Azure's behaviour",
+        " 19,417 changes acknowledged and none lost or doubled: it shows our wiring and not Azure's"
+        " behaviour",
         "Azure Cosmos DB": "not run; ENGINES_TEST_COSMOS_URL names an account or emulator to run the same"
         " tests against",
     },
