@@ -309,6 +309,22 @@ def test_a_key_counts_for_one_user_one_path_one_method_one_env_and_one_tenant(ca
     assert member.delete("/tables/scope/p/s", idempotency_key=key).status == 204
 
 
+@pytest.mark.parametrize(
+    "name", ["event", "stream", "table", "agent memory", "session", "tokens", "usage", "reservation", "note"]
+)
+def test_a_key_that_was_used_in_another_project_answers_for_that_one_alone(
+    cast: Cast, tenant: Tenant, name: str
+) -> None:
+    caller, method, path, body, _other, headers = call_named(cast, tenant, name)
+    project = fresh("p")
+    made(tenant["admin"].post("/projects", {"project_id": project, "name": "P"}))
+    keyed = {**headers, "idempotency_key": fresh("key")}
+    made(caller.call(method, path, body, **keyed))
+    there = caller.call(method, path, body, **keyed, x_project_id=project)
+    problem(there, 409, "IdempotencyKeyReused")
+    assert caller.call(method, path, body, **keyed).replayed
+
+
 @pytest.mark.parametrize("bad", ["", "a" * 256, "é", "a\tb"])
 def test_a_key_that_is_not_1_to_255_printable_ascii_is_400(tenant: Tenant, bad: str) -> None:
     problem(

@@ -7,7 +7,7 @@ turning whatever is raised into a problem document. Leaves deriving to `identity
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -179,15 +179,21 @@ class Call:
         return condition_of(self.fields)
 
     def request(self, context: RequestContext) -> Request | None:
-        """The idempotent request that this is, once its body is read; None without a key. Raises Invalid."""
+        """The idempotent request that this is, once its body is read; None without a key. Raises Invalid.
+
+        Its surface, app and project belong to what it asks for, as its body does: elsewhere the same body is
+        about other records.
+        """
         key = idempotency_key_of(self.fields)
         if key is None:
             return None
-        return self.identified(key, context.target_tenant_id, context.env, context.user_id)
+        who = (context.target_tenant_id, context.env, context.user_id)
+        where = (context.surface_id, context.app_id or "", context.project_id or "")
+        return self.identified(key, *who, where=where)
 
-    def identified(self, key: str, *who: str) -> Request:
+    def identified(self, key: str, *who: str, where: Sequence[str] = ()) -> Request:
         """The request that `key` names among those of `who` to this path."""
-        body = self._body + b"\n" + self.scope["query_string"]
+        body = b"\n".join((self._body, self.scope["query_string"], *(part.encode() for part in where)))
         return identify(*who, self.scope["method"], self.scope["path"], key, body=body)
 
     async def answer(self, status: int, fields: HeaderFields, body: bytes) -> None:

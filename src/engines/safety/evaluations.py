@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -186,7 +185,6 @@ class Gates:
         request: Request | None = None,
     ) -> Decided:
         with _undecided():
-            request = _bound(context, request)
             ask = self._ask(context, evaluation, request)
             generation = self._directory.generation
             plan = await self._plan(context, evaluation.action)
@@ -389,11 +387,3 @@ def _undecided() -> Iterator[None]:
         )
         unrecorded.decision = "block"
         raise unrecorded from error
-
-
-def _bound(context: RequestContext, request: Request | None) -> Request | None:
-    """The request as one of its surface, app and project: elsewhere the same body asks something else."""
-    if request is None:
-        return None
-    where = "\n".join((request.digest, context.surface_id, context.app_id or "", context.project_id or ""))
-    return Request(request.key, hashlib.sha256(where.encode()).hexdigest())
