@@ -162,13 +162,15 @@ Found = dict[tuple[str, str, str], Doc]
 
 
 async def decide(process: engines.Engines) -> None:
-    """Ada approves a strategy lock of Bob's and has a room; the owner lets her into another, and answers what
-    each of them asked."""
-    lock = DefinitionInput(json_blob={"allowed_actions": ["*"]})
-    await process.definitions.put(BOB, SCHEMA_NAMED["strategy-locks"], "lock", lock, condition=NEW)
+    """Ada approves locks of Bob's, of which he deletes one, and has a room; the owner lets her into another,
+    and answers what each of them asked."""
+    locks, lock = SCHEMA_NAMED["strategy-locks"], DefinitionInput(json_blob={"allowed_actions": ["*"]})
     review = LockReview(verdict="pass", reviewers=(ADA.user_id, "eve"), note=f"{ADA.user_id} likes it")
     said = LockDecisionInput(note=f"says {ADA.user_id}", review=review)
-    await process.strategy_locks.approve(ADA, "lock", said, condition=Condition(versions=("*",)))
+    for name in ("lock", "gone"):
+        await process.definitions.put(BOB, locks, name, lock, condition=NEW)
+        await process.strategy_locks.approve(ADA, name, said, condition=Condition(versions=("*",)))
+    await process.definitions.delete(BOB, locks, "gone", condition=Condition(versions=("*",)))
     put, writer = process.realtime.put, RoomMemberInput(role="writer")
     await put(ADA, "thread", "hers", ADA.user_id, RoomMemberInput(role="host"))
     await put(ADA, "thread", "hers", BOB.user_id, writer)

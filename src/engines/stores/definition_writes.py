@@ -73,7 +73,7 @@ class DefinitionWrite(msgspec.Struct, frozen=True):
         held = set() if former is None else former.slugs()
         added = [self._slug_key(slug) for slug in stored.slugs() - held]
         body = STORED.encode(stored)
-        told = _told(self.schema, record)
+        told = _told(self.schema, record, former)
         ops: list[Op] = [
             *versioned.version_ops(self.key, body, record.version, kept=kept, oldest=oldest),
             *(Put(key, OWNERS.encode(SlugOwner(record.id)), ABSENT) for key in added),
@@ -103,8 +103,11 @@ class DefinitionWrite(msgspec.Struct, frozen=True):
         return slug_key(self.context, self.schema, slug)
 
 
-def _told(schema: Schema, record: Definition) -> dict[str, Any]:
-    """What the spine learns of a version: not its contents, which may be large, but their digest."""
+def _told(schema: Schema, record: Definition, former: StoredDefinition | None) -> dict[str, Any]:
+    """What the spine learns of a version: not its contents, which may be large, but their digest.
+
+    A state is told by the change that made it alone: its words are those of whoever did that.
+    """
     told: dict[str, Any] = {
         "action": _action(record),
         "resource_kind": schema.kind,
@@ -113,7 +116,7 @@ def _told(schema: Schema, record: Definition) -> dict[str, Any]:
         "version": record.version,
         "sha256": hashlib.sha256(canonical_json(record.json_blob).encode()).hexdigest(),
     }
-    if record.state is not None:
+    if record.state is not None and (former is None or former.record.state != record.state):
         told["state"] = record.state
     if record.copied_from is not None:
         told["copied_from"] = msgspec.to_builtins(record.copied_from)
