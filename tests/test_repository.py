@@ -48,6 +48,10 @@ SCRIPTS = sorted(name for name, text in TEXTS.items() if text.startswith("#!"))
 SHELL = sorted({name for name in SCRIPTS if "bash" in TEXTS[name].splitlines()[0]} | {"script/venv.sh"})
 
 
+def test_every_file_is_text() -> None:
+    assert set(map(str, tracked_files(ROOT))) == set(TEXTS)
+
+
 def test_there_is_something_to_look_at() -> None:
     assert len(TEXTS) > 20
     assert [lock.name for lock in LOCKS] == ["bench.lock", "run.lock", "test.lock"]

@@ -6,6 +6,7 @@ from this table. Leaves which kinds are served to the edge that mounts their rou
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -209,6 +210,8 @@ KINDS: Final = (
 )
 
 _BY_NAME: Final = {name: kind for kind in KINDS for name in (kind.name, *kind.aliases)}
+# Of a name that is none, to find the one that was meant.
+_COMPARED_CHARS: Final = 64
 assert len(_BY_NAME) == sum(1 + len(kind.aliases) for kind in KINDS), "a name stands for one kind"
 
 SERVED: Final = tuple(kind for kind in KINDS if kind.served)
@@ -231,7 +234,9 @@ def kind_named(name: str, field: str = "resource_kind") -> Kind:
     """The kind with this name or alias. Raises Invalid, or Reserved for a reserved kind."""
     kind = _BY_NAME.get(name)
     if kind is None:
-        raise Invalid("no resource kind has this name; the catalogue lists them", field=field)
+        near = difflib.get_close_matches(name[:_COMPARED_CHARS], _BY_NAME, n=1)
+        hint = f"did you mean {near[0]}?" if near else "engines doctor lists them"
+        raise Invalid(f"no resource kind has this name; {hint}", field=field)
     if kind.family == "reserved":
         raise Reserved(RESERVED_DETAIL, field=field, resource_kind=kind.name)
     return kind

@@ -64,6 +64,13 @@ async def test_a_budget_from_its_policy_to_its_summary(member: AsyncEngines, own
     with pytest.raises(Invalid) as refusal:
         await member.budget.record(NewUsage(cost=Decimal("NaN")))
     assert refusal.value.field == "cost"
+    for amount in (0.1, 1e-7, None, True):
+        with pytest.raises(Invalid) as refusal:
+            await member.budget.reserve(amount)  # type: ignore[arg-type]
+        assert refusal.value.field == "amount"
+    with pytest.raises(Invalid) as refusal:
+        await member.budget.settle("nothing", cost=0.1)  # type: ignore[arg-type]
+    assert refusal.value.field == "cost"
 
     outcomes = await asyncio.gather(
         *(member.budget.reserve(Decimal("0.1")) for _ in range(20)), return_exceptions=True

@@ -162,6 +162,13 @@ def test_a_kinds_alias_is_the_kind(cast: Cast) -> None:
     assert owner.get("/routes/maybes_store/resolve").body["route"]["resource_kind"] == "notes_store"
 
 
+def test_who_mistypes_a_kind_is_told_the_nearest(tenant: Tenant) -> None:
+    said = problem(tenant["owner"].put("/routes/notes_stor", LAB, **NEW), 400, "Invalid")
+    assert "did you mean notes_store?" in said["detail"]
+    said = problem(tenant["owner"].get(f"/routes/{'z' * 100}/resolve"), 400, "Invalid")
+    assert "did you mean" not in said["detail"]
+
+
 def test_scopes_are_apart_and_the_narrower_wins(cast: Cast) -> None:
     house = cast.tenant("owner", "admin", "member", envs=["prod", "dev"])
     owner = house["owner"]

@@ -14,7 +14,7 @@ from engines.control.tables import MOVES
 from engines.core.idempotency import identify
 from engines.core.records import Condition
 from engines.core.transfer import FENCE_KEY, PartitionTransfer
-from engines.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
+from engines.errors import BackendRefused, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from engines.scope import RouteScope
 from engines.stores.notes import NoteInput
 from tests.contexts import ADMIN, PERMISSIONS_OF, context
@@ -35,6 +35,13 @@ async def test_a_plan_says_what_would_be_moved_and_changes_nothing(open_process:
     assert (plan.source_backend_id, plan.target_backend_id, plan.envs) == ("a", "b", ("prod", "dev"))
     assert (await process.moves.list(OWNER)).items == ()
     assert process.directory.moves == {}
+
+
+async def test_a_plan_says_that_its_target_cannot_be_used(open_process: Open, tmp_path: Path) -> None:
+    process = await open_process()
+    await process.backends.put(ADMIN, sqlite_backend(tmp_path / "missing", "closed"), condition=NEW)
+    with pytest.raises(BackendRefused):
+        await process.moves.plan(OWNER, "notes_store", "closed")
 
 
 async def test_only_who_may_write_routes_moves_and_only_where_it_is_offered(

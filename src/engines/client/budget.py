@@ -17,6 +17,7 @@ import msgspec
 
 from engines.client.calls import Calls, Condition, Order
 from engines.client.results import Page, Stamped
+from engines.errors import Invalid
 
 Period = Literal["hour", "day", "month", "total"]
 Dimension = Literal["provider", "model", "tool", "project", "surface", "app", "day"]
@@ -285,7 +286,7 @@ class Budget:
 
     async def reserve(
         self,
-        amount: Decimal,
+        amount: Decimal | int | str,
         *,
         currency: str | None = None,
         provider: str | None = None,
@@ -296,10 +297,10 @@ class Budget:
     ) -> Reservation:
         """Hold an amount. Where it may fit within the retry policy's deadline, it is waited for.
 
-        Raises Throttled where it may fit later, Conflict where waiting does not help.
+        Raises Throttled where it may fit later, Conflict where waiting does not help, Invalid for a float.
         """
         said = {
-            "amount": format(amount, "f"),
+            "amount": _amount(amount, "amount"),
             "currency": currency,
             "provider": provider,
             "model": model,
@@ -360,7 +361,7 @@ class Budget:
         self,
         reservation_id: str,
         *,
-        cost: Decimal | None = None,
+        cost: Decimal | int | str | None = None,
         tokens_in: int = 0,
         tokens_out: int = 0,
         units: int = 1,
@@ -373,7 +374,7 @@ class Budget:
         Raises Forbidden where another user reserved it and the caller sets no limits, NotFound, Conflict.
         """
         said = {
-            "cost": None if cost is None else format(cost, "f"),
+            "cost": None if cost is None else _amount(cost, "cost"),
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
             "units": units,
@@ -396,3 +397,12 @@ class Budget:
             *("budget", "reservations", reservation_id, "release"),
             idempotency_key=idempotency_key,
         )
+
+
+def _amount(amount: object, field: str) -> str:
+    """As HTTP takes it, to the last digit. Raises Invalid for a float: it is not the amount that it shows."""
+    if isinstance(amount, str):
+        return amount
+    if isinstance(amount, Decimal | int) and not isinstance(amount, bool):
+        return format(Decimal(amount), "f")
+    raise Invalid('an amount is a Decimal, a whole number or text, such as "0.0125"', field=field)

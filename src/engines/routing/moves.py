@@ -158,7 +158,10 @@ class Moves:
         )
 
     async def plan(self, context: RequestContext, kind: str, backend_id: str) -> Plan:
-        """What `start` would move, counted for at most `PLAN_S_MAX`. Raises what `start` raises."""
+        """What `start` would move, counted for at most `PLAN_S_MAX`.
+
+        Raises what `start` raises, and BackendRefused or Unavailable where a side cannot be used now.
+        """
         require_in_tenant(context, "routes.write")
         move = await self._checked(context, kind, backend_id, self._ids.record_id())
         tenant = (await self._store.get(TENANTS, move.tenant_id)).record
@@ -167,6 +170,7 @@ class Moves:
             for route in await own_routes(self._store, move.tenant_id, move.resource_kind)
             if (route.backend_id, route.generation) == source_of(move)
         ]
+        await self._router.open_backend(move.target_backend_id)
         opened = await self._router.open_backend(move.source_backend_id)
         sides = Sides(move, opened, opened, tenant.envs, Tally())
         counted = await sides.count(until_s=PLAN_S_MAX)
