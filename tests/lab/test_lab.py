@@ -172,18 +172,32 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        program = str(Path(sys.executable).with_name("engines"))
-        done = subprocess.run(
-            [program, "lab", "--dir", str(tmp_path / "lab"), "--port", str(port)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        said = refused(tmp_path / "lab", taken.getsockname()[1])
+    assert "cannot listen" in said
+
+
+def test_a_directory_that_another_lab_serves_is_left_alone(lab: LabServer) -> None:
+    lab.start()
+    url, token = lab.url, lab.token("owner")
+    assert f"a lab runs in {lab.directory}" in refused(lab.directory, 0)
+    assert (lab.url, lab.token("owner")) == (url, token)
+    lab.kill9()
+    lab.start()
+
+
+def refused(directory: Path, port: int) -> str:
+    """What a lab says that does not start."""
+    program = str(Path(sys.executable).with_name("engines"))
+    done = subprocess.run(
+        [program, "lab", "--dir", str(directory), "--port", str(port)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert done.returncode == 1
-    assert "cannot listen" in done.stderr
     assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def group_of(pid: int) -> int | None:

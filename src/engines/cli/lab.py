@@ -8,9 +8,12 @@ a token for each role. What is seeded stands in `control/seeds/lab.json`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -40,7 +43,7 @@ def lab(*, dir: Path = Path(".lab"), port: int = 8080) -> None:  # noqa: A002 (t
     key = _signing_key(directory)
     seed = read_seed("lab")
     control_plane = f"sqlite://{quote(str(directory))}/control.db"
-    with bind("127.0.0.1", port) as listener:
+    with _alone_in(directory), bind("127.0.0.1", port) as listener:
         asyncio.run(_prepare(control_plane, directory, seed))
         url = url_of(listener)
         contents = _lab_file(url, seed, key, clock)
@@ -124,6 +127,17 @@ def _make_private(directory: Path) -> None:
         (directory / "secrets").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise Invalid(f"cannot use {directory}: {error.strerror}", field="dir") from error
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """One server to a directory, whose lab.json names one URL. The system lets go with the process."""
+    with (directory / "lab.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Invalid(f"a lab runs in {directory}; its lab.json says where", field="dir") from error
+        yield
 
 
 def _write_private(path: Path, text: str) -> None:

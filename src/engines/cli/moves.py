@@ -119,10 +119,10 @@ async def _watch(client: AsyncEngines, move_id: str, *, as_json: bool, wanted: s
 def _line(present: Move) -> str:
     """One state of a move in words."""
     progress = present.progress
-    parts = [
-        f"{present.phase}: {progress.documents} documents, {progress.bytes / 1_000_000:.1f} MB",
-        f"{progress.documents_per_s:.0f} a second",
-    ]
+    parts = [f"{present.phase}: {progress.documents} documents, {progress.bytes / 1_000_000:.1f} MB"]
+    # Who retires waits for readers and removes; nothing is copied any more.
+    if present.phase not in ("retire", "retired"):
+        parts.append(f"{progress.documents_per_s:.0f} a second")
     if present.phase == "copy" and progress.partitions:
         parts.append(f"{progress.partitions_done} of {progress.partitions} partitions")
     if progress.lag and not present.ended:
