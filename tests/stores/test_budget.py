@@ -19,8 +19,10 @@ from engines.errors import (
     NotFound,
     PreconditionFailed,
     Throttled,
+    TooLarge,
     Unavailable,
 )
+from engines.stores import budget_totals
 from engines.stores.budget import UsageFilter
 from engines.stores.budget_policy import PolicyInput, Price
 from engines.stores.budget_records import ReservationInput, SettlementInput, UsageInput
@@ -430,6 +432,31 @@ class TestPolicies:
             "hourly": 4,
         }
         await spender.reconciled()
+
+    async def test_whoever_invents_names_keeps_nobody_from_limiting_them(
+        self, spender: Spender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """More different uses than a summary holds, at the end of a month and on the day behind it."""
+        await spender.advance(17 * 86_400 - 8 * 3_600 - 1)  # 2027-01-31T23:59:59
+        await asyncio.gather(*(spender.use("1", model=f"invented-{number}") for number in range(51)))
+        await spender.use("2", provider="other")
+        await spender.advance(1)
+        await asyncio.gather(*(spender.use("4", model=f"invented-{number}") for number in range(51)))
+        with monkeypatch.context() as lowered:
+            lowered.setattr(budget_totals, "CELLS_MAX", 50)
+            lowered.setattr(budget_totals, "SCAN_LIMIT_MAX", 20)
+            with pytest.raises(TooLarge) as refusal:
+                await spender.budget.summary(ADA)
+            assert refusal.value.field == "since"
+            await spender.limit(
+                *(hard("1", limit_id=period, period=period) for period in ("day", "month", "total")),
+                hard("1", limit_id="openai", provider="openai"),
+            )
+            with pytest.raises(Throttled):
+                await spender.reserve("1")
+        summary = await spender.reconciled()
+        spent = {limit.limit_id: Decimal(limit.spent) for limit in summary.limits}
+        assert spent == {"day": 204, "month": 204, "total": 257, "openai": 255}
 
     async def test_another_amount_keeps_what_a_limit_has_counted_and_holds(self, spender: Spender) -> None:
         await spender.limit(hard("10"))

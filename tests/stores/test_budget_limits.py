@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from engines.codec import escaped_bytes
+from engines.codec import encode_json, escaped_bytes
 from engines.errors import (
     Conflict,
     Forbidden,
@@ -17,11 +18,24 @@ from engines.errors import (
     NotFound,
     Throttled,
 )
-from engines.ids import first_record_id
+from engines.ids import Ids, first_record_id
+from engines.ports.documents import Op, Put
 from engines.stores import budget_accounts
 from engines.stores.budget_accounts import HOLDS_BYTES_MAX, Accounts, lapse_s
-from engines.stores.budget_policy import Dimensions, Policy, Price
-from engines.stores.budget_records import HEAD, Head, ReservationInput, SettlementInput
+from engines.stores.budget_amounts import DIGITS_MAX
+from engines.stores.budget_policy import LIMITS_MAX, NAME_CHARS_MAX, Dimensions, Limit, Policy, Price
+from engines.stores.budget_records import (
+    HEAD,
+    HEAD_KEY,
+    NOTE_CHARS_MAX,
+    Head,
+    ReservationInput,
+    SettlementInput,
+    Sums,
+    UsageEntry,
+    UsageInput,
+)
+from engines.stores.budget_sheet import CHANGE_BYTES_MAX, CHANGE_OPS_MAX, FULL_BYTES, Sheet
 from engines.stores.scoped import Change, stamp
 from tests.contexts import PERMISSIONS_OF
 from tests.stores.budget_home import ADA, Spender, hard, soft
@@ -352,6 +366,85 @@ class TestWhatHoldsTake:
         await spender.settle(first, "1")
         await spender.release(second)
         await spender.reserve(provider="third")
+
+
+def bytes_beside_the_head(ops: Sequence[Op]) -> int:
+    return sum(escaped_bytes(op.body) for op in ops if isinstance(op, Put) and op.key != HEAD_KEY)
+
+
+class TestLongEntries:
+    """What is said at its longest, escaped as a backend may store it, where all the limits are passed."""
+
+    NAME = "\x01" * NAME_CHARS_MAX
+    NOTE = "\x01" * NOTE_CHARS_MAX
+    ID = "i" * 128
+    MALLORY = context(
+        user_id=ID, project_id=ID, app_id=ID, surface_id=ID, run_id=ID, step_id=ID, thread_id=ID
+    )
+
+    def limits(self, **amounts: str) -> list[Limit]:
+        return [hard(**{"limit_id": f"{number:0128d}"} | amounts) for number in range(LIMITS_MAX)]
+
+    async def test_those_of_one_user_are_nobody_elses_failure(self, spender: Spender) -> None:
+        await spender.limit(*self.limits(amount="0.01"))
+        said: dict[str, Any] = {"model": self.NAME, "tool": self.NAME, "note": self.NOTE}
+        uses: list[Awaitable[Change[UsageEntry]]] = []
+        for number in range(60):
+            provider = f"{number:02d}{self.NAME[2:]}"
+            usage = UsageInput(cost="1", currency="USD", provider=provider, **said)
+            uses.append(spender.budget.record(self.MALLORY, usage, request=keyed(str(number))))
+            if number % 5 == 0:
+                uses.append(spender.budget.record(ADA, UsageInput(cost="1", currency="USD")))
+        entries = [change.record for change in await asyncio.gather(*uses)]
+        assert sorted(entry.position for entry in entries) == list(range(1, 73))
+        assert {len(entry.over_limits) for entry in entries} == {LIMITS_MAX}
+        assert (await spender.reconciled()).total.entries == 72
+
+    async def test_a_write_with_room_takes_the_largest_change(
+        self, home: Home, spender: Spender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        amount = "0." + "1" * (DIGITS_MAX - 1)
+        await spender.limit(*self.limits(amount=amount, soft=amount))
+        held = await spender.budget.reserve(
+            self.MALLORY,
+            ReservationInput(
+                amount=amount, currency="USD", provider=self.NAME, model=self.NAME, tool=self.NAME
+            ),
+        )
+        settlement = SettlementInput(
+            cost="9" * DIGITS_MAX, units=2**53 - 1, tokens_in=2**53 - 1, tokens_out=2**53 - 1, note=self.NOTE
+        )
+        write, writes = home.documents.write, []
+
+        async def measured(partition: str, ops: Sequence[Op], **named: Any) -> str:
+            writes.append((len(ops), bytes_beside_the_head(ops)))
+            return await write(partition, ops, **named)
+
+        monkeypatch.setattr(home.documents, "write", measured)
+        await spender.budget.settle(
+            self.MALLORY, held.record.reservation_id, settlement, request=keyed("largest")
+        )
+        count, size = max(writes)
+        assert count == LIMITS_MAX + 6, "every soft limit is told"
+        assert size <= CHANGE_BYTES_MAX
+
+    @pytest.mark.parametrize("kind", ["put", "mark", "tell", "count"])
+    def test_whatever_a_sheet_holds_takes_room(self, spender: Spender, kind: str) -> None:
+        home, text = spender.home, '"' * 3_000
+        sheet = Sheet({}, spender.announcements, Ids(home.clock), now_s=home.clock.now(), write_id="w")
+        adds = {
+            "put": lambda number: sheet.put(f"u!{number}", encode_json(text)),
+            "mark": lambda number: sheet.mark(keyed(str(number)), created=True, answer=encode_json(text)),
+            "tell": lambda number: sheet.tell(ADA, {"said": f"{number}{text}"}),
+            "count": lambda number: sheet.count(Dimensions(provider=f"{number}{text}"), Sums()),
+        }
+        number = 0
+        while sheet.has_room(1):
+            adds[kind](number)
+            number += 1
+        ops = sheet.ops(None)
+        assert len(ops) < CHANGE_OPS_MAX
+        assert FULL_BYTES < bytes_beside_the_head(ops) < FULL_BYTES + 5 * len(text)
 
 
 class TestPeriods:

@@ -27,8 +27,8 @@ from engines.errors import (
     Throttled,
     Unavailable,
 )
-from engines.ports.documents import ALWAYS, Put
-from engines.stores import budget_book
+from engines.ports.documents import ALWAYS, Page, Put
+from engines.stores import budget_book, budget_totals
 from engines.stores.budget_records import Reservation, ReservationInput, SettlementInput, UsageEntry
 from engines.stores.budget_summary import SummaryQuery
 from engines.stores.scoped import Change
@@ -202,6 +202,32 @@ class TestRaces:
         assert await two[0].left() == (4, 0)
         assert await two[0].left("project") == (2, 0)
         await two[1].reconciled()
+
+    async def test_what_is_spent_while_limits_are_opened_is_counted_once(
+        self, home: Home, two: tuple[Spender, Spender], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process spends between two pages of cells: on pages that were read and on those to come."""
+        monkeypatch.setattr(budget_totals, "SCAN_LIMIT_MAX", 2)
+        for tool in "abcdef":
+            await two[0].use("1", tool=tool)
+        scan, pages = home.documents.scan, 0
+
+        async def scan_and_spend(partition: str, *, above: str, **window: Any) -> Page:
+            nonlocal pages
+            page = await scan(partition, above=above, **window)
+            if above.startswith("t!"):
+                pages += 1
+                await asyncio.gather(*(two[1].use("1", tool=tool) for tool in "abcdefgh"))
+            return page
+
+        limits = [hard("99", limit_id=period, period=period) for period in ("day", "month", "total")]
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(home.documents, "scan", scan_and_spend)
+            await two[0].limit(*limits)
+        assert pages >= 3
+        summary = await two[0].reconciled()
+        assert summary.total.entries == 6 + 8 * pages
+        assert {Decimal(limit.spent) for limit in summary.limits} == {6 + 8 * pages}
 
     async def test_a_summary_of_a_budget_in_use_is_of_one_moment(self, two: tuple[Spender, Spender]) -> None:
         await two[0].limit(hard("1000"))

@@ -14,12 +14,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from engines.codec import escaped_bytes
 from engines.core.commits import Turn
 from engines.core.idempotency import Request, marker_put
 from engines.core.place import Place
 from engines.errors import Conflict
 from engines.ids import Ids
-from engines.ports.documents import ABSENT, OPS_MAX, Doc, Match, Op, Put
+from engines.ports.documents import ABSENT, BODY_BYTES_MAX, OPS_MAX, WRITE_BYTES_MAX, Doc, Match, Op, Put
 from engines.scope import RequestContext
 from engines.stores.budget_accounts import Accounts
 from engines.stores.budget_policy import Dimensions, Policy
@@ -38,6 +39,11 @@ from engines.stores.budget_records import (
 
 # While a tenant is moved the mover's journal takes an op, and the head takes one always.
 CHANGE_OPS_MAX: Final = OPS_MAX - 2
+# More than one of several changes puts, as stored: a settlement of the longest fields, which passes all the
+# limits that a policy holds, hard and soft, takes 180 kB. A policy is a commit of its own.
+CHANGE_BYTES_MAX: Final = 256 * 1024
+# What a sheet may hold and take one change more; the head takes what one document may.
+FULL_BYTES: Final = WRITE_BYTES_MAX - BODY_BYTES_MAX - CHANGE_BYTES_MAX
 EVENT_TYPE: Final = "budget"
 
 
@@ -77,6 +83,8 @@ class Sheet:
         self.accounts = Accounts(self.head, self.policy, self.at_ms)
         self._puts: dict[str, Put] = {}
         self._cells: dict[str, Cell] = {}
+        # As stored. What is put again counts again, which errs on the safe side.
+        self._bytes = 0
         # How many messages it holds.
         self.told = 0
 
@@ -90,6 +98,9 @@ class Sheet:
         return not self._puts
 
     def has_room(self, ops: int) -> bool:
+        """For one change more, however much it says."""
+        if self._bytes > FULL_BYTES:
+            return False
         return len(self._puts) + len(self._cells) + ops <= CHANGE_OPS_MAX
 
     def writes(self, key: str) -> bool:
@@ -106,19 +117,18 @@ class Sheet:
     def put(self, key: str, body: str, *, expires_at: int | None = None) -> None:
         doc = self.docs.get(key)
         when = ABSENT if doc is None else Match(doc.version)
-        self._puts[key] = Put(key, body, when, expires_at=expires_at)
+        self._add(Put(key, body, when, expires_at=expires_at))
 
     def mark(self, request: Request, *, created: bool, answer: str) -> None:
         """Leave the marker of an Idempotency-Key."""
-        self._puts[request.key] = marker_put(request, now=self.now_s, created=created, answer=answer)
+        self._add(marker_put(request, now=self.now_s, created=created, answer=answer))
 
     def tell(self, context: RequestContext, payload: dict[str, Any]) -> None:
         """Have the spine told, once this is written: as versions of the ledger, so in their order."""
         self.told += 1
         head = self.head
         head.messages += 1
-        put = self._announcements.message(context, head.ledger_id, head.messages, EVENT_TYPE, payload)
-        self._puts[put.key] = put
+        self._add(self._announcements.message(context, head.ledger_id, head.messages, EVENT_TYPE, payload))
 
     def cell(self, use: Dimensions) -> str:
         """Where today's totals of this use stand."""
@@ -131,7 +141,9 @@ class Sheet:
         if cell is None:
             doc = self.docs.get(key)
             cell = Cell(day_of(self.at_ms), use, Sums(), 0) if doc is None else CELL.decode(doc.body)
-        self._cells[key] = Cell(cell.day, use, cell.sums.plus(sums), self.head.position)
+        counted = Cell(cell.day, use, cell.sums.plus(sums), self.head.position)
+        self._cells[key] = counted
+        self._bytes += escaped_bytes(CELL.encode(counted))
 
     def ops(self, turn: Turn | None) -> list[Op]:
         """The atomic write: the head first."""
@@ -142,3 +154,7 @@ class Sheet:
             self.put(key, CELL.encode(cell))
         self.put(HEAD_KEY, HEAD.encode(head))
         return [self._puts.pop(HEAD_KEY), *self._puts.values()]
+
+    def _add(self, put: Put) -> None:
+        self._puts[put.key] = put
+        self._bytes += escaped_bytes(put.body)

@@ -17,7 +17,7 @@ from engines.core.documents import Documents
 from engines.core.keys import join, within
 from engines.errors import Corrupt, TooLarge, Unavailable
 from engines.ports.documents import SCAN_LIMIT_MAX
-from engines.stores.budget_amounts import ZERO, total
+from engines.stores.budget_amounts import ZERO, difference, total
 from engines.stores.budget_policy import (
     Dimensions,
     Limit,
@@ -45,7 +45,7 @@ from engines.stores.budget_records import (
     use_of,
 )
 
-# Cells that one answer is made of: a year of a hundred and more different uses a day.
+# Cells that one summary is made of: a year of a hundred and more different uses a day.
 CELLS_MAX: Final = 50_000
 # How often head and policy are read again where they were not read at one moment.
 READS_MAX: Final = 8
@@ -110,15 +110,15 @@ async def cells_at(
 
     Raises TooLarge where there are more than `CELLS_MAX`.
     """
-    found = await _cells(documents, partition, since, until)
-    through = max((cell.through for cell in found.values()), default=0)
-    sums = {key: cell.sums for key, cell in found.items()}
-    if through > position:
-        async for stored in entries(documents, partition, after=position, through=through):
-            key = (day_of(stored.at_ms), use_of(stored.record))
-            cell = found.get(key)
-            if cell is not None and stored.record.position <= cell.through:
-                sums[key] = sums[key].minus(sums_of(stored.record))
+    sums: dict[tuple[str, Dimensions], Sums] = {}
+    beyond = _Beyond(position)
+    async for cell in _cells(documents, partition, since, until):
+        sums[cell.day, cell.use] = cell.sums
+        if len(sums) > CELLS_MAX:
+            raise TooLarge(f"more than {CELLS_MAX} different uses a day: ask for fewer days", field="since")
+        beyond.note(cell)
+    async for day, use, counted in beyond.counted(documents, partition):
+        sums[day, use] = sums[day, use].minus(counted)
     return {key: own for key, own in sums.items() if own.entries}
 
 
@@ -161,6 +161,11 @@ class Opening:
 
     Made once from the cells, and where other processes go on spending meanwhile, brought up to date by
     what they added, so that a busy ledger does not keep it from ever being current.
+
+    Any number of cells is read, a page of them in memory at a time. Each page has the deadline of a read; all
+    of them together have none, but while they are read this process changes nothing else of the budget. Once
+    they took longer than a change may wait (10 s: about a million cells on SQLite), a spender in another
+    process that is faster then makes it Unavailable, as for every change.
     """
 
     def __init__(self) -> None:
@@ -194,15 +199,28 @@ class Opening:
         }
         by_day = {key: limit for key, limit in self._limits.items() if limit.period != "hour"}
         if by_day:
-            since_s = min(self.accounts[key].starts_s for key in by_day)
-            cells = await cells_at(documents, partition, head.position, since=day_of(since_s * 1000))
-            for (day, use), sums in cells.items():
-                for key in self._counting(use, by_day):
-                    account = self.accounts[key]
-                    if day >= day_of(account.starts_s * 1000):
-                        account.spent = total(account.spent, sums.cost)
+            await self._begin_days(documents, partition, head, by_day)
         if len(by_day) < len(self._limits):
             await self._begin_hours(documents, partition, head, now_s)
+
+    async def _begin_days(
+        self, documents: Documents, partition: str, head: Head, by_day: Mapping[str, Limit]
+    ) -> None:
+        """One sum a limit, so whoever makes up names, and cells by them, keeps nobody from limiting them."""
+        first_days = {key: day_of(self.accounts[key].starts_s * 1000) for key in by_day}
+
+        def count(day: str, use: Dimensions, cost: Decimal) -> None:
+            for key in self._counting(use, by_day):
+                if day >= first_days[key]:
+                    account = self.accounts[key]
+                    account.spent = total(account.spent, cost)
+
+        beyond = _Beyond(head.position)
+        async for cell in _cells(documents, partition, min(first_days.values()), None):
+            count(cell.day, cell.use, cell.sums.cost)
+            beyond.note(cell)
+        async for day, use, counted in beyond.counted(documents, partition):
+            count(day, use, difference(ZERO, counted.cost))
 
     async def _begin_hours(self, documents: Documents, partition: str, head: Head, now_s: float) -> None:
         """Cells are of days, so what this hour saw is read from the ledger's end."""
@@ -234,19 +252,40 @@ class Opening:
         return [key for key, limit in among.items() if counts(limit, use)]
 
 
+class _Beyond:
+    """What cells counted beyond the position asked for, because they changed while they were read.
+
+    Holds no more than was spent meanwhile, however many cells there are.
+    """
+
+    def __init__(self, position: int) -> None:
+        self._position = position
+        self._through: dict[tuple[str, Dimensions], int] = {}
+
+    def note(self, cell: Cell) -> None:
+        if cell.through > self._position:
+            self._through[cell.day, cell.use] = cell.through
+
+    async def counted(
+        self, documents: Documents, partition: str
+    ) -> AsyncIterator[tuple[str, Dimensions, Sums]]:
+        """What is to be taken off again, by the cell's day and use."""
+        through = max(self._through.values(), default=self._position)
+        async for stored in entries(documents, partition, after=self._position, through=through):
+            day, use = day_of(stored.at_ms), use_of(stored.record)
+            if stored.record.position <= self._through.get((day, use), 0):
+                yield day, use, sums_of(stored.record)
+
+
 async def _cells(
     documents: Documents, partition: str, since: str | None, until: str | None
-) -> dict[tuple[str, Dimensions], Cell]:
+) -> AsyncIterator[Cell]:
+    """Page by page: each stands as it was when its page was read."""
     above, below = within("t")
     resume: str | None = above if since is None else join("t", since)
     below = below if until is None else join("t", until)
-    found: dict[tuple[str, Dimensions], Cell] = {}
     while resume is not None:
         page = await documents.scan(partition, above=resume, below=below, limit=SCAN_LIMIT_MAX)
         for doc in page.docs:
-            cell = CELL.decode(doc.body)
-            found[cell.day, cell.use] = cell
-        if len(found) > CELLS_MAX:
-            raise TooLarge(f"more than {CELLS_MAX} different uses a day: ask for fewer days", field="since")
+            yield CELL.decode(doc.body)
         resume = page.resume
-    return found
