@@ -414,6 +414,34 @@ class TestAsking:
         assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 7
         assert len((await both[0].approvals.list(ADA)).items) == 1
 
+    @pytest.mark.parametrize("status", ["pending", "granted"])
+    async def test_what_a_riskier_class_made_worthless_does_not_stand_in_the_way(
+        self, both: tuple[Armed, Armed], status: str
+    ) -> None:
+        one = both[0]
+        await one.arm(human_approval=True)
+        former = await one.ask(ttl_seconds=7 * 24 * 3600)
+        if status == "granted":
+            await one.approvals.answer(BOB, former.approval_id, YES)
+        await one.define(CLASSES, "worse", risk_level="critical", human_approval=True)
+        await one.define(LICENCES, "l2", class_id="worse")
+        await one.define(GRANTS, "g2", class_id="worse", user_id="ada")
+        await one.define(BINDINGS, "b2", class_id="worse", actions=["refund"])
+        assert (await one.facts()).approval == "none"
+        outcomes = await asyncio.gather(
+            *(both[number % 2].ask() for number in range(8)), return_exceptions=True
+        )
+        asked = [outcome for outcome in outcomes if isinstance(outcome, Approval)]
+        assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 7
+        assert [record.class_id for record in asked] == ["worse"]
+        await one.approvals.answer(BOB, asked[0].approval_id, YES)
+        if status == "pending":  # The yes to what is no longer looked at counts for nothing.
+            await one.approvals.answer(BOB, former.approval_id, YES)
+        assert (await one.facts()).approval_id == asked[0].approval_id
+        assert await one.take("u1")
+        assert not await one.take("u2")
+        assert await one.status(former.approval_id) == "granted"
+
     async def test_a_repeat_gets_the_first_answer(self, one: Armed) -> None:
         await one.arm(human_approval=True)
         given = ApprovalInput(action="refund", subject="order-1", reason="broken")
