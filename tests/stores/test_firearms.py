@@ -32,7 +32,7 @@ from engines.stores.approvals import Approvals
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.firearm_rules import FirearmFacts
-from engines.stores.firearm_uses import FirearmUses
+from engines.stores.firearm_uses import CLASSES_MAX, FirearmUses, Using
 from engines.stores.firearms import Firearms
 from engines.stores.scoped import Change
 from engines.stores.strategy_locks import LockDecisionInput, StrategyLocks
@@ -214,6 +214,47 @@ class TestRules:
         await one.define(GRANTS, "g", class_id="ghost", user_id="ada")
         facts = await one.facts()
         assert (facts.licensed, facts.risk_level, facts.needs_approval) == (False, "critical", True)
+
+    async def test_an_action_of_more_classes_than_a_use_may_have_is_refused(self, one: Armed) -> None:
+        await one.arm(cooldown_seconds=60)
+
+        async def bind(class_id: str) -> None:
+            given = DefinitionInput(id=class_id, json_blob={"class_id": class_id, "actions": ["refund"]})
+            await one.definitions.create(ADA, SCHEMA_NAMED[BINDINGS], given)
+
+        for number in range(CLASSES_MAX - 1):
+            await bind(f"c{number}")
+        one.home.clock.advance(1)
+        assert not (await one.facts()).licensed
+        assert not await one.take("u1")
+        await one.firearms.undo(ADA, "refund", "order-1", use_id="u1")
+        await bind("another")
+        one.home.clock.advance(1)
+        for call in (
+            one.facts(),
+            one.take("u1"),
+            one.firearms.undo(ADA, "refund", "order-1", use_id="u1"),
+        ):
+            with pytest.raises(TooLarge, match="bind it to fewer"):
+                await call
+
+    async def test_a_use_may_have_so_many_classes_that_one_write_takes_them(
+        self, one: Armed, home: Home
+    ) -> None:
+        await one.arm(human_approval=True)
+        asked = await one.ask()
+        await one.approvals.answer(BOB, asked.approval_id, YES)
+        uses = FirearmUses(home, one.announcements, home.clock)
+        class_ids = [f"c{number}" for number in range(CLASSES_MAX)]
+        using = Using(context=ADA, action="refund", subject="order-1", class_ids=class_ids, use_id="u1")
+        found = await uses.standing(using)
+        cooldowns_s = dict.fromkeys(class_ids, 60)
+        await uses.record(using, found, at_s=home.clock.now(), cooldowns_s=cooldowns_s, spends=True)
+        assert list((await uses.standing(using)).last) == class_ids
+        assert await one.status(asked.approval_id) == "used"
+        await uses.undo(using)
+        assert (await uses.standing(using)).last == {}
+        assert await one.status(asked.approval_id) == "granted"
 
     async def test_licences_and_grants_end(self, one: Armed) -> None:
         await one.arm()
