@@ -32,7 +32,7 @@ from engines.stores.approvals import Approvals
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.firearm_rules import FirearmFacts
-from engines.stores.firearm_uses import FirearmUses
+from engines.stores.firearm_uses import CLASSES_MAX, FirearmUses, Using
 from engines.stores.firearms import Firearms
 from engines.stores.scoped import Change
 from engines.stores.strategy_locks import LockDecisionInput, StrategyLocks
@@ -214,6 +214,47 @@ class TestRules:
         await one.define(GRANTS, "g", class_id="ghost", user_id="ada")
         facts = await one.facts()
         assert (facts.licensed, facts.risk_level, facts.needs_approval) == (False, "critical", True)
+
+    async def test_an_action_of_more_classes_than_a_use_may_have_is_refused(self, one: Armed) -> None:
+        await one.arm(cooldown_seconds=60)
+
+        async def bind(class_id: str) -> None:
+            given = DefinitionInput(id=class_id, json_blob={"class_id": class_id, "actions": ["refund"]})
+            await one.definitions.create(ADA, SCHEMA_NAMED[BINDINGS], given)
+
+        for number in range(CLASSES_MAX - 1):
+            await bind(f"c{number}")
+        one.home.clock.advance(1)
+        assert not (await one.facts()).licensed
+        assert not await one.take("u1")
+        await one.firearms.undo(ADA, "refund", "order-1", use_id="u1")
+        await bind("another")
+        one.home.clock.advance(1)
+        for call in (
+            one.facts(),
+            one.take("u1"),
+            one.firearms.undo(ADA, "refund", "order-1", use_id="u1"),
+        ):
+            with pytest.raises(TooLarge, match="bind it to fewer"):
+                await call
+
+    async def test_a_use_may_have_so_many_classes_that_one_write_takes_them(
+        self, one: Armed, home: Home
+    ) -> None:
+        await one.arm(human_approval=True)
+        asked = await one.ask()
+        await one.approvals.answer(BOB, asked.approval_id, YES)
+        uses = FirearmUses(home, one.announcements, home.clock)
+        class_ids = [f"c{number}" for number in range(CLASSES_MAX)]
+        using = Using(context=ADA, action="refund", subject="order-1", class_ids=class_ids, use_id="u1")
+        found = await uses.standing(using)
+        cooldowns_s = dict.fromkeys(class_ids, 60)
+        await uses.record(using, found, at_s=home.clock.now(), cooldowns_s=cooldowns_s, spends=True)
+        assert list((await uses.standing(using)).last) == class_ids
+        assert await one.status(asked.approval_id) == "used"
+        await uses.undo(using)
+        assert (await uses.standing(using)).last == {}
+        assert await one.status(asked.approval_id) == "granted"
 
     async def test_licences_and_grants_end(self, one: Armed) -> None:
         await one.arm()
@@ -413,6 +454,34 @@ class TestAsking:
         )
         assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 7
         assert len((await both[0].approvals.list(ADA)).items) == 1
+
+    @pytest.mark.parametrize("status", ["pending", "granted"])
+    async def test_what_a_riskier_class_made_worthless_does_not_stand_in_the_way(
+        self, both: tuple[Armed, Armed], status: str
+    ) -> None:
+        one = both[0]
+        await one.arm(human_approval=True)
+        former = await one.ask(ttl_seconds=7 * 24 * 3600)
+        if status == "granted":
+            await one.approvals.answer(BOB, former.approval_id, YES)
+        await one.define(CLASSES, "worse", risk_level="critical", human_approval=True)
+        await one.define(LICENCES, "l2", class_id="worse")
+        await one.define(GRANTS, "g2", class_id="worse", user_id="ada")
+        await one.define(BINDINGS, "b2", class_id="worse", actions=["refund"])
+        assert (await one.facts()).approval == "none"
+        outcomes = await asyncio.gather(
+            *(both[number % 2].ask() for number in range(8)), return_exceptions=True
+        )
+        asked = [outcome for outcome in outcomes if isinstance(outcome, Approval)]
+        assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 7
+        assert [record.class_id for record in asked] == ["worse"]
+        await one.approvals.answer(BOB, asked[0].approval_id, YES)
+        if status == "pending":  # The yes to what is no longer looked at counts for nothing.
+            await one.approvals.answer(BOB, former.approval_id, YES)
+        assert (await one.facts()).approval_id == asked[0].approval_id
+        assert await one.take("u1")
+        assert not await one.take("u2")
+        assert await one.status(former.approval_id) == "granted"
 
     async def test_a_repeat_gets_the_first_answer(self, one: Armed) -> None:
         await one.arm(human_approval=True)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from engines import catalogue
+from engines.core.documents import Documents
 from engines.core.idempotency import identify
 from engines.core.listing import Window
+from engines.core.place import Layouts
 from engines.core.records import Condition
+from engines.drivers.registry import document_driver
 from engines.errors import (
     ContextMismatch,
     Forbidden,
@@ -25,6 +31,7 @@ from engines.errors import (
 from engines.scope import RequestContext
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
+from engines.stores.erasing import Erasing
 from engines.stores.kpi_records import MeasurementInput
 from engines.stores.kpis import Kpis
 from engines.stores.temperature import Missing, Temperatures
@@ -67,6 +74,32 @@ class Measuring(Told):
     async def measure(self, *values: float, kpi_id: str = "k1", who: RequestContext = ADA) -> None:
         for value in values:
             await self.kpis.measure(who, kpi_id, MeasurementInput(value=value))
+
+    async def recent(self, kpi_id: str = "k1") -> float | None:
+        reading = await self.kpis.recent_reading(ADA, kpi_id)
+        assert reading is not None
+        return reading.value
+
+
+async def lead_to_an_empty_backend(home: Home, directory: Path) -> None:
+    """As a route does that was replaced by hand: nothing is moved."""
+    module = document_driver("sqlite")
+    config, _ = module.config_from_url(f"sqlite://{directory}/second.db")
+    driver = module.open_driver(msgspec.convert(config, module.Config), {}, home.clock)
+    await driver.provision()
+    home.documents = Documents(driver, ids=home.ids, clock=home.clock)
+    home.layouts = Layouts(home.documents)
+    home.backend_id = "second"
+
+
+async def erase(home: Home, user_id: str) -> None:
+    """What the user measured, as the erasure of a user does."""
+    erasing = Erasing(home, home.ids, home.clock)
+    for step in await erasing.steps(ADA, catalogue.KPIS):
+        after: str | None = None
+        while (taken := await erasing.take(ADA, step, after, user_id)).after is not None:
+            after = taken.after
+    await erasing.close()
 
 
 async def pass_time(home: Home) -> None:
@@ -282,6 +315,58 @@ class TestReading:
                 == (await one.kpis.reading(ADA, "k1")).value
                 == sum(range(max(0, number - 1), number + 1))
             )
+
+    @pytest.mark.parametrize("changed", ["backend", "generation"])
+    async def test_where_the_route_leads_elsewhere_gates_judge_by_what_is_there(
+        self, one: Measuring, home: Home, tmp_path: Path, changed: str
+    ) -> None:
+        await one.define(aggregation="mean")
+        await one.measure(*[100] * 5)
+        assert await one.recent() == 100
+        former = home.documents
+        if changed == "backend":
+            await lead_to_an_empty_backend(home, tmp_path)
+        else:
+            home.generation += 1
+        try:
+            await one.define(aggregation="mean")
+            await one.measure(*[1] * 3)
+            home.clock.advance(1)
+            assert await one.recent() == (await one.kpis.reading(ADA, "k1")).value == 1
+            await one.measure(*[4] * 3)
+            home.clock.advance(1)
+            assert await one.recent() == (await one.kpis.reading(ADA, "k1")).value == 2.5
+        finally:
+            await former.close()
+
+    async def test_what_was_erased_counts_for_a_minute_at_most(self, one: Measuring, home: Home) -> None:
+        await one.define(aggregation="mean")
+        await one.measure(100, 100, 100, who=context(user_id="bob"))
+        await one.measure(1)
+        assert await one.recent() == 75.25
+        home.clock.advance(1)
+        await one.measure(1)
+        await erase(home, "bob")
+        assert (await one.kpis.reading(ADA, "k1")).value == 1
+        for _ in range(60):  # Asked all the time, so that each reads on from the one before.
+            home.clock.advance(1)
+            await one.recent()
+        assert await one.recent() == (await one.kpis.reading(ADA, "k1")).value == 1
+
+    async def test_within_the_minute_a_window_is_read_on_and_then_once_as_a_whole(
+        self, one: Measuring, home: Home
+    ) -> None:
+        await one.define(aggregation="mean")
+        await one.measure(1, 2, 3)
+        await one.told(1)
+        reads = []
+        for _ in range(62):
+            home.driver.calls.clear()
+            await one.recent()
+            reads.append(len(home.driver.calls))
+            home.clock.advance(1)
+        warm = reads[2]
+        assert [second for second, count in enumerate(reads) if second > 0 and count > warm] == [59]
 
     async def test_recent_readings_ask_the_backend_once_a_second(self, one: Measuring) -> None:
         await one.define(aggregation="mean", floor=0)

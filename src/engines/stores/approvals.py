@@ -83,8 +83,8 @@ class Approvals:
     ) -> Change[Approval]:
         """Ask whether an action may happen once.
 
-        Raises Conflict where the same user waits for an answer to the same, or has a yes that is not used;
-        TooLarge, IdempotencyKeyReused.
+        Raises Conflict where the same user waits for an answer to the same, or has a yes that is not used,
+        for the class that it takes now; TooLarge, IdempotencyKeyReused.
         """
         context.require_data("approvals.write")
         approval = check_body(context, approval)
@@ -97,7 +97,7 @@ class Approvals:
         asked = asked_key(record)
 
         def ask(found: dict[str, Doc]) -> tuple[Draft, Doc | None]:
-            self._refuse_second(found.get(asked))
+            self._refuse_second(found.get(asked), class_id)
             draft = change_draft(self._announcements, context, stored, "requested", found.get(asked))
             return draft, None
 
@@ -217,11 +217,12 @@ class Approvals:
             expires_at=timestamp(now + approval.ttl_seconds),
         )
 
-    def _refuse_second(self, doc: Doc | None) -> None:
+    def _refuse_second(self, doc: Doc | None, class_id: str) -> None:
+        """What a use would find worth nothing, as it was for another class, does not stand in the way."""
         former = None if doc is None else ASKED.decode(doc.body)
-        if former is None or former.status not in ("pending", "granted"):
+        if former is None:
             return
-        if self._clock.now() < former.expires_at_s:
+        if former.fact(class_id, None, self._clock.now()) in ("pending", "granted"):
             raise Conflict(f"this was asked for already, and is {former.status}: {former.approval_id}")
 
 

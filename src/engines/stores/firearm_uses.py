@@ -21,8 +21,8 @@ from engines.core import records
 from engines.core.documents import Documents
 from engines.core.keys import join
 from engines.core.place import Places
-from engines.errors import Conflict
-from engines.ports.documents import Delete, Doc, Match, Op, Put
+from engines.errors import Conflict, TooLarge
+from engines.ports.documents import OPS_MAX, Delete, Doc, Match, Op, Put
 from engines.scope import RequestContext
 from engines.stores.announcements import Announcements
 from engines.stores.approval_records import (
@@ -72,6 +72,8 @@ class Standing(msgspec.Struct, frozen=True):
     last: Mapping[str, LastUse]
 
 
+# Of one use: a write in which each cools down and an approval is spent, which takes three documents.
+CLASSES_MAX: Final = OPS_MAX - 3
 # Of classes that neither cool down nor ask for an approval nothing is read.
 NOTHING_LEFT: Final = Standing({}, None, {})
 _USES: Final = Codec(LastUse)
@@ -86,7 +88,7 @@ class FirearmUses:
         self._clock = clock
 
     async def standing(self, using: Using) -> Standing:
-        """What a use finds. One read."""
+        """What a use finds. One read. Raises TooLarge for more than `CLASSES_MAX` classes."""
         place = await self._places.place(catalogue.FIREARMS, using.context)
         return await _standing(place.documents, await place.partition(ANCHOR), using)
 
@@ -116,7 +118,10 @@ class FirearmUses:
         await self._write(using, standing, ops, "used" if spends else None)
 
     async def undo(self, using: Using) -> None:
-        """Take back what this use left, if anything: nothing came of it. Raises Conflict, OutcomeUnknown."""
+        """Take back what this use left, if anything: nothing came of it.
+
+        Raises Conflict, OutcomeUnknown, TooLarge as `standing` does.
+        """
         lost: Conflict | None = None
         for _ in range(records.RACES_MAX):
             standing = await self.standing(using)
@@ -173,6 +178,11 @@ class FirearmUses:
 
 
 async def _standing(documents: Documents, partition: str, using: Using) -> Standing:
+    if len(using.class_ids) > CLASSES_MAX:
+        raise TooLarge(
+            f"the action is a use of {len(using.class_ids)} classes, and may be of {CLASSES_MAX} where one "
+            "cools down or asks for an approval: bind it to fewer"
+        )
     keys = [using.asked_key, *map(using.last_key, using.class_ids)]
     docs = await documents.get_many(partition, keys)
     asked = docs.get(using.asked_key)

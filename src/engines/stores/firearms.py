@@ -41,7 +41,8 @@ class Firearms:
     """What is dangerous, and for whom it is allowed. On one event loop; no permission is asked for.
 
     Every method raises ContextMismatch, MissingRoute, ForbiddenBackendClass, TooLarge (more definitions than
-    may be in force), Throttled, Unavailable, BackendRefused, Corrupt.
+    may be in force, an action of more classes than one use may have), Throttled, Unavailable,
+    BackendRefused, Corrupt.
     """
 
     def __init__(

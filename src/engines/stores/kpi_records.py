@@ -125,13 +125,17 @@ class Measured(msgspec.Struct, frozen=True, gc=False):
 class Span(msgspec.Struct, frozen=True):
     """What a window holds: `count` measurements from `first` to `last`.
 
-    Of them `measured` are those that the aggregation asks for: the newest, all, or none to be counted.
+    Of them `measured` are those that the aggregation asks for: the newest, all, or none to be counted. Where
+    that is all: `where` they lie, by backend and generation, and when they were last read as a whole, by the
+    monotonic clock.
     """
 
     count: int
     first: int
     last: int
     measured: tuple[Measured, ...] = ()
+    where: tuple[str, int] | None = None
+    whole_at_s: float = 0.0
 
 
 def rule_of(record: Definition) -> KpiRule:

@@ -54,6 +54,9 @@ MEASUREMENTS_MAX: Final = 10_000
 READINGS_KEPT_MAX: Final = 10_000
 # Of the windows that are kept to read on from.
 KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
+# A redaction shows in nothing but the event itself, so a window is read on from for no longer than this. With
+# the second that a reading may be old, what was removed for ever counts for a minute at most.
+READ_ON_S_MAX: Final = 60.0 - AGE_MAX_S
 _MEASURED_BYTES: Final = 120
 # Events past the newest that `last` looks at, to step over such as were removed for ever.
 _NEWEST: Final = 10
@@ -179,7 +182,10 @@ class Kpis:
         return reading_of(rule, context.surface_id, span, now=self._clock.now())
 
     async def recent_reading(self, context: RequestContext, kpi_id: str) -> KpiReading | None:
-        """The same as it was at most a second ago, without asking for a permission; None: no such KPI."""
+        """The same as it was at most a second ago, without asking for a permission; None: no such KPI.
+
+        A measurement that was removed for ever may count in a sum or mean for up to a minute.
+        """
         rule = (await self._rules.get(context)).get(kpi_id)
         return None if rule is None else await self._recent(context, rule, self._clock.now())
 
@@ -189,7 +195,8 @@ class Kpis:
         """The corridors that hold for the action on the bound surface, as they were at most a second ago.
 
         A KPI without bounds has none; one that names no actions holds for all. No permission is asked for.
-        `at_s`: when their windows end; what was measured in the second before may be missing.
+        `at_s`: when their windows end; what was measured in the second before may be missing, and what was
+        removed for ever in the minute before may count.
         """
         rules = [
             rule
@@ -238,9 +245,13 @@ class Kpis:
         return reading_of(rule, context.surface_id, span, now=now)
 
     async def _read(self, context: RequestContext, rule: KpiRule, before: Span | None) -> Span:
-        """What the window holds now; what `before` held already is not read again."""
+        """What the window holds now; what `before` held here is not read again for a while."""
+        began_s = self._clock.monotonic()
         after_ms = int((self._clock.now() - rule.kpi.window_seconds) * 1_000)
         place = await self._places.place(catalogue.KPIS, context)
+        where = place.backend_id, place.generation
+        if before is not None and (before.where != where or began_s - before.whole_at_s >= READ_ON_S_MAX):
+            before = None
         async with self._using(context, place, rule.kpi_id) as log:
             if rule.kpi.aggregation == "last":
                 return await _newest(log, after_ms)
@@ -249,9 +260,13 @@ class Kpis:
                 return Span(0, first, last)
             if rule.kpi.aggregation == "count":
                 return Span(last - first + 1, first, last)
-            return await self._all(log, rule.kpi_id, first, last, before)
+            measured = await self._all(log, rule.kpi_id, first, last, before)
+        whole_at_s = began_s if before is None else before.whole_at_s
+        return Span(last - first + 1, first, last, measured, where, whole_at_s)
 
-    async def _all(self, log: Log, kpi_id: str, first: int, last: int, before: Span | None) -> Span:
+    async def _all(
+        self, log: Log, kpi_id: str, first: int, last: int, before: Span | None
+    ) -> tuple[Measured, ...]:
         if last - first + 1 > self._measurements_max:
             raise TooLarge(
                 f"the window of {kpi_id!r} holds {last - first + 1:,} measurements, and a sum or mean rests "
@@ -264,7 +279,7 @@ class Kpis:
             events = (await log.list_after(position, limit=limit)).events
             measured += [_measured(event) for event in events if event.body is not None]
             position = events[-1].position
-        return Span(last - first + 1, first, last, tuple(measured))
+        return tuple(measured)
 
     @contextlib.asynccontextmanager
     async def _using(self, context: RequestContext, place: Place, kpi_id: str) -> AsyncIterator[Log]:
