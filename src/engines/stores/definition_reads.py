@@ -90,7 +90,7 @@ class DefinitionView(msgspec.Struct, frozen=True):
         if len(found) < len(set(keys)):
             raise no_such_definition()
         before, after = (STORED.decode(found[key].body).record.json_blob for key in keys)
-        return Diff(definition_id, from_version, to_version, tuple(differences(before, after)))
+        return Diff(definition_id, from_version, to_version, await differences(before, after))
 
     async def _of_slug(self, where: DefinitionFilter) -> tuple[Definition, ...]:
         """At most one: two reads, or three, however many definitions there are."""
