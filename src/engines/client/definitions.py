@@ -122,7 +122,10 @@ class Definitions:
     async def diff(
         self, definition_id: str, from_version: int | None = None, to_version: int | None = None
     ) -> DefinitionDiff:
-        """What changed to the present version from the one before, or between two. Raises NotFound."""
+        """What changed to the present version from the one before, or between two.
+
+        More than about 1 MiB of changes are told as one, which replaces the whole. Raises NotFound.
+        """
         query = {"from": from_version, "to": to_version}
         return await self._calls.get(DefinitionDiff, *self._path, definition_id, "diff", query=query)
 

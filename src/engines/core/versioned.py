@@ -32,21 +32,31 @@ def version_key(key: str, version: int) -> str:
 
 
 def version_ops(
-    key: str, body: str, version: int, *, kept: int = VERSIONS_KEPT_DEFAULT, oldest: int = 1
+    key: str,
+    body: str,
+    version: int,
+    *,
+    kept: int = VERSIONS_KEPT_DEFAULT,
+    oldest: int = 1,
+    held_before: int | None = None,
+    held: int | None = None,
 ) -> Sequence[Op]:
     """The ops that go beside the head's: this version in, those past `kept` out.
 
     `oldest` is the lowest version that may still stand; the store keeps it in the head (`oldest_after`).
+    `held` is one that stays however old it is, `held_before` the one that stayed so until now.
     """
-    outdated = range(oldest, oldest_after(version, kept=kept, oldest=oldest))
+    outdated = {*range(oldest, oldest_after(version, kept=kept, oldest=oldest))}
+    if held_before is not None and held_before < oldest:
+        outdated.add(held_before)
     return (
         Put(version_key(key, version), body, ABSENT),
-        *(Delete(version_key(key, number), ALWAYS) for number in outdated),
+        *(Delete(version_key(key, number), ALWAYS) for number in sorted(outdated - {held})),
     )
 
 
 def oldest_after(version: int, *, kept: int, oldest: int) -> int:
-    """The lowest version that stands once `version` is written."""
+    """The lowest version that stands once `version` is written, but for one that is held."""
     assert kept >= 1
     return min(max(oldest, version - kept + 1), oldest + PRUNED_PER_WRITE_MAX)
 

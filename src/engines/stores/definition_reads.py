@@ -7,16 +7,20 @@ the place to `stores/definitions.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
+from engines.codec import encode_json
 from engines.core import versioned
-from engines.core.cursor import list_scope
+from engines.core.cursor import Cursors, list_scope
+from engines.core.keys import within
 from engines.core.listing import Listed, Window, list_records
 from engines.core.place import Place
+from engines.core.records import RACES_MAX
 from engines.core.versioned import VERSION_MAX
 from engines.errors import Invalid, NotFound
-from engines.ports.documents import GET_KEYS_MAX, Doc
+from engines.ports.documents import PAGE_BYTES, Doc
 from engines.scope import RequestContext
 from engines.stores.definition_records import (
     EVERYTHING,
@@ -32,6 +36,9 @@ from engines.stores.definition_schemas import Schema
 from engines.stores.definition_writes import key_of, scope_of, slug_key
 from engines.stores.json_diff import differences
 from engines.stores.scoped import with_etag
+
+# Up to 6 MiB are read at once, of which a page shows about 1.
+_PUBLISHED_AT_ONCE: Final = 16
 
 
 class DefinitionView(msgspec.Struct, frozen=True):
@@ -55,14 +62,15 @@ class DefinitionView(msgspec.Struct, frozen=True):
         """The definitions that `where` lets through, by id; tombstones are none."""
         if where.slug is not None:
             return Listed(await self._of_slug(where), None)
+        prefix = ("d", *scope_of(self.context, self.schema))
         found: Listed[StoredDefinition] = await self._page(
-            ("d", *scope_of(self.context, self.schema)),
+            prefix,
             lambda stored: not stored.record.deleted and self._matches(stored, where),
             window,
             selective=where != EVERYTHING,
         )
         if self._wants_published(where):
-            return Listed(await self._as_published(found.items), found.after)
+            return await self._published_page(prefix, found, where)
         return Listed(tuple(stored.record for stored in found.items), found.after)
 
     async def versions(self, definition_id: str, window: Window) -> Listed[Definition]:
@@ -90,7 +98,7 @@ class DefinitionView(msgspec.Struct, frozen=True):
         if len(found) < len(set(keys)):
             raise no_such_definition()
         before, after = (STORED.decode(found[key].body).record.json_blob for key in keys)
-        return Diff(definition_id, from_version, to_version, tuple(differences(before, after)))
+        return Diff(definition_id, from_version, to_version, await differences(before, after))
 
     async def _of_slug(self, where: DefinitionFilter) -> tuple[Definition, ...]:
         """At most one: two reads, or three, however many definitions there are."""
@@ -105,7 +113,9 @@ class DefinitionView(msgspec.Struct, frozen=True):
         stored = self._shown(doc)
         if stored.record.deleted or not self._matches(stored, where):
             return ()
-        found = await self._as_published([stored]) if self._wants_published(where) else (stored.record,)
+        found = [stored.record]
+        if self._wants_published(where):
+            found = list((await self._as_published([stored], where)).values())
         return tuple(record for record in found if self.schema.slug(record.json_blob) == where.slug)
 
     async def _page(
@@ -125,25 +135,66 @@ class DefinitionView(msgspec.Struct, frozen=True):
             self.partition,
             prefix,
             read,
-            cursors=list_scope(self.schema.kind, self.context.tenant_id, self.context.env, *prefix),
+            cursors=self._cursors(prefix),
             window=window,
             selective=selective,
         )
 
-    async def _as_published(self, found: Sequence[StoredDefinition]) -> tuple[Definition, ...]:
-        """Each as it was last published; a read for a hundred of those that have drafts since."""
-        wanted = {
-            versioned.version_key(self._key(stored.record.id), stored.published): index
-            for index, stored in enumerate(found)
-            if stored.published not in (None, stored.record.version)
-        }
-        records = [stored.record for stored in found]
-        keys = list(wanted)
-        for start in range(0, len(keys), GET_KEYS_MAX):
-            docs = await self.place.documents.get_many(self.partition, keys[start : start + GET_KEYS_MAX])
-            for key, doc in docs.items():
-                records[wanted[key]] = shown(doc)
-        return tuple(records)
+    async def _published_page(
+        self, prefix: tuple[str, ...], found: Listed[StoredDefinition], where: DefinitionFilter
+    ) -> Listed[Definition]:
+        """As much of `found`, each as it was last published, as makes a page; a read for sixteen of them.
+
+        What is published may be far longer than the drafts by which `found` was measured.
+        """
+        records: list[Definition] = []
+        size = 0
+        last = ""
+        for start in range(0, len(found.items), _PUBLISHED_AT_ONCE):
+            some = found.items[start : start + _PUBLISHED_AT_ONCE]
+            published = await self._as_published(some, where)
+            for definition_id in (stored.record.id for stored in some):
+                if size >= PAGE_BYTES:
+                    above, _ = within(*prefix)
+                    return Listed(tuple(records), self._cursors(prefix).of_key(above, self._key(last)))
+                last = definition_id
+                if definition_id in published:
+                    records.append(published[definition_id])
+                    size += len(encode_json(published[definition_id].json_blob))
+        return Listed(tuple(records), found.after)
+
+    async def _as_published(
+        self, found: Sequence[StoredDefinition], where: DefinitionFilter
+    ) -> dict[str, Definition]:
+        """By id each as it was last published; what is so no longer is left out, and no draft is shown."""
+        published: dict[str, Definition] = {}
+        for _ in range(RACES_MAX):
+            wanted: dict[str, StoredDefinition] = {}
+            for stored in found:
+                if stored.published == stored.record.version:
+                    published[stored.record.id] = stored.record
+                elif stored.published is not None:
+                    key = versioned.version_key(self._key(stored.record.id), stored.published)
+                    wanted[key] = stored
+            docs = await self._get_many(list(wanted))
+            published |= {wanted[key].record.id: shown(doc) for key, doc in docs.items()}
+            gone = {self._key(wanted[key].record.id): wanted[key] for key in wanted.keys() - docs.keys()}
+            # Whoever published another since the heads were read may have taken that version out.
+            heads = {key: self._shown(doc) for key, doc in (await self._get_many(list(gone))).items()}
+            found = [
+                head
+                for key, head in heads.items()
+                if head.published != gone[key].published and self._matches(head, where)
+            ]
+            if not found:
+                break
+        return published
+
+    async def _get_many(self, keys: Sequence[str]) -> dict[str, Doc]:
+        return await self.place.documents.get_many(self.partition, keys) if keys else {}
+
+    def _cursors(self, prefix: tuple[str, ...]) -> Cursors:
+        return list_scope(self.schema.kind, self.context.tenant_id, self.context.env, *prefix)
 
     def _shown(self, doc: Doc) -> StoredDefinition:
         stored = STORED.decode(doc.body)

@@ -76,6 +76,7 @@ class StoredDefinition(
     """`oldest` is the lowest version that may still be kept, `slug` what the version is found by.
 
     `published`: the version that readers of published ones see, where the kind has drafts, and its own slug.
+    That one is kept below `oldest` too, until another is published or a tombstone written.
     """
 
     record: Definition

@@ -75,7 +75,16 @@ class DefinitionWrite(msgspec.Struct, frozen=True):
         body = STORED.encode(stored)
         told = _told(self.schema, record, former)
         ops: list[Op] = [
-            *versioned.version_ops(self.key, body, record.version, kept=kept, oldest=oldest),
+            *versioned.version_ops(
+                self.key,
+                body,
+                record.version,
+                kept=kept,
+                oldest=oldest,
+                # Readers of what is published read that version, however many drafts came since.
+                held_before=None if former is None else former.published,
+                held=stored.published,
+            ),
             *(Put(key, OWNERS.encode(SlugOwner(record.id)), ABSENT) for key in added),
             *(Delete(self._slug_key(slug), ALWAYS) for slug in held - stored.slugs()),
             announcements.message(self.context, self.key, record.version, self.schema.event_type, told),

@@ -290,7 +290,7 @@ class Definitions:
     ) -> Diff:
         """What changed between two versions that are kept: to the present one, from the one before.
 
-        Raises NotFound.
+        More than about 1 MiB of changes are told as one, which replaces the whole. Raises NotFound.
         """
         context.require_data("definitions.read")
         return await (await self._view(context, schema)).diff(definition_id, from_version, to_version)
