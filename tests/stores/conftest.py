@@ -19,6 +19,7 @@ from engines.stores.notes import Notes
 from tests.servers.postgres import PostgresServer
 from tests.stores.analytics_home import SMALL, Kept
 from tests.stores.budget_home import Spender
+from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
 from tests.stores.samples import COUNT, numbered
 
@@ -56,6 +57,13 @@ async def home(open_driver: Callable[[Clock], DocumentDriver]) -> AsyncIterator[
     await home.driver.provision()
     yield home
     await home.close()
+
+
+@pytest.fixture
+async def told(home: Home) -> AsyncIterator[Told]:
+    told = Told(home)
+    yield told
+    await told.close()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 from engines.core.pledges import Pledges
 from engines.scope import RequestContext
 from engines.stores.announcements import Announcements
+from engines.stores.definition_records import DefinitionInput
 from engines.stores.definitions import Definitions
 from engines.stores.events import Event, EventFilter, EventSpine
 from tests.stores.home import Home, context
@@ -54,3 +55,8 @@ class Told:
             if len(found) >= count:
                 return [event.payload or {} for event in found]
             await asyncio.sleep(0.01)
+
+
+def page(slug: str, **members: Any) -> DefinitionInput:
+    """What a definition of kind `pages` may say."""
+    return DefinitionInput(json_blob={"slug": slug, **members})

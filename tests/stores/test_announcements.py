@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
-import pytest_asyncio
 
 from engines.core.pledges import ABANDONED_S
 from engines.core.records import Condition
@@ -25,13 +24,6 @@ from tests.stores.home import Home, context
 FLOWS = SCHEMA_NAMED["flows"]
 ADA = context()
 FLOW = DefinitionInput(json_blob={"nodes": [{"id": "a"}]})
-
-
-@pytest_asyncio.fixture
-async def told(home: Home) -> AsyncIterator[Told]:
-    told = Told(home)
-    yield told
-    await told.close()
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
 
 PRESENT = Condition(versions=("*",))
-
-
-@pytest.fixture
-async def told(home: Home) -> AsyncIterator[Told]:
-    told = Told(home)
-    yield told
-    await told.close()
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from engines import catalogue
 from engines.core.idempotency import Request, identify
@@ -33,8 +32,8 @@ from engines.stores.scoped import Change, Deletion
 from engines.testing.faults import Fault
 from tests.contexts import PERMISSIONS_OF
 from tests.stores.definition_samples import REFUSED, SAMPLES
-from tests.stores.definitions_home import Told
-from tests.stores.home import Home, context
+from tests.stores.definitions_home import Told, page
+from tests.stores.home import context
 from tests.stores.subjects import keyed
 from tests.torn import torn
 
@@ -51,19 +50,8 @@ ADA = context()
 BOB = context(user_id="bob")
 
 
-@pytest_asyncio.fixture
-async def told(home: Home) -> AsyncIterator[Told]:
-    told = Told(home)
-    yield told
-    await told.close()
-
-
 def flow(name: str = "one") -> DefinitionInput:
     return DefinitionInput(json_blob={"name": name, "nodes": [{"id": "a"}], "edges": []})
-
-
-def page(slug: str, **members: Any) -> DefinitionInput:
-    return DefinitionInput(json_blob={"slug": slug, **members})
 
 
 def at(record: Definition) -> Condition:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from engines.core.listing import Window
 from engines.core.records import Condition
@@ -15,12 +13,12 @@ from engines.core.versioned import version_key
 from engines.errors import OutcomeUnknown
 from engines.ports.documents import ALWAYS, Delete, Doc
 from engines.scope import RequestContext
-from engines.stores.definition_records import Definition, DefinitionFilter, DefinitionInput
+from engines.stores.definition_records import Definition, DefinitionFilter
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.definition_writes import anchor, key_of
 from engines.testing.faults import Fault
-from tests.stores.definitions_home import Told
-from tests.stores.home import Home, context
+from tests.stores.definitions_home import Told, page
+from tests.stores.home import context
 
 PAGES = SCHEMA_NAMED["pages"]
 ABSENT = Condition(absent=True)
@@ -29,17 +27,6 @@ PUBLISHED = DefinitionFilter(status="published")
 BY_SLUG = DefinitionFilter(status="published", slug="home")
 ADA = context()
 BOB = context(user_id="bob")
-
-
-@pytest_asyncio.fixture
-async def told(home: Home) -> AsyncIterator[Told]:
-    told = Told(home)
-    yield told
-    await told.close()
-
-
-def page(slug: str, **members: Any) -> DefinitionInput:
-    return DefinitionInput(json_blob={"slug": slug, **members})
 
 
 async def put(

@@ -40,10 +40,10 @@ def lab(*, dir: Path = Path(".lab"), port: int = 8080) -> None:  # noqa: A002 (t
     directory = dir.resolve()
     _make_private(directory)
     clock = SystemClock()
-    key = _signing_key(directory)
     seed = read_seed("lab")
     control_plane = f"sqlite://{quote(str(directory))}/control.db"
     with _alone_in(directory), bind("127.0.0.1", port) as listener:
+        key = _signing_key(directory)
         asyncio.run(_prepare(control_plane, directory, seed))
         url = url_of(listener)
         contents = _lab_file(url, seed, key, clock)

@@ -46,7 +46,11 @@ _CODEC: Final = Codec(Marker)
 
 
 def identify(*scope: str, body: bytes) -> Request:
-    """The request that `scope` (tenant, env, user, method, path and the client's key) and `body` make."""
+    """The request that `scope` (tenant, env, user, method, path and the client's key) and `body` make.
+
+    What tells one request from another under that key belongs into `body`: over HTTP that is the body, the
+    query, and the surface, app and project that it is for.
+    """
     key = hashlib.sha256(_SEPARATOR.join(part.encode() for part in scope)).hexdigest()
     return Request(key=join("k", key[:40]), digest=hashlib.sha256(body).hexdigest())
 
