@@ -145,17 +145,24 @@ async def test_who_has_no_time_left_is_answered_while_the_tail_is_read(driver: D
     await log.close()
 
 
+def _writes() -> list[Write]:
+    gc.collect()
+    return [one for one in gc.get_objects() if isinstance(one, Write)]
+
+
 async def test_a_backend_that_loses_every_reply_fills_no_memory(driver: DocumentDriver) -> None:
     post = Post(driver)
     log = open_log(post, timeout_s=0.1)
     await append(log, "first")
     post.keep = 1_000_000
+    earlier = _writes()
     for number in range(20):
         with pytest.raises(EnginesError):
             await append(log, f"lost {number}")
     assert len(post.kept) >= 10
-    gc.collect()
-    assert sum(isinstance(one, Write) for one in gc.get_objects()) <= 3
+    # One append may be sent several times before its deadline; those of the last one may be held, no other's.
+    held = [write for write in _writes() if write not in earlier]
+    assert len({id(append) for write in held for append, _ in write.placed}) <= 1
     post.keep = 0
     lost = len(post.kept) // 2
     post.kept.rotate(-lost)
