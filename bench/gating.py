@@ -1,8 +1,8 @@
 """What a decision of the gates costs beside the append that each one is: both in process, one at a time.
 
 The other side appends the very payload of such a decision to the same spine, and judges nothing. The action
-is a dangerous one, all gates guard it and let it pass: once at a price, which the budget's gate reserves by a
-durable write of its own, and once by the gates that take nothing of a budget.
+is a dangerous one at a price, eight gates guard it and let it pass: once with the budget's gate that looks
+whether there is room, and once with the one that reserves the price, by a durable write of its own.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from engines.stores.rate_limits import RateLimit
 from engines.stores.strategy_locks import LockDecisionInput, LockReview
 from engines.wiring import Engines, open_engines
 
-GATES: Final[tuple[GateName, ...]] = get_args(GateName)
-BUDGET: Final[GateName] = "budget"
+RESERVES: Final[GateName] = "budget"
+LOOKS: Final[GateName] = "budget_room"
+COMMON: Final[tuple[GateName, ...]] = tuple(
+    gate for gate in get_args(GateName) if gate not in (RESERVES, LOOKS)
+)
 LABELS: Final = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
 GOAL: Final = Goal("at most", 1.5)
 # More than any run asks for.
@@ -58,16 +61,16 @@ async def _gating(driver: str, stage: Stage, deployment: Deployment) -> list[Res
         context = await engines.contexts.context(deployment.token)
         await _let_pass(engines, context)
         return [
-            await _compared(driver, stage, engines, context, GATES),
-            await _compared(driver, stage, engines, context, [gate for gate in GATES if gate != BUDGET]),
+            await _compared(driver, stage, engines, context, LOOKS),
+            await _compared(driver, stage, engines, context, RESERVES),
         ]
 
 
 async def _compared(
-    driver: str, stage: Stage, engines: Engines, context: RequestContext, gates: Sequence[GateName]
+    driver: str, stage: Stage, engines: Engines, context: RequestContext, budget: GateName
 ) -> Result:
-    """The price of an action that these gates guard and all of them let pass."""
-    action = f"refund.{len(gates)}"
+    """The price of an action that this gate and the seven others guard, and all of them let pass."""
+    gates, action = (*COMMON, budget), f"refund.{budget}"
     await _guard(engines, context, action, gates)
     cost = Cost(amount="0.01", currency="USD")
     evaluation = EvaluationInput(action=action, subject="order-7", cost=cost, details={"amount": "12"})
@@ -82,10 +85,10 @@ async def _compared(
     async def other(_: int) -> float:
         return await _p50_us(stage, lambda: engines.spine.append_system(context, [event]))
 
-    held = "one reservation each" if BUDGET in gates else "nothing of a budget"
+    held = "one reservation each" if budget == RESERVES else "each with room in its budget"
     return compared(
         *await alternate(stage.sizes.rounds, ours, other),
-        name=f"gates-{len(gates)}-{driver}",
+        name=f"gates-{budget}-{driver}",
         what=f"p50 of one evaluation that {len(gates)} gates let pass, {held}, {LABELS[driver]}",
         unit="µs",
         other_name="one append of the same event alone",

@@ -12,7 +12,7 @@ import pytest
 from engines.control.records import GateConfig, GateRule
 from engines.core.records import Condition
 from engines.safety.asks import Cost, Decision, EvaluationInput
-from engines.safety.joined import BudgetRoom
+from engines.safety.joined import StoredBudgets
 from engines.scope import RequestContext
 from engines.stores.approval_records import AnswerInput, ApprovalInput
 from engines.stores.budget_policy import Limit, PolicyInput
@@ -123,6 +123,31 @@ async def test_an_action_that_all_eight_let_pass_has_its_cost_reserved(open_depl
     assert (told.items[-1].payload or {})["result"] == "pass"
 
 
+async def test_room_in_a_budget_is_judged_and_nothing_is_held(open_deployment: Open) -> None:
+    here = await open_deployment()
+    await everything_in_order(here)
+    await guarded_by(here, *("budget_room" if gate == "budget" else gate for gate in ALL_GATES))
+    await until(here, lambda decision: decision.decision == "pass")
+    assert await held_now(here) == ["0"]
+    await break_one(here, "budget")
+    decision = await until(here, lambda decision: decision.decision == "block")
+    assert (decision.gate, decision.reason_code) == ("budget_room", "budget_exceeded"), decision
+    assert decision.details["limit_id"] == "month"
+    untold = await asked(here, msgspec.structs.replace(REFUND, cost=None))
+    assert (untold.gate, untold.reason_code) == ("budget_room", "cost_not_told")
+
+
+async def test_a_rehearsal_is_refused_for_a_currency_as_the_action_would_be(open_deployment: Open) -> None:
+    here = await open_deployment()
+    await everything_in_order(here)
+    await guarded_by(here, "budget")
+    foreign = msgspec.structs.replace(REFUND, cost=Cost(amount="1", currency="EUR"))
+    for asked_for in (foreign, msgspec.structs.replace(foreign, dry_run=True)):
+        decision = await until(here, lambda decision: decision.gate == "budget", asked_for)
+        assert (decision.decision, decision.reason_code) == ("block", "gate_error")
+        assert decision.details["detail"] == "this budget is kept in USD"
+
+
 @pytest.mark.parametrize(
     ("breaks", "gate"),
     [
@@ -220,7 +245,7 @@ async def test_what_an_evaluation_held_and_has_lapsed_must_fit_anew(open_deploym
     here = await open_deployment()
     await everything_in_order(here)
     member, clock = await who(here), ManualClock(here.clock.now())
-    room, cost = BudgetRoom(here.budget, clock), Cost(amount="600", currency="USD")
+    room, cost = StoredBudgets(here.budget, clock), Cost(amount="600", currency="USD")
     first = await room.reserve(member, cost, evaluation_id="e1")
     again = await room.reserve(member, cost, evaluation_id="e1")
     assert (first.fits, again.reservation_id) == (True, first.reservation_id)

@@ -13,7 +13,7 @@ from engines.errors import EnginesError, IdempotencyKeyReused, MissingRoute, Out
 from engines.safety.asks import Ask, Verdict
 from engines.safety.gates import BudgetGate
 from engines.safety.ingesting import INGEST, IngestGate
-from engines.safety.joined import BudgetRoom
+from engines.safety.joined import StoredBudgets
 from engines.scope import RequestContext
 from engines.stores.analytics import Analytics, AnalyticsEvent, Ingested, NewAnalyticsEvent
 from engines.stores.announcements import Announcements
@@ -155,7 +155,7 @@ async def test_a_page_needs_no_permission_to_be_judged(house: House) -> None:
 async def test_nothing_is_held_of_a_budget(house: House) -> None:
     home = house.home
     budget = Budget(home, Announcements(home, house.spine, home.ids, home.clock), home.ids, home.clock)
-    house.mount([BudgetGate(BudgetRoom(budget, home.clock))])
+    house.mount([BudgetGate(StoredBudgets(budget, home.clock))])
     await house.guarding("budget", action=INGEST)
     analytics = over(house)
     home.missing.add("budget_store")  # Were it asked, that would be an error.

@@ -23,7 +23,7 @@ from engines.errors import (
     Unavailable,
 )
 from engines.stores import budget_totals
-from engines.stores.budget import UsageFilter
+from engines.stores.budget import AGE_MAX_S, UsageFilter
 from engines.stores.budget_policy import PolicyInput, Price
 from engines.stores.budget_records import ReservationInput, SettlementInput, UsageInput
 from tests.contexts import PERMISSIONS_OF
@@ -528,6 +528,46 @@ class TestChecks:
         with pytest.raises(Invalid):
             await spender.budget.check(ADA, Decimal("NaN"))
 
+    async def test_a_check_in_another_currency_is_refused_as_its_reservation_would_be(
+        self, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        for check in (spender.budget.check, spender.budget.recent_check):
+            assert (await check(ADA, Decimal(10), currency="USD")).passes
+            with pytest.raises(Invalid, match="kept in USD"):
+                await check(ADA, Decimal(10), currency="JPY")
+
+    async def test_what_is_asked_again_within_a_second_is_read_once_for_each_budget(
+        self, home: Home, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        await spender.budget.check(OTHERS, Decimal(1))
+        await spender.quiet()
+        home.driver.calls.clear()
+        asked = [spender.budget.recent_check(ADA, Decimal(10)) for _ in range(20)]
+        assert all(check.passes for check in await asyncio.gather(*asked))
+        assert not (await spender.budget.recent_check(ADA, Decimal(11))).passes
+        assert home.driver.calls == ["get"]
+        assert not (await spender.budget.recent_check(OTHERS, Decimal(11))).has_policy
+        assert home.driver.calls == ["get"] * 2
+        await spender.use("4")
+        home.clock.advance(AGE_MAX_S)
+        refused = await spender.budget.recent_check(ADA, Decimal(7))
+        assert (refused.passes, refused.limit_id, refused.left) == (False, "all", Decimal(6))
+
+    async def test_what_lapsed_meanwhile_is_room_though_nothing_was_read(
+        self, home: Home, spender: Spender
+    ) -> None:
+        await spender.limit(hard("10"))
+        await spender.reserve("10", ttl_seconds=1)
+        home.clock.advance(0.5)
+        assert not (await spender.budget.recent_check(ADA, Decimal(1))).passes
+        home.clock.advance(AGE_MAX_S - 0.25)
+        await spender.quiet()
+        home.driver.calls.clear()
+        assert (await spender.budget.recent_check(ADA, Decimal(10))).passes
+        assert home.driver.calls == []
+
 
 class TestRights:
     async def test_each_call_asks_for_its_permission(self, home: Home, spender: Spender) -> None:
@@ -562,6 +602,7 @@ class TestRights:
             spender.release(reservation),
             spender.limit(hard("100")),
             spender.budget.check(ADA, Decimal(1)),
+            spender.budget.recent_check(ADA, Decimal(1)),
             spender.budget.summary(ADA),
             spender.budget.usage(ADA),
             spender.budget.policy(ADA),

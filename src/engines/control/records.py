@@ -29,6 +29,7 @@ GateName = Literal[
     "strategy_lock",
     "three_wise",
     "budget",
+    "budget_room",
     "kpi_corridor",
     "temperature",
     "rate_limit",
@@ -40,7 +41,7 @@ ENVS_MAX: Final = 32
 OFFERED_TO_MAX: Final = 1_000
 SWITCHES_MAX: Final = 100
 RULES_MAX: Final = 200
-GATES_MAX: Final = 8
+GATES_MAX: Final = 9
 ORIGINS_MAX: Final = 50
 
 # As browsers send it (RFC 6454, section 6.2): scheme and host in lower case, a port where it is another than

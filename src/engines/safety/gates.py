@@ -1,6 +1,6 @@
 """The gates: each asks its port for the facts and has them judged.
 
-Owns what a gate is, and the eight of them but for their rules. Leaves the rules to `safety/judging.py`, the
+Owns what a gate is, and all of them but for their rules. Leaves the rules to `safety/judging.py`, the
 facts to the stores behind `safety/ports.py`, order and failures to `safety/chain.py`.
 
 A gate that consumes takes something of what it judges (a reservation, a unit of a quota); it is asked only
@@ -134,6 +134,23 @@ class BudgetGate(ConsumingGate):
     async def undo(self, ask: Ask) -> None:
         if ask.cost is not None:
             await self._budgets.release(ask.context, ask.cost, evaluation_id=ask.evaluation_id)
+
+
+class BudgetRoomGate(Gate):
+    """What an action costs fitted into its budget a moment ago; nothing is held for it.
+
+    For actions whose use is recorded afterwards: those who ask within one second may together pass a limit.
+    """
+
+    name = "budget_room"
+
+    def __init__(self, budgets: Budgets) -> None:
+        self._budgets = budgets
+
+    async def judge(self, ask: Ask) -> Verdict:
+        if ask.cost is None:
+            return judge_budget(None, None)
+        return judge_budget(await self._budgets.recent_room_for(ask.context, ask.cost), ask.cost)
 
 
 class CorridorGate(Gate):

@@ -17,6 +17,7 @@ from engines.errors import Conflict, Throttled
 from engines.safety.asks import Cost
 from engines.safety.gates import (
     BudgetGate,
+    BudgetRoomGate,
     CorridorGate,
     FirearmsGate,
     Gate,
@@ -29,6 +30,7 @@ from engines.scope import RequestContext
 from engines.stores.budget import Budget
 from engines.stores.budget_accounts import HARD_LIMIT
 from engines.stores.budget_records import Reservation, ReservationInput
+from engines.stores.budget_room import BudgetCheck
 from engines.stores.event_records import instant_ms
 from engines.stores.rate_limits import ACTION_PREFIX, Admission, RateLimits
 
@@ -47,18 +49,20 @@ def gates_over(
     clock: Clock,
 ) -> Sequence[Gate]:
     """Every gate but the kill switch, which the chain has by itself."""
+    budgets = StoredBudgets(budget, clock)
     return (
         FirearmsGate(firearms),
         StrategyLockGate(strategy_locks),
         ThreeWiseGate(strategy_locks),
-        BudgetGate(BudgetRoom(budget, clock)),
+        BudgetGate(budgets),
+        BudgetRoomGate(budgets),
         CorridorGate("kpi_corridor", kpis),
         CorridorGate("temperature", temperatures),
         RateLimitGate(ActionLimits(rate_limits)),
     )
 
 
-class BudgetRoom:
+class StoredBudgets:
     """`Budgets` over the budget's store: an evaluation holds its cost as a reservation."""
 
     def __init__(self, budget: Budget, clock: Clock) -> None:
@@ -93,14 +97,16 @@ class BudgetRoom:
         raise Conflict("the reservations of this evaluation have lapsed again and again")
 
     async def room_for(self, context: RequestContext, cost: Cost) -> BudgetFacts:
-        found = await self._budget.check(context, Decimal(cost.amount), provider=cost.provider)
-        soft = found.soft_limits[0] if found.soft_limits else None
-        return BudgetFacts(
-            fits=found.passes,
-            limit_id=found.limit_id or soft,
-            remaining=None if found.left is None else f"{found.left:f}",
-            passes_soft_limit=soft is not None,
+        amount = Decimal(cost.amount)
+        found = await self._budget.check(context, amount, currency=cost.currency, provider=cost.provider)
+        return _budget_facts(found)
+
+    async def recent_room_for(self, context: RequestContext, cost: Cost) -> BudgetFacts:
+        amount = Decimal(cost.amount)
+        found = await self._budget.recent_check(
+            context, amount, currency=cost.currency, provider=cost.provider
         )
+        return _budget_facts(found)
 
     async def release(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> None:
         facts = await self.reserve(context, cost, evaluation_id=evaluation_id)  # Told again which one it was.
@@ -119,6 +125,16 @@ class ActionLimits:
 
     async def room_for(self, context: RequestContext, action: str) -> RateFacts:
         return _rate_facts(await self._rate_limits.admit(context, ACTION_PREFIX + action, count=False))
+
+
+def _budget_facts(found: BudgetCheck) -> BudgetFacts:
+    soft = found.soft_limits[0] if found.soft_limits else None
+    return BudgetFacts(
+        fits=found.passes,
+        limit_id=found.limit_id or soft,
+        remaining=None if found.left is None else f"{found.left:f}",
+        passes_soft_limit=soft is not None,
+    )
 
 
 def _rate_facts(admission: Admission) -> RateFacts:

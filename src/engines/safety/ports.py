@@ -91,6 +91,10 @@ class Budgets(Protocol):
         """The same without holding anything."""
         ...
 
+    async def recent_room_for(self, context: RequestContext, cost: Cost) -> BudgetFacts:
+        """The same by what was used and held at most a second ago."""
+        ...
+
     async def release(self, context: RequestContext, cost: Cost, *, evaluation_id: str) -> None:
         """Let go of what was held of this cost for this id, if anything was."""
         ...

@@ -81,9 +81,11 @@ REASONS: Final[Mapping[ReasonCode, Reason]] = {
     "review_missing": Reason(("three_wise",), "the strategy lock in force was not reviewed yet"),
     "review_rejected": Reason(("three_wise",), "the review of the strategy lock in force rejected it"),
     "cost_not_told": Reason(
-        ("budget",), "the action is budgeted, and the request does not say what it costs"
+        ("budget", "budget_room"), "the action is budgeted, and the request does not say what it costs"
     ),
-    "budget_exceeded": Reason(("budget",), "the cost does not fit into what a hard limit leaves"),
+    "budget_exceeded": Reason(
+        ("budget", "budget_room"), "the cost does not fit into what a hard limit leaves"
+    ),
     "below_floor": Reason(("kpi_corridor", "temperature"), "the reading is below its floor"),
     "above_ceiling": Reason(("kpi_corridor", "temperature"), "the reading is above its ceiling"),
     "no_reading": Reason(

@@ -3,7 +3,7 @@
 Owns who may do what, and finding the place. The rules stand where they are kept: amounts in
 `stores/budget_amounts.py`, limits and prices in `budget_policy.py`, counting against limits in
 `budget_accounts.py`, entries in `budget_usage.py`, reservations in `budget_reservations.py`, totals in
-`budget_totals.py`, group commit in `budget_book.py`.
+`budget_totals.py`, what gates ask in `budget_room.py`, group commit in `budget_book.py`.
 
 Why the ledger is documents beside its totals, and no `core/log.py`: an entry, the totals that it changes, the
 account of each limit, the end of its reservation, the marker of its request and what the spine is to be told
@@ -36,11 +36,10 @@ from engines.errors import ContextMismatch, NotFound
 from engines.ids import Ids
 from engines.ports.documents import Doc
 from engines.scope import RequestContext, check_id, normalise_surface
-from engines.stores.budget_accounts import HARD_LIMIT, Accounts
 from engines.stores.budget_amounts import checked
 from engines.stores.budget_book import Books
 from engines.stores.budget_changes import MANAGE, BudgetChange, PutPolicy, R, is_within
-from engines.stores.budget_policy import Dimensions, Policy, PolicyInput, check_policy
+from engines.stores.budget_policy import Policy, PolicyInput, check_policy
 from engines.stores.budget_records import (
     ANCHOR,
     POLICY,
@@ -62,10 +61,12 @@ from engines.stores.budget_reservations import (
     no_such_reservation,
     oldest_key,
 )
+from engines.stores.budget_room import BudgetCheck, room_in, weight_of
 from engines.stores.budget_sheet import Announcements
 from engines.stores.budget_summary import Summary, SummaryQuery, check_query, summarise
-from engines.stores.budget_totals import read_standing
+from engines.stores.budget_totals import Standing, read_standing
 from engines.stores.budget_usage import RecordUsage
+from engines.stores.fresh import Fresh
 from engines.stores.scoped import B, Change, check_body, with_etag
 
 F = TypeVar("F", "UsageFilter", "ReservationFilter")
@@ -74,6 +75,10 @@ F = TypeVar("F", "UsageFilter", "ReservationFilter")
 VERIFYING_TENANT_MAX: Final = 1
 VERIFYING_MAX: Final = 4
 VERIFYING_RETRY_S: Final = 5.0
+# What gates judge by is never older than this.
+AGE_MAX_S: Final = 1.0
+STANDINGS_KEPT_MAX: Final = 1_000
+KEPT_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
 class UsageFilter(msgspec.Struct, frozen=True):
@@ -100,21 +105,6 @@ class ReservationFilter(msgspec.Struct, frozen=True):
     project_id: str | None = None
 
 
-class BudgetCheck(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whether an amount would fit now. Where it would not: which limit refuses, and what that limit leaves.
-
-    `has_policy` False: nobody has limited anything, so everything fits. `soft_limits`: passed already.
-    """
-
-    passes: bool
-    has_policy: bool
-    limit_id: str | None = None
-    period: str | None = None
-    left: Decimal | None = None
-    reason_code: str | None = None
-    soft_limits: tuple[str, ...] = ()
-
-
 NO_FILTER: Final = UsageFilter()
 EVERY_RESERVATION: Final = ReservationFilter()
 EVERYTHING: Final = SummaryQuery()
@@ -133,6 +123,14 @@ class Budget:
         self._ids = ids
         self._clock = clock
         self._books = Books(announcements, ids, clock)
+        # By backend and partition.
+        self._standings: Fresh[tuple[str, str], Standing] = Fresh(
+            clock,
+            age_max_s=AGE_MAX_S,
+            entries_max=STANDINGS_KEPT_MAX,
+            weight_max=KEPT_BYTES_MAX,
+            weigh=weight_of,
+        )
         self._verifying = Slots(
             "verifications",
             tenant_max=VERIFYING_TENANT_MAX,
@@ -311,7 +309,12 @@ class Budget:
             return await self._summary(context, query)
 
     async def check(
-        self, context: RequestContext, amount: Decimal, *, provider: str | None = None
+        self,
+        context: RequestContext,
+        amount: Decimal,
+        *,
+        currency: str | None = None,
+        provider: str | None = None,
     ) -> BudgetCheck:
         """Whether `amount` would fit into every hard limit now, for gates: one read, nothing is held.
 
@@ -320,28 +323,32 @@ class Budget:
         checked(amount, "amount")
         place = await self._places.place(catalogue.BUDGET, context)
         standing = await read_standing(place.documents, await place.partition(ANCHOR))
-        if standing.head is None or standing.policy is None:
-            return BudgetCheck(passes=True, has_policy=False)
-        at_ms = max(int(self._clock.now() * 1000), standing.head.at_ms)
-        accounts = Accounts(standing.head, standing.policy, at_ms)
-        use = Dimensions(provider, None, None, context.project_id, context.surface_id, context.app_id)
-        soft = tuple(status.limit_id for status in accounts.statuses(use) if status.soft_passed)
-        refused = accounts.refusal(use, amount)
-        if refused is None:
-            return BudgetCheck(passes=True, has_policy=True, soft_limits=soft)
-        status, _ = refused
-        return BudgetCheck(
-            passes=False,
-            has_policy=True,
-            limit_id=status.limit_id,
-            period=status.period,
-            left=status.left,
-            reason_code=HARD_LIMIT,
-            soft_limits=soft,
-        )
+        now_s = self._clock.now()
+        return room_in(standing, context, amount, currency=currency, provider=provider, now_s=now_s)
+
+    async def recent_check(
+        self,
+        context: RequestContext,
+        amount: Decimal,
+        *,
+        currency: str | None = None,
+        provider: str | None = None,
+    ) -> BudgetCheck:
+        """The same by what was used and held at most a second ago, without a read if that is known."""
+        checked(amount, "amount")
+        place = await self._places.place(catalogue.BUDGET, context)
+        partition = await place.partition(ANCHOR)
+
+        async def read(_: Standing | None) -> Standing:
+            return await read_standing(place.documents, partition)
+
+        standing = await self._standings.get((place.backend_id, partition), read)
+        now_s = self._clock.now()
+        return room_in(standing, context, amount, currency=currency, provider=provider, now_s=now_s)
 
     async def close(self) -> None:
-        """Take nothing more and finish what waits."""
+        """Take nothing more and finish what waits, end the reads under way."""
+        await self._standings.close()
         await self._books.close()
 
     async def _change(self, change: BudgetChange[R]) -> Change[R]:

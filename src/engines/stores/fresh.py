@@ -127,4 +127,4 @@ class Fresh(Generic[K, V]):
 
 
 def _too_slow() -> Unavailable:
-    return Unavailable("the definitions could not be read in time", retry_after_s=1.0)
+    return Unavailable("what was asked for could not be read in time", retry_after_s=1.0)
