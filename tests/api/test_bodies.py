@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[Any, str | None, str]] = {
     "a content type of none": (
         {"content": "a", "content_type": "html"},
         "content_type",
-        "not one of the values",
+        'expected one of "json", "markdown", "text"',
     ),
     "tags that are a string": ({"content": "a", "tags": "b"}, "tags", "expected an array, got a string"),
     "an empty tag": ({"content": "a", "tags": ["b", ""]}, "tags[1]", "at least 1 character"),
@@ -82,6 +82,15 @@ async def test_a_body_that_breaks_a_rule_is_400_with_the_field_and_the_rule(
 ) -> None:
     answer = await member("POST", "/notes", data=json.dumps(body).encode())
     assert detail in answer.problem(400, "Invalid", field)["detail"]
+
+
+async def test_a_value_of_none_is_told_those_that_there_are_wherever_it_stands(member: Client) -> None:
+    config = {"rules": [{"action": "a", "gates": ["kill_switch", "budgt"]}]}
+    answer = await member("PUT", "/gates/config/chat", data=json.dumps(config).encode())
+    problem = answer.problem(400, "Invalid", "rules[0].gates[1]")
+    assert problem["detail"].startswith('expected one of "budget", "budget_room", "firearms",')
+    answer = await member("GET", "/events?order=newest")
+    assert answer.problem(400, "Invalid", "order")["detail"] == 'expected one of "asc", "desc"'
 
 
 async def test_a_number_beyond_every_float_is_400(member: Client) -> None:

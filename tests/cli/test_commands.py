@@ -327,6 +327,9 @@ def test_a_route_is_put_resolved_replaced_and_deleted(engines: Engines, lab: Lab
     assert chat["scope"] == {"surface_id": "squared2"}
     resolved = engines("routes", "resolve", "blackboard_store", *at).json
     assert resolved["route"]["options"] == {"versions_kept": 4}
+    assert "created_at" not in resolved["route"], (
+        "who asks where a kind lies is told no stamps, not empty ones"
+    )
     assert [looked["tenant_id"] for looked in resolved["looked_at"]]
     assert len(engines("routes", "list", *at).json["items"]) == 2
     assert engines("routes", "delete", "blackboard_store", "--surface", "squared2", *at).code == 0

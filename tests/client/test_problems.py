@@ -117,6 +117,7 @@ def test_every_error_of_the_http_library_becomes_one_of_ours(
 ) -> None:
     broken: Any = kind.__new__(kind)
     broken.args = ("broken",)
+    broken._os_error = OSError("broken")
     expected: type[EnginesError] = OutcomeUnknown if changes else Unavailable
     if issubclass(kind, NOT_SENT):
         expected = Unavailable
@@ -138,7 +139,7 @@ async def test_nobody_listening_is_unavailable_for_a_write_too() -> None:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         async with AsyncEngines(f"http://127.0.0.1:{port}", retry=NO_RETRY) as client:
-            with pytest.raises(Unavailable):
+            with pytest.raises(Unavailable, match=f"127.0.0.1:{port}: Connection refused"):
                 await client.notes.create(NewNote(content="x"))
 
 

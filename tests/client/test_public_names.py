@@ -16,6 +16,7 @@ NAMES = """
     LockReview Looked Me Measurement Measures Membership MemoryEntry Message Missing Mode ModelTokens Move
     MovePlan MoveProgress NO_RETRY NewAnalyticsEvent NewBudgetPolicy NewEvent NewNote NewTrace NewUsage Note
     NoteSource NoteTimestamps Os Page Price Probe Project RateLimit RateLimitPolicy Reservation Resolution
+    ResolvedRoute
     RetryPolicy RoomMember Route RouteScope Session SessionDay SessionOrigin Span Surface SurfaceDefaults
     Switch TableRow TaggedLink TemperatureReading Tenant TokenCounts TokenGroup TokenReport Trace UsageEntry
     User UserIdentity Verification

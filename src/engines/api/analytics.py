@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engines.api.body import invalid
 from engines.api.call import Call
+from engines.api.complaints import invalid
 from engines.api.endpoint import Router, Sendable
 from engines.api.reply import PROBLEM, PROBLEM_TYPE_PREFIX, HeaderFields, Problem, Reply, json_reply, title_of
 from engines.api.views import ListQuery, Page, page_reply
@@ -231,7 +231,7 @@ def _event_of(item: Any) -> NewAnalyticsEvent | EnginesError:
     try:
         return msgspec.convert(item, DecodedEvent)
     except msgspec.ValidationError as error:
-        return invalid(error)
+        return invalid(error, DecodedEvent)
 
 
 def _refused(call: Call, ingested: Ingested, *, is_list: bool, fields: HeaderFields = ()) -> Reply:

@@ -1,8 +1,8 @@
 """A request's body: read within limits, and decoded into what a call takes.
 
-Owns the size and time limits of a body, its media type, and what a body that breaks a rule is told: the field
-and the rule, in our own words. A member named twice is refused, since readers differ on which one counts.
-Leaves rules that need more than the body to the floors below.
+Owns the size and time limits of a body, its media type, and the rules that hold for the JSON of every body.
+A member named twice is refused, since readers differ on which one counts. Leaves what a body is told that
+breaks the rules of its type to `api/complaints.py`, rules that need more than the body to the floors below.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engines.api.complaints import invalid
 from engines.api.fields import Fields
 from engines.codec import INTEGER_MAX, INTEGER_MIN, JSON_DEPTH_MAX
 from engines.errors import Invalid, RequestTimeout, TooLarge, UnsupportedMediaType
@@ -32,23 +33,6 @@ _MEDIA_TYPE: Final = re.compile(
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _decode: Final = msgspec.json.Decoder().decode
 _decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_ARTICLES: Final = {
-    "str": "a string",
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "object": "an object",
-    "array": "an array",
-    "null": "null",
-}
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
-_WRONG_TYPE: Final = re.compile(r"Expected `([a-z |]+)`, got `([a-z]+)`")
-_LENGTH: Final = re.compile(r"Expected `(str|array|object)` of length (<=|>=|==) (\d+)")
-_BOUND: Final = re.compile(r"Expected `(?:int|float)` (<=|>=|<|>) (-?[\d.]+)")
-_PATTERN: Final = re.compile(r"Expected `str` matching regex '(.*)'", re.DOTALL)
-_COMPARISONS: Final = {"<=": "at most", ">=": "at least", "==": "exactly", "<": "less than", ">": "more than"}
-_COUNTED: Final = {"str": "characters", "array": "items", "object": "members"}
 
 
 class ClientGone(Exception):
@@ -101,12 +85,14 @@ def decode_body(body: bytes, type_of: TypeOf) -> Any:
 
     Raises Invalid with the `field` that breaks a rule, where one does.
     """
+    type_: Any = Any
     try:
         value = _decoded(body, type_of)
         _check_structure(body, value)
-        return msgspec.convert(value, type_of(value))
+        type_ = type_of(value)
+        return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, type_) from None
     except UnicodeDecodeError as error:
         raise Invalid("the body is not UTF-8") from error
     except msgspec.DecodeError as error:
@@ -121,36 +107,6 @@ def _decoded(body: bytes, type_of: TypeOf) -> Any:
     except msgspec.ValidationError:
         # A number that no float holds. Decoded as its type, the complaint names the member.
         return msgspec.json.decode(body, type=type_of(_decode_members(body)))
-
-
-def invalid(error: msgspec.ValidationError, prefix: str = "") -> Invalid:
-    """The same complaint in our own words; `field` is its path, `prefix` what the path stands below."""
-    sentence, _, where = str(error).partition(" - at `")
-    path = prefix + where.removesuffix("`").removeprefix("$").removeprefix(".")
-    for pattern, detail in (
-        (_UNKNOWN, "there is no such member here"),
-        (_MISSING, "this member is required"),
-    ):
-        if match := pattern.fullmatch(sentence):
-            return Invalid(detail, field=f"{path}.{match[1]}" if path else match[1])
-    return Invalid(_in_our_words(sentence), field=path or None)
-
-
-def _in_our_words(sentence: str) -> str:
-    if match := _WRONG_TYPE.fullmatch(sentence):
-        expected = " or ".join(_ARTICLES.get(name, name) for name in match[1].split(" | "))
-        return f"expected {expected}, got {_ARTICLES.get(match[2], match[2])}"
-    if match := _LENGTH.fullmatch(sentence):
-        return f"{_COMPARISONS[match[2]]} {match[3]} {_COUNTED[match[1]]}"
-    if match := _BOUND.fullmatch(sentence):
-        return f"{_COMPARISONS[match[1]]} {match[2]}"
-    if match := _PATTERN.fullmatch(sentence):
-        return f"a string that matches {match[1].replace(chr(92) * 2, chr(92)).removesuffix(chr(92) + 'Z')}$"
-    if sentence.startswith("Invalid enum value"):
-        return "not one of the values that this member has"
-    if "out of range" in sentence:
-        return "a number beyond what is kept exactly"
-    return sentence[:1].lower() + sentence[1:]
 
 
 def _malformed(body: bytes, reason: str) -> str:

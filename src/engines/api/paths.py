@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from engines.api.body import invalid
+from engines.api.complaints import invalid
 from engines.errors import Invalid
 
 PATH_RULE: Final = "each path segment matches ^[A-Za-z0-9][A-Za-z0-9._~:@|+-]{0,127}$ once it is decoded"
@@ -58,7 +58,7 @@ class QueryDecoder(Generic[Q]):
         try:
             return msgspec.convert(values, self._type, strict=False)
         except msgspec.ValidationError as error:
-            raise invalid(error) from None
+            raise invalid(error, self._type) from None
 
 
 def parse_query(raw: bytes) -> Mapping[str, str]:

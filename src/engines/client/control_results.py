@@ -312,10 +312,20 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True):
     found: bool
 
 
+class ResolvedRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a kind lies: whose route says so (`tenant_id`), for which scope, and where it leads."""
+
+    resource_kind: str
+    backend_id: str
+    tenant_id: str
+    scope: RouteScope = RouteScope()
+    options: dict[str, Any] = {}
+
+
 class Resolution(msgspec.Struct, frozen=True, kw_only=True):
     """Which route answers for a kind in the caller's context, and every scope that was looked at."""
 
-    route: Route
+    route: ResolvedRoute
     etag: str = ""
     looked_at: tuple[Looked, ...] = ()
 

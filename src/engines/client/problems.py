@@ -11,6 +11,7 @@ The question that decides is whether the request may have been applied. `Unavail
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -156,9 +157,19 @@ def translated(*, changes: bool) -> Iterator[None]:
         raise Invalid("this is no URL of a server", field="url") from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         # No connection was made, or none was free in time: nothing was sent.
-        raise Unavailable(f"the server cannot be reached: {_reason(error)}") from error
+        raise Unavailable(f"the server cannot be reached: {_connect_reason(error)}") from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise broken(f"the connection broke before the answer was read: {_reason(error)}") from error
+
+
+def _connect_reason(error: aiohttp.ClientError | TimeoutError) -> str:
+    """In the system's words, where the system refused to connect."""
+    if type(error) not in (aiohttp.ClientConnectorError, aiohttp.ClientConnectorDNSError):
+        return _reason(error)
+    assert isinstance(error, aiohttp.ClientConnectorError)
+    number = error.os_error.errno
+    said = os.strerror(number) if number and number > 0 else error.os_error.strerror
+    return f"{error.host}:{error.port}: {said}" if said else _reason(error)
 
 
 def _reason(error: BaseException) -> str:
