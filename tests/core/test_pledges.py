@@ -198,3 +198,41 @@ async def test_what_cannot_be_finished_keeps_nothing_else_waiting(world: World) 
     world.clock.advance(ABANDONED_S)
     assert await two.finish_abandoned() == 1
     assert world.finished == ["a", "c", "b"]
+
+
+async def test_more_names_than_a_document_holds_stand_in_several_and_are_all_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pledges, "DOCUMENT_NAMES_MAX", 2)
+    one, two = world.process("one"), world.process("two")
+    await asyncio.gather(*(one.make(name, owner=name) for name in "abcde"))
+    assert await world.documents_left() == 3
+    await one.finish_abandoned()
+    await two.finish_abandoned()
+    world.clock.advance(ABANDONED_S)
+    assert (await one.finish_abandoned(), world.finished) == (0, [])
+    assert await two.finish_abandoned() == 3
+    assert sorted(world.finished) == list("abcde")
+
+
+async def test_a_document_holds_so_many_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pledges, "DOCUMENT_BYTES_MAX", 3 * (10 + 2))
+    one = world.process("one")
+    for letter in "abcd":
+        await one.make(letter * 10, owner="t_a")
+    assert await world.documents_left() == 2
+    await one.withdraw(["a" * 10])
+    await one.make("e" * 10, owner="t_a")
+    assert await world.documents_left() == 2
+
+
+async def test_a_name_that_is_dropped_leaves_room_for_its_owner(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pledges, "OWNER_NAMES_MAX", 1)
+    one = world.process("one")
+    await one.make("a", owner="t_a")
+    world.clock.advance(IDLE_S)
+    await one._renew()
+    await one.make("b", owner="t_a")
+    assert await world.documents_left() == 1

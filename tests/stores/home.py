@@ -121,6 +121,18 @@ class Home:
             generation=self.generation,
         )
 
+    async def left(self, kind: str, tenant_id: str, env: str, *, backend_id: str, generation: int) -> Place:
+        return Place(
+            kind=kind,
+            tenant_id=tenant_id,
+            env=env,
+            backend_id=backend_id,
+            documents=self.documents,
+            layouts=self.layouts,
+            options={},
+            generation=generation,
+        )
+
     @contextlib.asynccontextmanager
     async def changing(self, kind: str, context: RequestContext) -> AsyncIterator[Place]:
         await self.place("event_spine", context)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from engines.core import pledges
+from engines.core.place import Place
 from engines.core.pledges import ABANDONED_S
 from engines.core.records import Condition
 from engines.errors import OutcomeUnknown, PreconditionFailed, Throttled, Unavailable
 from engines.ports.documents import ABSENT, Put
 from engines.stores import announcements
+from engines.stores.announcement_records import where_of
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.events import NewEvent
@@ -24,6 +28,13 @@ from tests.stores.home import Home, context
 FLOWS = SCHEMA_NAMED["flows"]
 ADA = context()
 FLOW = DefinitionInput(json_blob={"nodes": [{"id": "a"}]})
+
+
+class Away:
+    """A spine that cannot be reached."""
+
+    async def append_system(self, *_: Any, **__: Any) -> Any:
+        raise Unavailable("the spine's backend is away")
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -56,6 +67,12 @@ async def waiting(home: Home) -> int:
         await home.documents.scan(partition, above="o!", below='o"') for partition in await place.partitions()
     ]
     return sum(len(page.docs) for page in pages)
+
+
+async def delivered_by(process: Told, place: Place) -> None:
+    """What a process does once it has changed a record of each partition."""
+    for partition in await place.partitions():
+        await process.announcements._deliver(where_of(ADA, place), partition, repeated=False)
 
 
 async def test_what_is_told_is_removed(told: Told) -> None:
@@ -113,6 +130,68 @@ async def test_what_was_told_long_ago_and_not_removed_is_not_told_again(home: Ho
     await dead.spine.close()
 
 
+async def test_what_another_process_told_and_did_not_remove_is_not_told_again(home: Home) -> None:
+    """Whoever changes a record beside it finds the message, a segment and more after its event."""
+    dead, heir = Told(home, "dead", segment_size=3), Told(home, "heir", segment_size=3)
+    await dead.announcements.close()
+    await dead.definitions.create(ADA, FLOWS, FLOW)
+    place = await home.place(FLOWS.kind, ADA)
+    home.faults.script(*[Fault.NONE] * 3, Fault.LOST_UNAPPLIED)  # As above: killed at the removal.
+    with pytest.raises(OutcomeUnknown):
+        await delivered_by(dead, place)
+    for number in range(9):
+        await heir.spine.append(ADA, [NewEvent(event_type="rl", payload={"number": number})])
+    await delivered_by(heir, place)
+    assert (await waiting(home), len(await heir.events())) == (0, 1)
+    await heir.close()
+    await dead.spine.close()
+
+
+async def test_what_a_process_tells_late_may_have_been_told_by_another(home: Home) -> None:
+    slow, quick = Told(home, "slow", segment_size=3), Told(home, "quick", segment_size=3)
+    await slow.announcements.close()
+    await slow.definitions.create(ADA, FLOWS, FLOW)
+    place = await home.place(FLOWS.kind, ADA)
+    home.faults.script(*[Fault.NONE] * 3, Fault.LOST_UNAPPLIED)
+    with pytest.raises(OutcomeUnknown):
+        await delivered_by(quick, place)
+    for number in range(9):
+        await quick.spine.append(ADA, [NewEvent(event_type="rl", payload={"number": number})])
+    home.clock.advance(announcements.OWN_S)
+    await delivered_by(slow, place)
+    assert (await waiting(home), len(await quick.events())) == (0, 1)
+    await quick.close()
+    await slow.spine.close()
+
+
+async def test_what_waits_where_no_route_leads_anywhere_any_more_is_told(told: Told) -> None:
+    well, told.announcements._spine = told.announcements._spine, Away()
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await until(lambda: failed_once(told))
+    told.home.missing.add(FLOWS.kind)
+    told.announcements._spine = well
+    assert len(await told.told(1)) == 1
+    told.home.missing.clear()
+    await until(lambda: removed(told.home))
+
+
+async def test_an_event_says_the_mode_of_its_own_change_whoever_came_next(told: Told) -> None:
+    well, told.announcements._spine = told.announcements._spine, Away()
+    await told.definitions.create(context(mode="enterprise"), FLOWS, FLOW)
+    await told.definitions.create(ADA, FLOWS, FLOW)
+    await until(lambda: failed_once(told))
+    told.announcements._spine = well
+    await told.told(2)
+    assert sorted(event.mode for event in await told.events()) == ["enterprise", ADA.mode]
+
+
+async def test_scopes_of_one_place_take_one_pledge(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pledges, "OWNER_NAMES_MAX", 1)
+    for number in range(5):
+        await told.definitions.create(context(project_id=f"p{number}"), FLOWS, FLOW)
+    await told.told(5)
+
+
 async def test_what_is_cut_off_on_the_way_out_stays_pledged(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +222,7 @@ async def test_what_was_moved_before_it_was_told_is_told_where_it_is(home: Home)
             await home.documents.write(target, [Put(doc.key, doc.body, ABSENT)])
             heir = Told(home, "heir")
             heir.announcements.promises = heir.pledges
-            where = announcements._WHERES.decode(announcements._name_of(ADA, after))
+            where = where_of(ADA, before)
             await heir.announcements._deliver(where, source, repeated=False)
             assert len(await heir.events()) == 1
             assert not (await home.documents.scan(target, above="o!", below='o"')).docs

@@ -56,6 +56,8 @@ POLL_S_MIN: Final = 0.05
 POLL_S_MAX: Final = 1.0
 # Segments in which an id is looked up at once.
 FIND_SEGMENTS: Final = 8
+# For how much later than a time was sought its segment serves as the one to begin at.
+SOUGHT_MS_MAX: Final = 3_600_000
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -123,6 +125,8 @@ class Log:
         )
         self._closed = False
         self._news = 0
+        # A time, in ms, and the segment of what was written from then on.
+        self._sought = (-SOUGHT_MS_MAX - 1, 0)
         self._sleepers: set[asyncio.Future[None]] = set()
 
     # --- writing ---
@@ -228,7 +232,7 @@ class Log:
         position = position_of(event_id, self._event_ids.tag)
         if position is None:
             client_id = canonical_client_id(event_id)
-            position = None if client_id is None else await self._position_of_client_id(client_id)
+            position = None if client_id is None else (await self._positions_of([client_id])).get(client_id)
         if position is None:
             return None
         commit = await self._chain.holding(position)
@@ -236,6 +240,15 @@ class Log:
             return None
         event = self._event(commit, position)
         return event if event.event_id == event_id.lower() else None
+
+    async def positions(self, event_ids: Sequence[str], *, since_ms: int = 0) -> dict[str, int]:
+        """Where events of a client's own ids stand, of those that were written at `since_ms` or later.
+
+        Some reads for all of them together, however many events the log holds.
+        """
+        if not await self._chain.open():
+            return {}
+        return await self._positions_of(event_ids, since_ms=since_ms)
 
     async def seek(self, at_ms: int) -> int:
         """The first position written at `at_ms` or later; the one behind the end where there is none.
@@ -352,22 +365,41 @@ class Log:
         body = None if item.salt is None else bytes(item.event).decode()
         return StoredEvent(position, self._event_ids.of(item, position), commit.at, body)
 
-    async def _position_of_client_id(self, client_id: str) -> int | None:
-        """Look for a marker in every segment, newest first, some at a time."""
+    async def _positions_of(self, client_ids: Sequence[str], *, since_ms: int = 0) -> dict[str, int]:
+        """Look for markers, newest segment first and some at a time, until all are found."""
         tail = await self._chain.tail()
         if tail is None:
-            return None
-        key = marker_key(client_id)
-        newest, oldest = self._chain.segment_of(tail.first), self._chain.floor.swept
+            return {}
+        wanted = {marker_key(client_id): client_id for client_id in client_ids}
+        found: dict[str, int] = {}
+        newest = self._chain.segment_of(tail.first)
+        oldest = await self._oldest_segment(newest, since_ms)
         for high in range(newest, oldest - 1, -FIND_SEGMENTS):
             segments = range(high, max(oldest, high - FIND_SEGMENTS + 1) - 1, -1)
-            docs = await asyncio.gather(
-                *(self._chain.documents.get(self._chain.partition(segment), key) for segment in segments)
+            pages = await asyncio.gather(
+                *(
+                    self._chain.documents.get_many(self._chain.partition(segment), tuple(wanted))
+                    for segment in segments
+                )
             )
-            for doc in docs:
-                if doc is not None:
-                    return ID_MARKER.decode(doc.body).position
-        return None
+            for docs in pages:
+                for key, doc in docs.items():
+                    found.setdefault(wanted[key], ID_MARKER.decode(doc.body).position)
+            wanted = {key: client_id for key, client_id in wanted.items() if client_id not in found}
+            if not wanted:
+                break
+        return found
+
+    async def _oldest_segment(self, newest: int, since_ms: int) -> int:
+        """The first segment in which anything stands that was written at `since_ms` or later."""
+        oldest = self._chain.floor.swept
+        if newest - oldest < FIND_SEGMENTS or since_ms == 0:
+            return oldest
+        sought_ms, segment = self._sought
+        if not sought_ms <= since_ms <= sought_ms + SOUGHT_MS_MAX:
+            segment = self._chain.segment_of(await self.seek(since_ms))
+            self._sought = since_ms, segment
+        return max(oldest, min(newest, segment))
 
     def _is_tail(self, position: int) -> bool:
         """Whether a commit is known to end there, by a view that is no older than a writer's may be."""

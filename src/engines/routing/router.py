@@ -83,7 +83,7 @@ def _key(kind: str, context: RequestContext) -> _Key:
 
 
 class Router:
-    """`core.place.Places`, from the directory's routes and backends."""
+    """`core.place.Places` and what was left behind, from the directory's routes and backends."""
 
     def __init__(self, directory: Directory, backends: Backends, participation: Participation) -> None:
         self._directory = directory
@@ -102,6 +102,20 @@ class Router:
             place = await self._find(kind, where(context))
             self._remember(self._places, kind, context, place, generation)
         return place
+
+    async def left(self, kind: str, tenant_id: str, env: str, *, backend_id: str, generation: int) -> Place:
+        """Where the kind lay under an earlier route. Raises BackendRefused, Unavailable."""
+        opened = await self.open_backend(backend_id)
+        return Place(
+            kind=kind,
+            tenant_id=tenant_id,
+            env=env,
+            backend_id=backend_id,
+            documents=opened.documents,
+            layouts=opened.layouts,
+            options={},
+            generation=generation,
+        )
 
     async def check(self, kind: str, context: RequestContext) -> None:
         """What `place` would raise of the route and its backend's class, without opening the backend."""

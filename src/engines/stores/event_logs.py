@@ -153,6 +153,7 @@ class EventLogs:
         events: Sequence[SystemEvent],
         *,
         look_everywhere: bool,
+        since_ms: int = 0,
         request: Request | None = None,
     ) -> AppendedEvents:
         _check_count(events)
@@ -160,18 +161,13 @@ class EventLogs:
         cursors = self._cursors(context, stream)
         known: dict[int, AppendedEvent] = {}
         async with self._places.changing(self._kind, context) as place, self._using(place, stream) as log:
-            named = {
-                index: event.event_id for index, event in enumerate(events) if event.event_id is not None
-            }
-            looked_for = named if look_everywhere else {}
-            # All of them to their end: the log is lent for as long as this block lasts.
-            stored = await asyncio.gather(*map(log.find, looked_for.values()), return_exceptions=True)
-            for index, found in zip(looked_for, stored, strict=True):
-                if isinstance(found, BaseException):
-                    raise found
-                if found is not None:
-                    cursor = cursors.of_position(found.position)
-                    known[index] = AppendedEvent(found.event_id, found.position, cursor)
+            if look_everywhere:
+                named = [event.event_id for event in events if event.event_id is not None]
+                stood = await log.positions(named, since_ms=since_ms)
+                for index, event in enumerate(events):
+                    if event.event_id is not None and (position := stood.get(event.event_id)) is not None:
+                        cursor = cursors.of_position(position)
+                        known[index] = AppendedEvent(event.event_id, position, cursor)
             unknown = [index for index in range(len(events)) if index not in known]
             if unknown:
                 entries = [

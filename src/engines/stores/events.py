@@ -133,16 +133,22 @@ class EventSpine:
         events: Sequence[SystemEvent],
         *,
         look_everywhere: bool = False,
+        since_ms: int = 0,
         request: Request | None = None,
     ) -> AppendedEvents:
         """Append the server's own events on the spine that `context` names; no permission is asked for.
 
-        `look_everywhere` finds an `event_id` that was appended any time ago; without it, one that was
-        appended within the last segment's size of events. `request`: a repeat of it appends nothing. Raises
-        TooLarge, Conflict, IdempotencyKeyReused.
+        `look_everywhere` finds an `event_id` that was appended at `since_ms` or later; without it, one that
+        was appended within the last segment's size of events. `request`: a repeat of it appends nothing.
+        Raises TooLarge, Conflict, IdempotencyKeyReused.
         """
         return await self._logs.append_system(
-            context, SPINE_STREAM, events, look_everywhere=look_everywhere, request=request
+            context,
+            SPINE_STREAM,
+            events,
+            look_everywhere=look_everywhere,
+            since_ms=since_ms,
+            request=request,
         )
 
     async def answered(self, context: RequestContext, request: Request) -> tuple[Event, ...] | None:
