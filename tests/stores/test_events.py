@@ -299,6 +299,31 @@ class TestSystemEvents:
         assert again.events[1:] == first.events
         await spine.close()
 
+    async def test_only_what_was_written_since_is_looked_through(self, home: Home) -> None:
+        spine = EventSpine(home, home.ids, home.clock, segment_size_default=4)
+        early, late = (
+            SystemEvent(event_type="audit", payload={"n": number}, event_id=str(uuid.uuid4()))
+            for number in range(2)
+        )
+        await spine.append_system(context(), [early])
+        for _ in range(30):
+            await spine.append(context(), [event()] * 4)
+        home.clock.advance(7_200)
+        since_ms = int(home.clock.now() * 1_000)
+        (first,) = (await spine.append_system(context(), [late])).events
+        for _ in range(3):
+            await spine.append(context(), [event()] * 4)
+        reads: list[int] = []
+        for _ in range(2):
+            home.driver.calls.clear()
+            again = await spine.append_system(context(), [late], look_everywhere=True, since_ms=since_ms)
+            assert again.events == (first,)
+            reads.append(len(home.driver.calls))
+        assert reads[1] <= 7 < reads[0] < 30, "where to begin is sought once"
+        found = await spine.append_system(context(), [early], look_everywhere=True)
+        assert found.events[0].position == 1
+        await spine.close()
+
     async def test_the_servers_events_go_on_where_changes_are_refused(
         self, home: Home, spine: EventSpine
     ) -> None:

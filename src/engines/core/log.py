@@ -367,7 +367,8 @@ class Log:
 
     async def _positions_of(self, client_ids: Sequence[str], *, since_ms: int = 0) -> dict[str, int]:
         """Look for markers, newest segment first and some at a time, until all are found."""
-        tail = await self._chain.tail()
+        known = self._committer.view.known
+        tail = await self._chain.tail(0 if known is None else known.first)
         if tail is None:
             return {}
         wanted = {marker_key(client_id): client_id for client_id in client_ids}
