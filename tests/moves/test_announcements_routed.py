@@ -16,6 +16,7 @@ from engines.control.records import Project
 from engines.core.records import Condition
 from engines.errors import Unavailable
 from engines.scope import RequestContext, RouteScope
+from engines.stores import announcements
 from engines.stores.budget_records import UsageInput
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
@@ -102,13 +103,14 @@ async def test_a_spine_that_is_away_keeps_no_other_waiting(
         return await append(context, *args, **options)
 
     monkeypatch.setattr(process.spine, "append_system", away)
-    for number in range(3):
+    monkeypatch.setattr(announcements, "DELIVERED_MAX", 2)
+    for number in range(4):
         await asyncio.gather(*(process.budget.record(mine, USE) for mine in (P1, P2)))
         await until(functools.partial(have_told, process, number + 1))
     assert await told_to(process, P1) == {}
     monkeypatch.undo()
     await all_told(process)
-    assert (await told_to(process, P1), await told_to(process, P2)) == ({"p1": 3}, {"p2": 3})
+    assert (await told_to(process, P1), await told_to(process, P2)) == ({"p1": 4}, {"p2": 4})
 
 
 @pytest.mark.parametrize("change", ["put", "delete"])
