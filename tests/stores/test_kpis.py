@@ -317,6 +317,26 @@ class TestReading:
                 == sum(range(max(0, number - 1), number + 1))
             )
 
+    @pytest.mark.parametrize(("aggregation", "value"), [("sum", 12.0), ("mean", 6.0)])
+    async def test_where_the_clock_was_set_back_the_window_is_read_from_its_new_beginning(
+        self, one: Measuring, aggregation: str, value: float
+    ) -> None:
+        await one.define(aggregation=aggregation, window_seconds=60)
+        await one.measure(5)
+        one.home.clock.advance(30)
+        await one.measure(7)
+        one.home.clock.advance(31)
+        assert await one.recent() == 7
+        one.home.clock.jump(-20)
+        one.home.clock.advance(1)
+        for _ in range(2):  # Then it reads on, from the longer window.
+            recent = await one.kpis.recent_reading(ADA, "k1")
+            assert recent is not None
+            assert (recent.value, recent.count, recent.first_position) == (value, 2, 1)
+            one.home.clock.advance(1)
+        one.home.clock.jump(20)
+        assert await one.recent() == (await one.kpis.reading(ADA, "k1")).value == 7
+
     @pytest.mark.parametrize("changed", ["backend", "generation"])
     async def test_where_the_route_leads_elsewhere_gates_judge_by_what_is_there(
         self, one: Measuring, home: Home, tmp_path: Path, changed: str

@@ -262,6 +262,8 @@ class Kpis:
                 return Span(0, first, last)
             if rule.kpi.aggregation == "count":
                 return Span(last - first + 1, first, last)
+            if before is not None and first < before.first:
+                before = None  # A clock that was set back: what the window begins with was never read.
             measured = await self._all(log, rule.kpi_id, first, last, before)
         whole_at_s = began_s if before is None else before.whole_at_s
         return Span(len(measured), first, last, measured, where, whole_at_s)
