@@ -30,6 +30,7 @@ from engines.stores.definition_cache import DefinitionCache, shaped
 from engines.stores.definition_records import Definition, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.definition_shapes import FirearmClass
+from engines.stores.erasing import ERASED, Erasing
 from engines.stores.strategy_locks import LockDecisionInput, LockReview, StrategyLocks
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.stores.definitions_home import Told
@@ -39,6 +40,7 @@ LOCKS = SCHEMA_NAMED["strategy-locks"]
 ADA, BOB, CAROL = context(), context(user_id="bob"), context(user_id="carol")
 PASSED = LockReview(verdict="pass", reviewers=("one", "two", "three"))
 PLAIN = LockDecisionInput()
+ANY = Condition(versions=("*",))
 
 
 class Locked(Told):
@@ -66,6 +68,16 @@ class Locked(Told):
         """As it is known once everything of before has been read."""
         self.home.clock.advance(1)
         return await self.locks.in_force(who, action, at_s=self.home.clock.now()) is not None
+
+
+async def erase(home: Home, user_id: str) -> None:
+    """What the user drafted, as the erasure of a user does."""
+    erasing = Erasing(home, home.ids, home.clock)
+    for step in await erasing.steps(ADA, LOCKS.kind):
+        after: str | None = None
+        while (taken := await erasing.take(ADA, step, after, user_id)).after is not None:
+            after = taken.after
+    await erasing.close()
 
 
 def at(record: Definition) -> Condition:
@@ -154,6 +166,45 @@ class TestDeciding:
         assert copied.record.state == {"status": "draft", "proposed_by": ["ada", "carol"]}
         with pytest.raises(Forbidden):
             await one.locks.approve(ADA, "l2", PLAIN)
+
+    async def test_what_somebody_proposed_who_was_erased_is_nobodys_to_decide_until_put_anew(
+        self, one: Locked
+    ) -> None:
+        await one.write(CAROL, await one.draft(), "book_*", "refund")
+        await erase(one.home, "ada")
+        erased = await one.definitions.get(BOB, LOCKS, "l1")
+        assert erased.state == {"status": "draft", "proposed_by": [ERASED, "carol"]}
+        for decide in (one.locks.approve, one.locks.reject):
+            for who, error in ((ADA, Conflict), (BOB, Conflict), (CAROL, Forbidden)):
+                with pytest.raises(error) as caught:
+                    await decide(who, "l1", PLAIN)
+                assert not isinstance(caught.value, PreconditionFailed)
+        anew = await one.write(CAROL, erased, "book_*")
+        assert anew.state == {"status": "draft", "proposed_by": ["carol"]}
+        await one.locks.approve(ADA, "l1", PLAIN)  # As of a lock that carol made: it took two.
+
+    @pytest.mark.parametrize("how", ["restored", "copied", "deleted and restored"])
+    async def test_who_takes_a_version_of_somebody_who_was_erased_does_not_propose_it_anew(
+        self, one: Locked, how: str
+    ) -> None:
+        await one.draft()
+        approved = (await one.locks.approve(BOB, "l1", PLAIN)).record
+        await erase(one.home, "ada")
+        if how == "copied":
+            taken = (await one.definitions.copy(CAROL, LOCKS, "l1", CAROL, target_id="l2")).record
+        else:
+            if how != "restored":
+                await one.definitions.delete(CAROL, LOCKS, "l1", condition=ANY)
+            taken = (await one.definitions.restore(CAROL, LOCKS, "l1", approved.version)).record
+        assert taken.state == {"status": "draft", "proposed_by": [ERASED, "carol"]}
+        with pytest.raises(Conflict):
+            await one.locks.approve(ADA, taken.id, PLAIN)
+
+    async def test_an_approval_outlives_who_proposed_it(self, one: Locked) -> None:
+        await one.draft()
+        await one.locks.approve(BOB, "l1", PLAIN)
+        await erase(one.home, "ada")
+        assert await one.allows("book_flight")
 
     async def test_only_a_draft_is_decided(self, one: Locked) -> None:
         with pytest.raises(NotFound):

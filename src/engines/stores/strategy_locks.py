@@ -5,7 +5,9 @@ to `stores/definitions.py`: a decision is the next version of the lock, which sa
 
 Nobody decides about a lock of their own. Own is every lock whose contents one had a hand in since the last
 decision; a copy or a restored version is its copier's and its authors'. Rejecting is held to the same rule,
-so that nobody can clear away the trace of what they proposed by deciding it themselves.
+so that nobody can clear away the trace of what they proposed by deciding it themselves. Where somebody who
+had a hand in a draft was erased, it no longer says whose it is, and they may have come back: nobody decides
+about it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.definition_shapes import LongText, Name, StrategyLock
 from engines.stores.definitions import Definitions
+from engines.stores.erasing import ERASED
 from engines.stores.event_records import instant_ms
 from engines.stores.scoped import AGENT_ROLE, Change, IdentityFields, check_body, validated
 
@@ -107,9 +110,9 @@ class StrategyLocks:
     ) -> Change[Definition]:
         """From now on, and within its window, the lock's actions may happen.
 
-        Raises Forbidden (also for a lock of one's own, and for an agent), NotFound, Conflict (no draft, or
-        its time is over), Invalid (the review that it needs is missing, or failed), PreconditionFailed,
-        IdempotencyKeyReused, OutcomeUnknown.
+        Raises Forbidden (also for a lock of one's own, and for an agent), NotFound, Conflict (no draft, one
+        whose proposer was erased, or its time is over), Invalid (the review that it needs is missing, or
+        failed), PreconditionFailed, IdempotencyKeyReused, OutcomeUnknown.
         """
         decision = self._checked(context, decision)
         if decision.review is not None and decision.review.verdict != "pass":
@@ -189,6 +192,8 @@ class StrategyLocks:
             raise Conflict(f"this lock is {former.state['status']}; new contents are a new draft")
         if context.user_id in former.state["proposed_by"]:
             raise Forbidden("nobody decides about a strategy lock of their own")
+        if ERASED in former.state["proposed_by"]:
+            raise Conflict("who proposed this draft was erased; put its contents anew to propose them")
         state = {
             "status": status,
             "proposed_by": former.state["proposed_by"],
