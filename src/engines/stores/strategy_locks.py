@@ -7,7 +7,7 @@ Nobody decides about a lock of their own. Own is every lock whose contents one h
 decision; a copy or a restored version is its copier's and its authors'. Rejecting is held to the same rule,
 so that nobody can clear away the trace of what they proposed by deciding it themselves. Where somebody who
 had a hand in a draft was erased, it no longer says whose it is, and they may have come back: nobody decides
-about it.
+about it. And nobody decides about what they have not seen: a decision says about which version it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from engines.clock import Clock, timestamp
 from engines.core.idempotency import Request
-from engines.core.records import ANYTHING, Condition
+from engines.core.records import Condition
 from engines.errors import Conflict, Forbidden, Invalid
 from engines.scope import RequestContext
 from engines.stores.definition_cache import DefinitionCache, shaped
@@ -105,16 +105,17 @@ class StrategyLocks:
         lock_id: str,
         decision: LockDecisionInput,
         *,
-        condition: Condition = ANYTHING,
+        condition: Condition,
         request: Request | None = None,
     ) -> Change[Definition]:
         """From now on, and within its window, the lock's actions may happen.
 
-        Raises Forbidden (also for a lock of one's own, and for an agent), NotFound, Conflict (no draft, one
+        Raises PreconditionRequired (no condition), PreconditionFailed (the lock changed since it was read, or
+        there is none), Forbidden (also for a lock of one's own, and for an agent), Conflict (no draft, one
         whose proposer was erased, or its time is over), Invalid (the review that it needs is missing, or
-        failed), PreconditionFailed, IdempotencyKeyReused, OutcomeUnknown.
+        failed), IdempotencyKeyReused, OutcomeUnknown.
         """
-        decision = self._checked(context, decision)
+        decision = self._checked(context, decision, condition)
         if decision.review is not None and decision.review.verdict != "pass":
             raise Invalid("a lock whose review failed is rejected, not approved", field="review.verdict")
 
@@ -137,11 +138,11 @@ class StrategyLocks:
         lock_id: str,
         decision: LockDecisionInput,
         *,
-        condition: Condition = ANYTHING,
+        condition: Condition,
         request: Request | None = None,
     ) -> Change[Definition]:
         """What this draft says will not happen; new contents are a new draft. Raises what `approve` does."""
-        decision = self._checked(context, decision)
+        decision = self._checked(context, decision, condition)
         return await self._definitions.change_state(
             context,
             _SCHEMA,
@@ -172,11 +173,14 @@ class StrategyLocks:
         """End the reads under way."""
         await self._known.close()
 
-    def _checked(self, context: RequestContext, decision: LockDecisionInput) -> LockDecisionInput:
+    def _checked(
+        self, context: RequestContext, decision: LockDecisionInput, condition: Condition
+    ) -> LockDecisionInput:
         context.require_data(DECIDE)
         # An admin can make a key for another user; nobody can sign in as one.
         if AGENT_ROLE in context.roles or context.key_id is not None:
             raise Forbidden("a strategy lock is decided by a person, with a token of their own")
+        condition.required()
         decision = check_body(context, decision)
         if decision.review is not None:
             review = validated(decision.review, "review")
