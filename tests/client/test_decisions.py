@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from engines.client import AsyncEngines, Engines, LockReview, Missing
-from engines.errors import Conflict, Forbidden, Invalid, NotFound
+from engines.errors import Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
 from tests.cli.lab import LabProcess
 
 
@@ -26,18 +26,23 @@ def owner(lab: LabProcess) -> Iterator[Engines]:
 def test_a_lock_is_decided(member: Engines, owner: Engines) -> None:
     for lock_id in ("l1", "l2"):
         member.strategy_locks.create({"allowed_actions": ["*"]}, definition_id=lock_id)
+    first, second = owner.strategy_locks.get("l1"), owner.strategy_locks.get("l2")
     with pytest.raises(Forbidden):
-        member.strategy_locks.approve("l1")
-    first = owner.strategy_locks.get("l1")
+        member.strategy_locks.approve("l1", if_match=first.etag)
     review = LockReview(verdict="pass", reviewers=("a", "b"))
     approved = owner.strategy_locks.approve("l1", review=review, note="n", if_match=first.etag)
     assert approved.state is not None
     assert (approved.state["status"], approved.state["review"]["reviewers"]) == ("approved", ["a", "b"])
-    rejected = owner.strategy_locks.reject("l2")
+    member.strategy_locks.put("l2", {"allowed_actions": ["book_*"]}, if_match=second.etag)
+    for decide in (owner.strategy_locks.approve, owner.strategy_locks.reject):
+        with pytest.raises(PreconditionFailed):
+            decide("l2", if_match=second.etag)
+    rejected = owner.strategy_locks.reject("l2", if_match=owner.strategy_locks.get("l2").etag)
     assert rejected.state is not None
     assert rejected.state["status"] == "rejected"
-    with pytest.raises(Conflict):
-        owner.strategy_locks.approve("l2")
+    with pytest.raises(Conflict) as caught:
+        owner.strategy_locks.approve("l2", if_match=rejected.etag)
+    assert not isinstance(caught.value, PreconditionFailed)
 
 
 def test_a_kpi_is_measured_and_read_and_warms_its_surface(member: Engines, owner: Engines) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.cast import Cast, Tenant, fresh, made, until
 from tests.contract.wire import Caller, Reply, problem
 
-NEW = {"if_none_match": "*"}
+NEW, ANY = {"if_none_match": "*"}, {"if_match": "*"}
 LOCK = {"json_blob": {"allowed_actions": ["book_*"]}}
 REVIEW = {"verdict": "pass", "reviewers": ["one", "two", "three"]}
 
@@ -22,17 +22,19 @@ def draft(caller: Caller, **members: Any) -> Reply:
 class TestLocks:
     @pytest.mark.parametrize("body", [None, {}, {"review": REVIEW, "note": "sound"}])
     def test_an_admin_approves_what_a_member_proposed(self, tenant: Tenant, body: Any) -> None:
-        path = f"/strategy-locks/{draft(tenant['member']).body['id']}"
-        reply = tenant["admin"].post(f"{path}/approve", body)
+        seen = draft(tenant["member"])
+        path = f"/strategy-locks/{seen.body['id']}"
+        reply = tenant["admin"].post(f"{path}/approve", body, if_match=str(seen.etag))
         assert reply.status == 200, reply
         assert (reply.body["state"]["status"], reply.body["version"]) == ("approved", 2)
         assert reply.body["state"].get("review") == (body or {}).get("review")
         assert reply.etag == reply.body["etag"] == tenant["viewer"].get(path).etag
-        problem(tenant["admin"].post(f"{path}/reject"), 409, "Conflict")
+        reply = tenant["admin"].post(f"{path}/reject", if_match=str(reply.etag))
+        problem(reply, 409, "Conflict")
 
     def test_it_is_told_as_a_strategy_lock_event(self, tenant: Tenant) -> None:
         lock_id = draft(tenant["member"]).body["id"]
-        tenant["owner"].post(f"/strategy-locks/{lock_id}/reject", {"note": "too wide"})
+        tenant["owner"].post(f"/strategy-locks/{lock_id}/reject", {"note": "too wide"}, **ANY)
 
         def told() -> list[str]:
             events = tenant["viewer"].items("/events?event_type=strategy_lock")
@@ -45,16 +47,22 @@ class TestLocks:
         path = f"/strategy-locks/{draft(tenant['admin']).body['id']}"
         for verb in ("approve", "reject"):
             for role in ("admin", "viewer", "member", "agent"):
-                problem(tenant[role].post(f"{path}/{verb}", {}), 403, "Forbidden")
-        assert tenant["owner"].post(f"{path}/approve", {}).status == 200
+                problem(tenant[role].post(f"{path}/{verb}", {}, **ANY), 403, "Forbidden")
+        assert tenant["owner"].post(f"{path}/approve", {}, **ANY).status == 200
 
     def test_a_key_decides_nothing_though_its_user_may(self, tenant: Tenant) -> None:
         path = f"/strategy-locks/{draft(tenant['member']).body['id']}"
         body = {"user_id": tenant.users["owner"], "role": "admin"}
         key = Caller(tenant.cast.url, made(tenant["owner"].post("/keys", body)).body["key"], {})
         until(lambda: key.get("/me").status == 200)
-        problem(key.post(f"{path}/approve", {}), 403, "Forbidden")
-        assert tenant["owner"].post(f"{path}/approve", {}).status == 200
+        problem(key.post(f"{path}/approve", {}, **ANY), 403, "Forbidden")
+        assert tenant["owner"].post(f"{path}/approve", {}, **ANY).status == 200
+
+    @pytest.mark.parametrize("verb", ["approve", "reject"])
+    def test_nobody_decides_about_a_version_that_they_do_not_name(self, tenant: Tenant, verb: str) -> None:
+        path = f"/strategy-locks/{draft(tenant['member']).body['id']}"
+        problem(tenant["owner"].post(f"{path}/{verb}", {}), 428, "PreconditionRequired")
+        assert tenant["owner"].get(path).body["state"]["status"] == "draft"
 
     def test_a_condition_is_held_and_a_repeat_is_replayed(self, tenant: Tenant) -> None:
         first = draft(tenant["member"])
@@ -82,13 +90,13 @@ class TestLocks:
     )
     def test_what_breaks_a_rule_is_400_by_its_field(self, tenant: Tenant, body: Any, field: str) -> None:
         path = f"/strategy-locks/{draft(tenant['member'], three_wise=True).body['id']}"
-        assert problem(tenant["owner"].post(f"{path}/approve", body), 400, "Invalid")["field"] == field
+        assert problem(tenant["owner"].post(f"{path}/approve", body, **ANY), 400, "Invalid")["field"] == field
 
     def test_another_tenants_lock_is_not_there(self, cast: Cast, tenant: Tenant) -> None:
         lock_id = draft(tenant["member"]).body["id"]
         other = cast.tenant("owner")["owner"]
         for asked in (lock_id, "nonesuch"):
-            problem(other.post(f"/strategy-locks/{asked}/approve", {}), 404, "NotFound")
+            problem(other.post(f"/strategy-locks/{asked}/approve", {}, **ANY), 412, "Conflict")
 
 
 class TestKpis:

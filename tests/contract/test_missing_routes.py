@@ -10,7 +10,7 @@ from tests.contract.cast import ADOPTION_S, Cast, Tenant, fresh, made, sqlite_ba
 from tests.contract.wire import problem
 
 LAB = {"backend_id": "lab"}
-NEW = {"if_none_match": "*"}
+NEW, ANY = {"if_none_match": "*"}, {"if_match": "*"}
 EVENT = {"event_type": "analytics", "payload": {}}
 TURN = {"name": "turn", "started_at": "2026-11-21T14:00:00Z", "ended_at": "2026-11-21T14:00:01Z"}
 RESERVED = {"pii_vault", "nexus", "tool_registry", "canvas_registry", "connector_execution"}
@@ -138,7 +138,7 @@ def test_without_a_spine_route_every_state_changing_call_is_missing_route_except
         member.post("/budget/reservations/r/release"),
         admin.put("/budget/policy", {"currency": "USD"}),
         member.post("/kpis/spine/measurements", {"value": 1}),
-        owner.post("/strategy-locks/spine/approve", {}),
+        owner.post("/strategy-locks/spine/approve", {}, **ANY),
         member.post("/notes", {"content": "x"}),
         member.post("/analytics/events", {}),
         member.put(f"/notes/{note}", {"content": "y"}),

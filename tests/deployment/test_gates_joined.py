@@ -26,7 +26,7 @@ from engines.testing.clock import ManualClock
 from engines.wiring import Engines
 from tests.deployment.conftest import Open, token
 
-NEW = Condition(absent=True)
+NEW, ANY = Condition(absent=True), Condition(versions=("*",))
 ALL_GATES = (
     "kill_switch",
     "firearms",
@@ -100,7 +100,7 @@ async def everything_in_order(deployment: Engines) -> None:
         deployment, "member", "strategy-locks", "q4", {"allowed_actions": ["refund"], "three_wise": True}
     )
     review = LockReview(verdict="pass", reviewers=("one", "two", "three"))
-    await deployment.strategy_locks.approve(owner, "q4", LockDecisionInput(review=review))
+    await deployment.strategy_locks.approve(owner, "q4", LockDecisionInput(review=review), condition=ANY)
     limits = (Limit(limit_id="month", period="month", hard="1000"),)
     await deployment.budget.put_policy(owner, PolicyInput(currency="USD", limits=limits))
     await define(deployment, "owner", "kpis", "success", {"floor": 0.5, "ceiling": 1.0})
@@ -185,7 +185,7 @@ async def break_one(here: Engines, what: str) -> None:
         await here.definitions.delete(owner, SCHEMA_NAMED[name], record_id, condition=condition)
     elif what == "review":
         await define(here, "member", "strategy-locks", "q5", {"allowed_actions": ["refund"]})
-        await here.strategy_locks.approve(owner, "q5", LockDecisionInput())
+        await here.strategy_locks.approve(owner, "q5", LockDecisionInput(), condition=ANY)
         await break_one(here, "lock")
     elif what == "budget":
         limits = (Limit(limit_id="month", period="month", hard="1"),)

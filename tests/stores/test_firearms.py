@@ -285,7 +285,7 @@ class TestRules:
         blob = {"allowed_actions": ["refund"]}
         locks = SCHEMA_NAMED["strategy-locks"]
         await one.definitions.create(BOB, locks, DefinitionInput(json_blob=blob, id="lock"))
-        await one.locks.approve(ADA, "lock", LockDecisionInput())
+        await one.locks.approve(ADA, "lock", LockDecisionInput(), condition=Condition(versions=("*",)))
         one.home.clock.advance(1)
         assert await one.allows()
         assert not await one.allows(action="pay_out")

@@ -29,6 +29,7 @@ from engines.errors import (
     TooLarge,
 )
 from engines.scope import RequestContext
+from engines.stores import kpis as kpis_module
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.erasing import Erasing
@@ -316,6 +317,26 @@ class TestReading:
                 == sum(range(max(0, number - 1), number + 1))
             )
 
+    @pytest.mark.parametrize(("aggregation", "value"), [("sum", 12.0), ("mean", 6.0)])
+    async def test_where_the_clock_was_set_back_the_window_is_read_from_its_new_beginning(
+        self, one: Measuring, aggregation: str, value: float
+    ) -> None:
+        await one.define(aggregation=aggregation, window_seconds=60)
+        await one.measure(5)
+        one.home.clock.advance(30)
+        await one.measure(7)
+        one.home.clock.advance(31)
+        assert await one.recent() == 7
+        one.home.clock.jump(-20)
+        one.home.clock.advance(1)
+        for _ in range(2):  # Then it reads on, from the longer window.
+            recent = await one.kpis.recent_reading(ADA, "k1")
+            assert recent is not None
+            assert (recent.value, recent.count, recent.first_position) == (value, 2, 1)
+            one.home.clock.advance(1)
+        one.home.clock.jump(20)
+        assert await one.recent() == (await one.kpis.reading(ADA, "k1")).value == 7
+
     @pytest.mark.parametrize("changed", ["backend", "generation"])
     async def test_where_the_route_leads_elsewhere_gates_judge_by_what_is_there(
         self, one: Measuring, home: Home, tmp_path: Path, changed: str
@@ -352,6 +373,66 @@ class TestReading:
             home.clock.advance(1)
             await one.recent()
         assert await one.recent() == (await one.kpis.reading(ADA, "k1")).value == 1
+
+    @pytest.mark.parametrize("erased_ones", [1, 10, 11, 25])
+    async def test_last_is_the_newest_that_was_not_erased(
+        self, home: Home, erased_ones: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kpis_module, "PAGE_EVENTS_MAX", 7)
+        one = Measuring(home, measurements_max=27)
+        try:
+            await one.define(window_seconds=60, floor=1, ceiling=100)
+            await one.measure(500)
+            home.clock.advance(60)
+            await one.measure(42)
+            await one.measure(*range(erased_ones), who=context(user_id="bob"))
+            await erase(home, "bob")
+            reading = await one.kpis.reading(ADA, "k1")
+            assert (reading.value, reading.status, reading.count) == (42, "within", 1)
+            assert (reading.first_position, reading.last_position) == (2, 2)
+            await erase(home, "ada")  # What is left was measured before the window.
+            assert (await one.kpis.reading(ADA, "k1")).status == "no_data"
+        finally:
+            await one.close()
+
+    async def test_last_of_a_window_that_was_erased_to_the_logs_beginning_is_no_data(
+        self, one: Measuring
+    ) -> None:
+        await one.define(floor=1)
+        for _ in range(2):
+            await one.measure(1, 2, 3, who=context(user_id="bob"))
+            await erase(one.home, "bob")
+            reading = await one.kpis.reading(ADA, "k1")
+            assert (reading.value, reading.status, reading.first_position) == (None, "no_data", None)
+
+    async def test_last_that_was_not_found_among_so_many_is_an_error_and_not_no_data(
+        self, one: Measuring
+    ) -> None:
+        await one.define(floor=1, passes_unread=True)
+        await one.measure(0)
+        await one.measure(*range(10), who=context(user_id="bob"))
+        await erase(one.home, "bob")
+        with pytest.raises(TooLarge):
+            await one.kpis.reading(ADA, "k1")
+        with pytest.raises(TooLarge):
+            await one.kpis.corridors_for(ADA, "book", at_s=one.home.clock.now())
+        await one.measure(5)
+        assert (await one.kpis.reading(ADA, "k1")).value == 5
+
+    @pytest.mark.parametrize(
+        ("aggregation", "value", "count"), [("sum", 43.0, 2), ("mean", 21.5, 2), ("count", 5.0, 5)]
+    )
+    async def test_a_reading_counts_what_it_rests_on(
+        self, one: Measuring, aggregation: str, value: float, count: int
+    ) -> None:
+        await one.define(aggregation=aggregation)
+        await one.measure(42)
+        await one.measure(7, 8, 9, who=context(user_id="bob"))
+        await one.measure(1)
+        await erase(one.home, "bob")
+        reading = await one.kpis.reading(ADA, "k1")
+        assert (reading.value, reading.count) == (value, count)
+        assert (reading.first_position, reading.last_position) == (1, 5)
 
     async def test_within_the_minute_a_window_is_read_on_and_then_once_as_a_whole(
         self, one: Measuring, home: Home

@@ -20,8 +20,8 @@ from engines.errors import (
     Forbidden,
     Invalid,
     MissingRoute,
-    NotFound,
     PreconditionFailed,
+    PreconditionRequired,
     TooLarge,
     Unavailable,
 )
@@ -30,6 +30,7 @@ from engines.stores.definition_cache import DefinitionCache, shaped
 from engines.stores.definition_records import Definition, DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.definition_shapes import FirearmClass
+from engines.stores.erasing import ERASED, Erasing
 from engines.stores.strategy_locks import LockDecisionInput, LockReview, StrategyLocks
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.stores.definitions_home import Told
@@ -39,6 +40,7 @@ LOCKS = SCHEMA_NAMED["strategy-locks"]
 ADA, BOB, CAROL = context(), context(user_id="bob"), context(user_id="carol")
 PASSED = LockReview(verdict="pass", reviewers=("one", "two", "three"))
 PLAIN = LockDecisionInput()
+ANY = Condition(versions=("*",))
 
 
 class Locked(Told):
@@ -68,6 +70,16 @@ class Locked(Told):
         return await self.locks.in_force(who, action, at_s=self.home.clock.now()) is not None
 
 
+async def erase(home: Home, user_id: str) -> None:
+    """What the user drafted, as the erasure of a user does."""
+    erasing = Erasing(home, home.ids, home.clock)
+    for step in await erasing.steps(ADA, LOCKS.kind):
+        after: str | None = None
+        while (taken := await erasing.take(ADA, step, after, user_id)).after is not None:
+            after = taken.after
+    await erasing.close()
+
+
 def at(record: Definition) -> Condition:
     return Condition(versions=(record.etag.strip('"'),))
 
@@ -83,7 +95,9 @@ class TestDeciding:
     async def test_a_draft_of_another_is_approved_and_told_as_the_next_version(self, one: Locked) -> None:
         await one.draft()
         assert not await one.allows("book_flight")
-        change = await one.locks.approve(BOB, "l1", LockDecisionInput(review=PASSED, note="sound"))
+        change = await one.locks.approve(
+            BOB, "l1", LockDecisionInput(review=PASSED, note="sound"), condition=ANY
+        )
         record = change.record
         assert (record.version, record.user_id, record.json_blob) == (
             2,
@@ -105,67 +119,113 @@ class TestDeciding:
         await one.draft()
         for decide in (one.locks.approve, one.locks.reject):
             with pytest.raises(Forbidden):
-                await decide(ADA, "l1", PLAIN)
+                await decide(ADA, "l1", PLAIN, condition=ANY)
         assert (await one.definitions.get(ADA, LOCKS, "l1")).version == 1
 
     async def test_whoever_had_a_hand_in_a_draft_does_not_decide_about_it(self, one: Locked) -> None:
         await one.write(BOB, await one.draft(), "book_*", "refund")
         for who in (ADA, BOB):
             with pytest.raises(Forbidden):
-                await one.locks.approve(who, "l1", PLAIN)
-        await one.locks.approve(CAROL, "l1", PLAIN)
+                await one.locks.approve(who, "l1", PLAIN, condition=ANY)
+        await one.locks.approve(CAROL, "l1", PLAIN, condition=ANY)
 
     async def test_after_a_decision_new_contents_are_their_writers_alone(self, one: Locked) -> None:
         await one.draft()
-        rejected = (await one.locks.reject(BOB, "l1", PLAIN)).record
+        rejected = (await one.locks.reject(BOB, "l1", PLAIN, condition=ANY)).record
         again = await one.write(CAROL, rejected, "book_hotel")
         assert again.state == {"status": "draft", "proposed_by": ["carol"]}
-        await one.locks.approve(ADA, "l1", PLAIN)
+        await one.locks.approve(ADA, "l1", PLAIN, condition=ANY)
 
     async def test_new_contents_of_an_approved_lock_allow_nothing_until_they_are_approved(
         self, one: Locked
     ) -> None:
         await one.draft()
-        approved = (await one.locks.approve(BOB, "l1", PLAIN)).record
+        approved = (await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)).record
         await one.write(BOB, approved, "book_*", "refund")
         assert not await one.allows("book_flight")
         with pytest.raises(Forbidden):
-            await one.locks.approve(BOB, "l1", PLAIN)
+            await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
 
     async def test_a_restored_version_is_also_its_authors(self, one: Locked) -> None:
         await one.draft()
-        await one.locks.reject(BOB, "l1", PLAIN)
+        await one.locks.reject(BOB, "l1", PLAIN, condition=ANY)
         restored = (await one.definitions.restore(CAROL, LOCKS, "l1", 1)).record
         assert restored.state == {"status": "draft", "proposed_by": ["ada", "carol"]}
         with pytest.raises(Forbidden):
-            await one.locks.approve(ADA, "l1", PLAIN)
+            await one.locks.approve(ADA, "l1", PLAIN, condition=ANY)
 
     async def test_what_was_deleted_and_restored_by_another_is_still_its_authors(self, one: Locked) -> None:
         first = await one.draft()
         await one.definitions.delete(ADA, LOCKS, "l1", condition=at(first))
         await one.definitions.restore(BOB, LOCKS, "l1", 1)
         with pytest.raises(Forbidden):
-            await one.locks.approve(ADA, "l1", PLAIN)
+            await one.locks.approve(ADA, "l1", PLAIN, condition=ANY)
 
     async def test_a_copy_is_a_draft_of_its_copier_and_its_authors(self, one: Locked) -> None:
         await one.draft()
-        await one.locks.approve(BOB, "l1", PLAIN)
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
         copied = await one.definitions.copy(CAROL, LOCKS, "l1", CAROL, target_id="l2")
         assert copied.record.state == {"status": "draft", "proposed_by": ["ada", "carol"]}
         with pytest.raises(Forbidden):
-            await one.locks.approve(ADA, "l2", PLAIN)
+            await one.locks.approve(ADA, "l2", PLAIN, condition=ANY)
+
+    async def test_what_somebody_proposed_who_was_erased_is_nobodys_to_decide_until_put_anew(
+        self, one: Locked
+    ) -> None:
+        await one.write(CAROL, await one.draft(), "book_*", "refund")
+        await erase(one.home, "ada")
+        erased = await one.definitions.get(BOB, LOCKS, "l1")
+        assert erased.state == {"status": "draft", "proposed_by": [ERASED, "carol"]}
+        for decide in (one.locks.approve, one.locks.reject):
+            for who, error in ((ADA, Conflict), (BOB, Conflict), (CAROL, Forbidden)):
+                with pytest.raises(error) as caught:
+                    await decide(who, "l1", PLAIN, condition=ANY)
+                assert not isinstance(caught.value, PreconditionFailed)
+        anew = await one.write(CAROL, erased, "book_*")
+        assert anew.state == {"status": "draft", "proposed_by": ["carol"]}
+        await one.locks.approve(ADA, "l1", PLAIN, condition=ANY)  # As of a lock that carol made: it took two.
+
+    @pytest.mark.parametrize("how", ["restored", "copied", "deleted and restored"])
+    async def test_who_takes_a_version_of_somebody_who_was_erased_does_not_propose_it_anew(
+        self, one: Locked, how: str
+    ) -> None:
+        await one.draft()
+        approved = (await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)).record
+        await erase(one.home, "ada")
+        if how == "copied":
+            taken = (await one.definitions.copy(CAROL, LOCKS, "l1", CAROL, target_id="l2")).record
+        else:
+            if how != "restored":
+                await one.definitions.delete(CAROL, LOCKS, "l1", condition=ANY)
+            taken = (await one.definitions.restore(CAROL, LOCKS, "l1", approved.version)).record
+        assert taken.state == {"status": "draft", "proposed_by": [ERASED, "carol"]}
+        with pytest.raises(Conflict):
+            await one.locks.approve(ADA, taken.id, PLAIN, condition=ANY)
+
+    async def test_an_approval_outlives_who_proposed_it(self, one: Locked) -> None:
+        await one.draft()
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
+        await erase(one.home, "ada")
+        assert await one.allows("book_flight")
 
     async def test_only_a_draft_is_decided(self, one: Locked) -> None:
-        with pytest.raises(NotFound):
-            await one.locks.approve(BOB, "l1", PLAIN)
+        with pytest.raises(PreconditionFailed):
+            await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
         first = await one.draft()
-        await one.locks.reject(BOB, "l1", PLAIN)
+        await one.locks.reject(BOB, "l1", PLAIN, condition=ANY)
         for decide in (one.locks.approve, one.locks.reject):
             with pytest.raises(Conflict) as caught:
-                await decide(BOB, "l1", PLAIN)
+                await decide(BOB, "l1", PLAIN, condition=ANY)
             assert not isinstance(caught.value, PreconditionFailed)
             with pytest.raises(PreconditionFailed):
                 await decide(BOB, "l1", PLAIN, condition=at(first))
+
+    async def test_a_decision_says_about_which_version_it_is(self, one: Locked) -> None:
+        await one.draft()
+        for decide in (one.locks.approve, one.locks.reject):
+            with pytest.raises(PreconditionRequired):
+                await decide(BOB, "l1", PLAIN, condition=Condition())
+        assert (await one.definitions.get(ADA, LOCKS, "l1")).version == 1
 
     async def test_an_approver_who_read_another_version_learns(self, one: Locked) -> None:
         first = await one.draft()
@@ -179,9 +239,9 @@ class TestDeciding:
         without = msgspec.structs.replace(BOB, permissions=BOB.permissions - {"strategy_locks.decide"})
         for who in (without, msgspec.structs.replace(BOB, roles=("agent",))):
             with pytest.raises(Forbidden):
-                await one.locks.approve(who, "l1", PLAIN)
+                await one.locks.approve(who, "l1", PLAIN, condition=ANY)
         with pytest.raises(ContextMismatch):
-            await one.locks.approve(BOB, "l1", LockDecisionInput(user_id="ada"))
+            await one.locks.approve(BOB, "l1", LockDecisionInput(user_id="ada"), condition=ANY)
 
     async def test_a_review_that_failed_or_is_missing_approves_nothing(self, one: Locked) -> None:
         await one.draft(three_wise=True)
@@ -193,9 +253,9 @@ class TestDeciding:
             (LockDecisionInput(review=LockReview(verdict="pass", reviewers=("a", "a"))), "review.reviewers"),
         ):
             with pytest.raises(Invalid) as caught:
-                await one.locks.approve(BOB, "l1", decision)
+                await one.locks.approve(BOB, "l1", decision, condition=ANY)
             assert caught.value.field == field
-        rejected = (await one.locks.reject(BOB, "l1", LockDecisionInput(review=failed))).record
+        rejected = (await one.locks.reject(BOB, "l1", LockDecisionInput(review=failed), condition=ANY)).record
         assert (rejected.state or {})["review"]["note"] == "too wide"
         assert [lock.review for lock in await one.locks.locks_for(ADA)] == ["rejected"]
 
@@ -203,7 +263,7 @@ class TestDeciding:
         await one.draft(valid_until=timestamp(one.home.clock.now() + 10))
         one.home.clock.advance(10)
         with pytest.raises(Conflict):
-            await one.locks.approve(BOB, "l1", PLAIN)
+            await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
 
 
 class TestRaces:
@@ -212,8 +272,8 @@ class TestRaces:
         try:
             await one.draft()
             outcomes = await asyncio.gather(
-                one.locks.approve(BOB, "l1", PLAIN),
-                two.locks.reject(CAROL, "l1", PLAIN),
+                one.locks.approve(BOB, "l1", PLAIN, condition=ANY),
+                two.locks.reject(CAROL, "l1", PLAIN, condition=ANY),
                 return_exceptions=True,
             )
             assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 1
@@ -245,14 +305,14 @@ class TestRaces:
         await one.draft()
         request = identify("t_one", "prod", "bob", "POST", "/strategy-locks/l1/approve", "k", body=b"{}")
         one.home.faults.script(Fault.LOST_APPLIED)
-        first = await one.locks.approve(BOB, "l1", PLAIN, request=request)
-        again = await one.locks.approve(BOB, "l1", PLAIN, request=request)
+        first = await one.locks.approve(BOB, "l1", PLAIN, request=request, condition=ANY)
+        again = await one.locks.approve(BOB, "l1", PLAIN, request=request, condition=ANY)
         assert (again.replayed, again.record) == (True, first.record)
         assert len((await one.definitions.versions(ADA, LOCKS, "l1")).items) == 2
 
     async def test_it_is_approved_after_a_restart(self, one: Locked, home: Home) -> None:
         await one.draft()
-        await one.locks.approve(BOB, "l1", PLAIN)
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
         await one.close()
         await home.reopen()
         other = Locked(home, "two")
@@ -266,7 +326,7 @@ class TestInForce:
     async def test_a_lock_holds_within_its_window_alone(self, one: Locked) -> None:
         now = one.home.clock.now()
         await one.draft(valid_from=timestamp(now + 10), valid_until=timestamp(now + 20))
-        await one.locks.approve(BOB, "l1", PLAIN)
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
         assert not await one.allows("book_flight")
         one.home.clock.advance(10)
         assert await one.allows("book_flight")
@@ -277,8 +337,8 @@ class TestInForce:
     async def test_it_holds_on_its_surface_and_for_its_project(self, one: Locked) -> None:
         await one.draft()
         await one.draft(who=context(project_id="p1"), lock_id="l2", allowed_actions=["refund"])
-        await one.locks.approve(BOB, "l1", PLAIN)
-        await one.locks.approve(context(user_id="bob", project_id="p1"), "l2", PLAIN)
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
+        await one.locks.approve(context(user_id="bob", project_id="p1"), "l2", PLAIN, condition=ANY)
         in_project = context(project_id="p1")
         assert await one.allows("book_flight", in_project)
         assert await one.allows("refund", in_project)
@@ -289,7 +349,7 @@ class TestInForce:
 
     async def test_it_asks_no_permission_of_the_caller_and_reads_no_other_tenant(self, one: Locked) -> None:
         await one.draft()
-        await one.locks.approve(BOB, "l1", PLAIN)
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
         assert await one.allows("book_flight", context(permissions=frozenset(), roles=()))
         with pytest.raises(ContextMismatch):
             await one.locks.locks_for(context(acting_on="t_two"))
@@ -318,7 +378,7 @@ class TestInForce:
 
     async def test_what_cannot_be_read_anew_is_not_known(self, one: Locked) -> None:
         await one.draft()
-        await one.locks.approve(BOB, "l1", PLAIN)
+        await one.locks.approve(BOB, "l1", PLAIN, condition=ANY)
         assert await one.allows("book_flight")
         await one.told(2, event_type="strategy_lock")
         one.home.clock.advance(1)

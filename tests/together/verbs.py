@@ -48,7 +48,7 @@ async def versions_are_compared_restored_and_copied(one: AsyncEngines, another: 
 async def a_lock_is_approved_by_another(one: AsyncEngines, another: AsyncEngines) -> None:
     lock = await one.strategy_locks.create({"allowed_actions": ["*"]})
     with pytest.raises(Forbidden):
-        await one.strategy_locks.approve(lock.id)
+        await one.strategy_locks.approve(lock.id, if_match=lock.etag)
     approved = await another.strategy_locks.approve(lock.id, if_match=lock.etag)
     assert (approved.state or {})["status"] == "approved"
 

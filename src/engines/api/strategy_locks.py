@@ -13,10 +13,10 @@ LOCK = "/strategy-locks/{id}"
 
 
 @router.post(
-    f"{LOCK}/approve", body=LockDecisionInput, reply=Definition, has_etag=True, conditions="optional"
+    f"{LOCK}/approve", body=LockDecisionInput, reply=Definition, has_etag=True, conditions="required"
 )
 async def approve_strategy_lock(call: Call) -> Sendable:
-    """Approve a draft that others proposed.
+    """Approve a draft that others proposed, in the version that was read.
 
     Its actions may happen within its window from now on.
     """
@@ -28,9 +28,9 @@ async def approve_strategy_lock(call: Call) -> Sendable:
     return record_reply(change.record, change.etag, replayed=change.replayed)
 
 
-@router.post(f"{LOCK}/reject", body=LockDecisionInput, reply=Definition, has_etag=True, conditions="optional")
+@router.post(f"{LOCK}/reject", body=LockDecisionInput, reply=Definition, has_etag=True, conditions="required")
 async def reject_strategy_lock(call: Call) -> Sendable:
-    """Reject a draft that others proposed."""
+    """Reject a draft that others proposed, in the version that was read."""
     context = await call.context()
     body = await call.optional_body(LockDecisionInput)
     change = await call.engines.strategy_locks.reject(

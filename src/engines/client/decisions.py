@@ -34,14 +34,15 @@ class StrategyLocks(Definitions):
         self,
         lock_id: str,
         *,
+        if_match: str,
         review: LockReview | None = None,
         note: str | None = None,
-        if_match: str | None = None,
         idempotency_key: str | None = None,
     ) -> Definition:
-        """Approve a draft.
+        """Approve a draft in the version that was read, whose `etag` is `if_match`.
 
-        Raises Forbidden (one's own), NotFound, Conflict (no draft), PreconditionFailed.
+        Raises Forbidden (one's own), Conflict (no draft, or who proposed it was erased), PreconditionFailed
+        (the lock changed since, or is gone).
         """
         return await self._decide("approve", lock_id, review, note, if_match, idempotency_key)
 
@@ -49,12 +50,12 @@ class StrategyLocks(Definitions):
         self,
         lock_id: str,
         *,
+        if_match: str,
         review: LockReview | None = None,
         note: str | None = None,
-        if_match: str | None = None,
         idempotency_key: str | None = None,
     ) -> Definition:
-        """Reject a draft. Raises what `approve` does."""
+        """Reject a draft in the version that was read. Raises what `approve` does."""
         return await self._decide("reject", lock_id, review, note, if_match, idempotency_key)
 
     async def _decide(
@@ -63,7 +64,7 @@ class StrategyLocks(Definitions):
         lock_id: str,
         review: LockReview | None,
         note: str | None,
-        if_match: str | None,
+        if_match: str,
         idempotency_key: str | None,
     ) -> Definition:
         body: dict[str, Any] = {"review": review, "note": note}

@@ -18,6 +18,7 @@ from engines.stores import definition_shapes as shapes
 from engines.stores.attribution import AttributionContract
 from engines.stores.definition_records import Definition
 from engines.stores.definition_shapes import BLOB
+from engines.stores.erasing import ERASED
 from engines.stores.event_records import instant_ms
 from engines.stores.flag_rules import FlagDefinition
 from engines.stores.scoped import invalid_body
@@ -101,12 +102,15 @@ def _drafted(user_id: str, former: Definition | None, source: Definition | None)
     """A draft, and everybody whose contents it may hold: none of them may decide about it.
 
     Since the last decision all who wrote a draft, because each may have left the others' words standing; and
-    of a version that was restored or copied, those who proposed that.
+    of a version that was restored or copied, those who proposed that. Somebody who was erased may have come
+    back under any name, so nobody decides about what they proposed until somebody else says it all anew.
     """
     proposers = {user_id}
     for version in (former if former is not None and _is_draft(former) else None, source):
         if version is not None and version.state is not None:
             proposers |= set(version.state["proposed_by"])
+    if source is None:
+        proposers.discard(ERASED)
     return {"status": "draft", "proposed_by": sorted(proposers)}
 
 

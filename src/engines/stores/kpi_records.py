@@ -68,7 +68,8 @@ class KpiReading(msgspec.Struct, frozen=True, kw_only=True):
 
     `value` is null, and the status `no_data`, where nothing was measured in the window; a count is then 0.
     The corridor's bounds are within it. The measurements are those of the positions from `first_position` to
-    `last_position`, `count` of them.
+    `last_position`, `count` of them. One that was removed for ever is none of a sum's or a mean's, though its
+    position lies there; of a count it is one still.
     """
 
     kpi_id: str
@@ -123,7 +124,7 @@ class Measured(msgspec.Struct, frozen=True, gc=False):
 
 
 class Span(msgspec.Struct, frozen=True):
-    """What a window holds: `count` measurements from `first` to `last`.
+    """What a window holds: `count` measurements from `first` to `last`, which a reading rests on.
 
     Of them `measured` are those that the aggregation asks for: the newest, all, or none to be counted. Where
     that is all: `where` they lie, by backend and generation, and when they were last read as a whole, by the

@@ -49,7 +49,8 @@ from engines.stores.open_logs import OpenLogs
 from engines.stores.scoped import stamp
 from engines.stores.strategy_locks import covers
 
-# That one reading may rest on, where the aggregation asks for each of them (sum and mean).
+# That one reading may rest on, where the aggregation asks for each of them (sum and mean), and that `last`
+# looks through for one that was not removed for ever.
 MEASUREMENTS_MAX: Final = 10_000
 READINGS_KEPT_MAX: Final = 10_000
 # Of the windows that are kept to read on from.
@@ -58,7 +59,7 @@ KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
 # the second that a reading may be old, what was removed for ever counts for a minute at most.
 READ_ON_S_MAX: Final = 60.0 - AGE_MAX_S
 _MEASURED_BYTES: Final = 120
-# Events past the newest that `last` looks at, to step over such as were removed for ever.
+# Events that `last` looks at first: the newest has its text, unless somebody was erased.
 _NEWEST: Final = 10
 _SCHEMA: Final = SCHEMA_NAMED["kpis"]
 
@@ -173,7 +174,8 @@ class Kpis:
     async def reading(self, context: RequestContext, kpi_id: str) -> KpiReading:
         """What the KPI says now, with every measurement that was acknowledged before the call.
 
-        Raises NotFound, TooLarge (a sum or mean over more than `MEASUREMENTS_MAX` measurements).
+        Raises NotFound, TooLarge (a sum or mean over more than `MEASUREMENTS_MAX` measurements, and a `last`
+        where the newest so many of the window were removed for ever).
         """
         context.require_data("kpis.read")
         check_id(kpi_id, "id")
@@ -254,15 +256,17 @@ class Kpis:
             before = None
         async with self._using(context, place, rule.kpi_id) as log:
             if rule.kpi.aggregation == "last":
-                return await _newest(log, after_ms)
+                return await self._newest(log, rule.kpi_id, after_ms)
             first, last = await log.seek(after_ms + 1), (await log.head()).position
             if last < first:
                 return Span(0, first, last)
             if rule.kpi.aggregation == "count":
                 return Span(last - first + 1, first, last)
+            if before is not None and first < before.first:
+                before = None  # A clock that was set back: what the window begins with was never read.
             measured = await self._all(log, rule.kpi_id, first, last, before)
         whole_at_s = began_s if before is None else before.whole_at_s
-        return Span(last - first + 1, first, last, measured, where, whole_at_s)
+        return Span(len(measured), first, last, measured, where, whole_at_s)
 
     async def _all(
         self, log: Log, kpi_id: str, first: int, last: int, before: Span | None
@@ -281,6 +285,28 @@ class Kpis:
             position = events[-1].position
         return tuple(measured)
 
+    async def _newest(self, log: Log, kpi_id: str, after_ms: int) -> Span:
+        """The newest measurement that has its text, if it was made after that time.
+
+        Past the bound it is not known whether there is one, and "no data" may let an action through.
+        """
+        looked_at, position, limit = 0, None, _NEWEST
+        while looked_at < self._measurements_max:
+            batch = await log.list_before(position, limit=min(limit, self._measurements_max - looked_at))
+            for event in batch.events:
+                if event.at_ms <= after_ms:
+                    return Span(0, 0, 0)
+                if event.body is not None:
+                    return Span(1, event.position, event.position, (_measured(event),))
+            if batch.end:
+                return Span(0, 0, 0)
+            looked_at += len(batch.events)
+            position, limit = batch.events[-1].position, PAGE_EVENTS_MAX
+        raise TooLarge(
+            f"the newest {looked_at:,} measurements in the window of {kpi_id!r} were removed for ever, and "
+            "older ones are not looked for: measure anew, or shorten window_seconds"
+        )
+
     @contextlib.asynccontextmanager
     async def _using(self, context: RequestContext, place: Place, kpi_id: str) -> AsyncIterator[Log]:
         stream = _stream(context, kpi_id)
@@ -290,16 +316,6 @@ class Kpis:
         except Sealed:
             self._logs.drop(place, stream)
             raise
-
-
-async def _newest(log: Log, after_ms: int) -> Span:
-    """The newest measurement, if it was made after that time; of those before it only the number is known."""
-    for event in (await log.list_before(None, limit=_NEWEST)).events:
-        if event.at_ms <= after_ms:
-            break
-        if event.body is not None:
-            return Span(1, event.position, event.position, (_measured(event),))
-    return Span(0, 0, 0)
 
 
 def made_from(reading: KpiReading) -> dict[str, Any]:

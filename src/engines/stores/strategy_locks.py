@@ -5,7 +5,9 @@ to `stores/definitions.py`: a decision is the next version of the lock, which sa
 
 Nobody decides about a lock of their own. Own is every lock whose contents one had a hand in since the last
 decision; a copy or a restored version is its copier's and its authors'. Rejecting is held to the same rule,
-so that nobody can clear away the trace of what they proposed by deciding it themselves.
+so that nobody can clear away the trace of what they proposed by deciding it themselves. Where somebody who
+had a hand in a draft was erased, it no longer says whose it is, and they may have come back: nobody decides
+about it. And nobody decides about what they have not seen: a decision says about which version it is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from msgspec import Meta
 
 from engines.clock import Clock, timestamp
 from engines.core.idempotency import Request
-from engines.core.records import ANYTHING, Condition
+from engines.core.records import Condition
 from engines.errors import Conflict, Forbidden, Invalid
 from engines.scope import RequestContext
 from engines.stores.definition_cache import DefinitionCache, shaped
@@ -26,6 +28,7 @@ from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.definition_shapes import LongText, Name, StrategyLock
 from engines.stores.definitions import Definitions
+from engines.stores.erasing import ERASED
 from engines.stores.event_records import instant_ms
 from engines.stores.scoped import AGENT_ROLE, Change, IdentityFields, check_body, validated
 
@@ -102,16 +105,17 @@ class StrategyLocks:
         lock_id: str,
         decision: LockDecisionInput,
         *,
-        condition: Condition = ANYTHING,
+        condition: Condition,
         request: Request | None = None,
     ) -> Change[Definition]:
         """From now on, and within its window, the lock's actions may happen.
 
-        Raises Forbidden (also for a lock of one's own, and for an agent), NotFound, Conflict (no draft, or
-        its time is over), Invalid (the review that it needs is missing, or failed), PreconditionFailed,
-        IdempotencyKeyReused, OutcomeUnknown.
+        Raises PreconditionRequired (no condition), PreconditionFailed (the lock changed since it was read, or
+        there is none), Forbidden (also for a lock of one's own, and for an agent), Conflict (no draft, one
+        whose proposer was erased, or its time is over), Invalid (the review that it needs is missing, or
+        failed), IdempotencyKeyReused, OutcomeUnknown.
         """
-        decision = self._checked(context, decision)
+        decision = self._checked(context, decision, condition)
         if decision.review is not None and decision.review.verdict != "pass":
             raise Invalid("a lock whose review failed is rejected, not approved", field="review.verdict")
 
@@ -134,11 +138,11 @@ class StrategyLocks:
         lock_id: str,
         decision: LockDecisionInput,
         *,
-        condition: Condition = ANYTHING,
+        condition: Condition,
         request: Request | None = None,
     ) -> Change[Definition]:
         """What this draft says will not happen; new contents are a new draft. Raises what `approve` does."""
-        decision = self._checked(context, decision)
+        decision = self._checked(context, decision, condition)
         return await self._definitions.change_state(
             context,
             _SCHEMA,
@@ -169,11 +173,14 @@ class StrategyLocks:
         """End the reads under way."""
         await self._known.close()
 
-    def _checked(self, context: RequestContext, decision: LockDecisionInput) -> LockDecisionInput:
+    def _checked(
+        self, context: RequestContext, decision: LockDecisionInput, condition: Condition
+    ) -> LockDecisionInput:
         context.require_data(DECIDE)
         # An admin can make a key for another user; nobody can sign in as one.
         if AGENT_ROLE in context.roles or context.key_id is not None:
             raise Forbidden("a strategy lock is decided by a person, with a token of their own")
+        condition.required()
         decision = check_body(context, decision)
         if decision.review is not None:
             review = validated(decision.review, "review")
@@ -189,6 +196,8 @@ class StrategyLocks:
             raise Conflict(f"this lock is {former.state['status']}; new contents are a new draft")
         if context.user_id in former.state["proposed_by"]:
             raise Forbidden("nobody decides about a strategy lock of their own")
+        if ERASED in former.state["proposed_by"]:
+            raise Conflict("who proposed this draft was erased; put its contents anew to propose them")
         state = {
             "status": status,
             "proposed_by": former.state["proposed_by"],
