@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -23,7 +23,14 @@ from engines.clock import Clock
 from engines.codec import Codec, decode_json, encode_json
 from engines.core.documents import Documents
 from engines.core.keys import SEPARATOR, within
-from engines.core.outbox import DELIVERY_TIMEOUT_S, SALT_CHARS, WAITING_MAX, event_id_of, outbox_put
+from engines.core.outbox import (
+    DELIVERY_TIMEOUT_S,
+    SALT_CHARS,
+    WAITING_MAX,
+    event_id_of,
+    in_portions,
+    outbox_put,
+)
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, Throttled, Unavailable
 from engines.ids import Ids
@@ -36,8 +43,6 @@ PAUSE_MAX_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 2.0
 # Messages that are removed in one write, which has room for what a move adds to it.
 DELIVERED_MAX: Final = 64
-# Of those of one record, in one append; its limit is twice that, as an event says more than its message.
-PORTION_BYTES_MAX: Final = 128 * 1024
 # Places whose messages are delivered at once by one process.
 DELIVERIES_AT_ONCE: Final = 16
 _GROUP: Final = "spine"
@@ -272,7 +277,7 @@ class Announcements:
     async def _append(self, where: _Where, docs: Sequence[Doc], *, repeated: bool) -> None:
         """Raises Unavailable where it takes too long: what was cut off is recognised by its event id."""
         context = _context_at(where)
-        for some in _in_portions(docs):
+        for some in in_portions(docs, count_max=DELIVERED_MAX):
             events = [_event_of(where, context, doc) for doc in some]
             try:
                 async with asyncio.timeout(DELIVERY_TIMEOUT_S):
@@ -291,17 +296,6 @@ def _event_of(where: _Where, context: RequestContext, doc: Doc) -> SystemEvent:
         parent_event_id=message.parent_event_id,
         whose=_context_of(context, message),
     )
-
-
-def _in_portions(docs: Sequence[Doc]) -> Iterator[Sequence[Doc]]:
-    """As many successive messages as surely fit into one append; one that is larger by itself."""
-    start = size = 0
-    for index, doc in enumerate(docs):
-        size += 2 * len(doc.body.encode())  # No byte takes more than two once it is escaped.
-        if index > start and size > PORTION_BYTES_MAX:
-            yield docs[start:index]
-            start, size = index, 2 * len(doc.body.encode())
-    yield docs[start:]
 
 
 def _by_record(docs: Sequence[Doc]) -> Collection[Sequence[Doc]]:
