@@ -15,7 +15,7 @@ from engines.clock import Clock, SystemClock
 from engines.core import outbox
 from engines.core.documents import Documents
 from engines.core.keys import within
-from engines.core.lease import Lease
+from engines.core.lease import DURATION_S, Lease
 from engines.core.log import Entry as LogEntry
 from engines.core.log import Log
 from engines.core.outbox import (
@@ -362,6 +362,24 @@ async def test_a_portion_fits_into_one_append_however_large_its_messages_are(
         await documents.write(PARTITION, [message])
     await relay_to(documents, handing(take)).deliver_waiting()
     assert portions == [2, 2, 1]
+
+
+async def test_a_relay_with_much_to_deliver_renews_its_lease_meanwhile(new_documents: NewDocuments) -> None:
+    documents, _ = await new_documents()
+    clock = ManualClock()
+    lease = Lease(documents, PARTITION, "outbox", holder="one", clock=clock)
+    portions: list[bool] = []
+
+    async def take(_group: str, _bodies: list[str]) -> None:
+        clock.advance(DURATION_S / 5)  # Four fifths of the lease go by with each page.
+        portions.append(lease.held)
+
+    for number in range(160):
+        await change(documents, "t_a", number)
+    assert await lease.acquire()
+    await Relay(documents, PARTITION, handing(take), lease=lease, clock=CLOCK).deliver_waiting()
+    assert len(portions) > 5
+    assert all(portions)
 
 
 async def test_past_the_bound_changes_are_throttled_until_messages_are_delivered(
