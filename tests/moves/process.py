@@ -1,8 +1,9 @@
-"""A process of a deployment that writes notes for ever: `python -m tests.moves.process URL USER [BACKEND]`.
+"""A process of a deployment that writes notes for ever.
 
+Run as `python -m tests.moves.process URL USER [BACKEND [AHEAD_S]]`.
 It prints a line of JSON before each change and one after it was acknowledged, and takes part in moves as
-every process does; with a BACKEND it begins to move the notes there once some are written. Its parent kills
-it, stops it, or ends it by closing its standard input.
+every process does; with a BACKEND it begins to move the notes there once some are written. AHEAD_S is what
+its wall clock is wrong by. Its parent kills it, stops it, or ends it by closing its standard input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 import engines
+from engines.clock import SystemClock
 from engines.core.idempotency import identify
 from engines.errors import OutcomeUnknown
 from engines.stores.notes import NoteInput
@@ -27,14 +29,24 @@ def say(**line: Any) -> None:
     sys.stdout.flush()
 
 
+class ClockAhead(SystemClock):
+    """A machine's clock that somebody set wrong."""
+
+    def __init__(self, ahead_s: float) -> None:
+        self._ahead_s = ahead_s
+
+    def now(self) -> float:
+        return super().now() + self._ahead_s
+
+
 NOTES_BEFORE_MOVE = 20
 NOTES_MAX = 500
 
 
-async def write_notes(url: str, user_id: str, backend_id: str | None = None) -> None:
+async def write_notes(url: str, user_id: str, backend_id: str | None = None, ahead_s: str = "0") -> None:
     context = msgspec.structs.replace(OWNER, user_id=user_id)
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
-    async with engines.open(url) as opened:
+    async with engines.open(url, clock=ClockAhead(float(ahead_s))) as opened:
         say(ready=True)
         ids: list[str] = []
         number = 0

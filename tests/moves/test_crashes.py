@@ -19,12 +19,13 @@ import pytest
 import engines
 from engines.control.tables import MOVES
 from engines.core.listing import Window
-from engines.wiring import open_control_plane
+from engines.wiring import ControlPlane, open_control_plane
 from tests.backends import backend_at
 from tests.moves.conftest import OWNER, Open, ended, hold_up, make_deployment, reached
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 3.0
+DAY_S = 86_400
 PHASES = ("prepare", "copy", "follow", "fence", "verify", "switch", "settle", "done")
 
 
@@ -121,6 +122,14 @@ async def writing(url: str, *arguments: str) -> AsyncIterator[Writing]:
         await written.kill()
 
 
+async def has_come_to(control: ControlPlane, move_id: str, phase: str) -> None:
+    """Returns once the phase is seen, or passed."""
+    async with asyncio.timeout(30):
+        seen = "prepare"
+        while PHASES.index(seen) < PHASES.index(phase):
+            seen = (await control.store.get(MOVES, move_id)).record.phase
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize("phase", ["prepare", "copy", "fence", "switch", "settle"])
 async def test_a_mover_that_is_killed_is_followed_by_another(
@@ -130,10 +139,7 @@ async def test_a_mover_that_is_killed_is_followed_by_another(
     first = writing(control_plane_url, "u_1", "b")
     async with open_control_plane(control_plane_url) as control, first as killed:
         move_id = await killed.has_begun_to_move()
-        async with asyncio.timeout(30):
-            seen = "prepare"
-            while PHASES.index(seen) < PHASES.index(phase):
-                seen = (await control.store.get(MOVES, move_id)).record.phase
+        await has_come_to(control, move_id, phase)
         await killed.kill()
     async with writing(control_plane_url, "u_2") as second:
         await second.has_written(5)
@@ -145,6 +151,24 @@ async def test_a_mover_that_is_killed_is_followed_by_another(
         assert not second.unknown
         await second.check(observer)
         await killed.check(observer)
+
+
+@pytest.mark.crash
+async def test_a_mover_that_is_killed_is_followed_after_one_lease_though_its_clock_was_ahead(
+    control_plane_url: str, open_process: Open
+) -> None:
+    """Who follows it waits for its lease as it saw it, not until an instant by the dead one's clock."""
+    first = writing(control_plane_url, "u_1", "b", str(DAY_S))
+    async with open_control_plane(control_plane_url) as control, first as killed:
+        move_id = await killed.has_begun_to_move()
+        await has_come_to(control, move_id, "copy")
+        await killed.kill()
+        assert not (await control.store.get(MOVES, move_id)).record.ended
+    observer = await open_process()
+    # A lease, and what a busy machine takes for the phases behind it.
+    move, progress = await ended(observer, move_id, timeout_s=5 * LEASE_S)
+    assert move.phase == "done", progress
+    await killed.check(observer)
 
 
 @pytest.mark.crash

@@ -12,12 +12,13 @@ from engines.control.directory import Directory
 from engines.control.records import Move
 from engines.control.store import ControlStore
 from engines.core.documents import Documents
+from engines.core.lease import DRIFT
 from engines.core.outbox import Backlog
 from engines.drivers.registry import document_driver
 from engines.errors import Unavailable
 from engines.ids import Ids
 from engines.ports.documents import ALWAYS, Doc, Put
-from engines.routing.participation import DRIFT, LEASE_MOVING_S, Observer, Participation
+from engines.routing.participation import LEASE_MOVING_S, Observer, Participation
 from engines.stores.notes import NoteInput
 from engines.testing.clock import ManualClock
 from tests.moves.conftest import OWNER, Open, ended, hold_up, reached

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from engines.core.index import Index, Layout
+from engines.core.lease import DRIFT, DURATION_S
 from engines.core.listing import LOOKED_AT_MAX, Window
 from engines.core.log import StoredEvent
 from engines.errors import BackendRefused, Conflict, EnginesError, OutcomeUnknown, Unavailable
@@ -330,6 +331,27 @@ class TestProjecting:
         assert await projected(other, home) == 30
         await check(other, random, lists=10)
         await paused.close()
+        await other.close()
+
+    async def test_what_one_that_died_left_is_taken_up_after_one_lease_though_its_clock_was_ahead(
+        self, home: Home, small: EventSpine
+    ) -> None:
+        await fill(small, 12, Random(3))
+        await (await index_of(home, small)).create()
+        home.clock.jump(86_400)
+        held = hold_write(home, 1)  # Behind the lease: it dies there.
+        turn = asyncio.create_task(small._index.turn(context()))
+        await held.arrived()
+        home.clock.jump(-86_400)
+        other = new_spine(home)
+        turns = [await other._index.turn(context())]
+        home.clock.advance(DURATION_S * DRIFT)
+        turns.append(await other._index.turn(context()))
+        turn.cancel()
+        held.release()
+        await asyncio.gather(turn, return_exceptions=True)
+        assert turns == [Turn.TAKEN, Turn.DONE]
+        assert await projected(other, home) == 10
         await other.close()
 
     async def test_a_rebuild_is_not_undone_by_one_that_was_under_way(

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from engines.codec import decode_json
 from engines.control.directory import Directory
-from engines.core.outbox import Entry
+from engines.core.appends import CLIENT_IDS_MAX
+from engines.core.outbox import PORTION_MAX, Entry
 from engines.errors import Unavailable
 from engines.ids import Ids
 from engines.scope import RequestContext
@@ -20,6 +23,7 @@ from engines.stores.events import EventSpine
 
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
+assert PORTION_MAX <= CLIENT_IDS_MAX, "a portion is one append"
 
 
 class Audit:
@@ -32,11 +36,10 @@ class Audit:
 
     async def deliver(self, group: str, entries: Sequence[Entry], *, first_attempt: bool) -> None:
         """For the relay; a group is a tenant. Raises what the spine raises; then the messages wait."""
-        for entry in entries:
-            message = decode_json(entry.body)
-            context = await self._context(group, message["actor"]["user_id"], message["request_id"])
-            event = SystemEvent(event_type="audit", payload=message, event_id=entry.event_id)
-            await self._spine.append_system(context, [event], look_everywhere=not first_attempt)
+        # One append, which looks for all that were told before at once: a relay has little time.
+        at = await self._context(group, "system", "audit")
+        events = [_event(entry, at) for entry in entries]
+        await self._spine.append_system(at, events, look_everywhere=not first_attempt)
 
     async def refused(
         self, tenant_id: str, user_id: str, request_id: str, payload: Mapping[str, Any]
@@ -68,3 +71,12 @@ class Audit:
             lab=tenant.mode == "lab",
             sources={},
         )
+
+
+def _event(entry: Entry, at: RequestContext) -> SystemEvent:
+    message = decode_json(entry.body)
+    request_id = message["request_id"]
+    whose = msgspec.structs.replace(
+        at, user_id=message["actor"]["user_id"], run_id=request_id, request_id=request_id
+    )
+    return SystemEvent(event_type="audit", payload=message, event_id=entry.event_id, whose=whose)

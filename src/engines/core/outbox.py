@@ -5,15 +5,16 @@ the relay that delivers and removes them. A crash between delivery and removal r
 same event id, so the receiver recognises it: nothing is lost and nothing is doubled. Leaves what delivery is
 to its user; the first is the control plane's audit.
 
-A group (a tenant) whose delivery fails waits alone: the relay passes it over until its pause has ended.
+A group (a tenant) whose delivery fails waits alone: the relay passes it over until its pause has ended. What
+waits is delivered and removed in small portions, so that a slow receiver gets ahead whatever waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -30,6 +31,10 @@ WAITING_MAX: Final = 10_000
 # Beyond it, those of changes that mend what the others wait for.
 MENDING_MAX: Final = 100
 BATCH_MAX: Final = OPS_MAX
+# Messages of a group that are delivered, and then removed, together. Their bytes, as an append counts them:
+# half of what one takes, as an event says more than its message.
+PORTION_MAX: Final = 25
+PORTION_BYTES_MAX: Final = 128 * 1024
 # Of a waiting document's salt: 64 random bits.
 SALT_CHARS: Final = 16
 # How often a relay looks without being told, and how long it leaves a group whose delivery failed.
@@ -37,11 +42,14 @@ POLL_S: Final = 1.0
 PAUSE_S: Final = 1.0
 PAUSE_MAX_S: Final = 30.0
 COUNT_AGE_MAX_S: Final = 1.0
-# What takes longer is tried again later: a delivery that was cut off is recognised by its event ids.
+# Of a portion. What takes longer is tried again later: a delivery that was cut off is recognised by its event
+# ids. A group that took as long in one pass has its next turn in the next.
 DELIVERY_TIMEOUT_S: Final = 5.0
 
 _NAMESPACE: Final = uuid.UUID("5f2f1e3c-6f0e-5b39-9c8a-1d1b8d7c0a44")
 _PREFIX: Final = "o"
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +64,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Deliver(Protocol):
-    """How a group's messages reach their receiver."""
+    """How a group's messages reach their receiver: at most PORTION_MAX of them, in their order."""
 
     def __call__(self, group: str, entries: Sequence[Entry], *, first_attempt: bool) -> Awaitable[None]: ...
 
@@ -160,35 +168,60 @@ class Relay:
         delivered = 0
         # What waits when a holder begins, or after a failure, may have been delivered before.
         first_attempt = self._drained and self._lease.continued
+        # Groups of which something was left: in this pass the rest of them would overtake it.
+        left: set[str] = set()
         resume: str | None = _PREFIX + SEPARATOR
         below = within(_PREFIX)[1]
         while resume is not None:
             page = await self._documents.scan(self._partition, above=resume, below=below, limit=BATCH_MAX)
             resume = page.resume
             groups = _grouped(page.docs)
+            left |= {group for group in groups if self._is_paused(group)}
+            asked = {group: docs for group, docs in groups.items() if group not in left}
             # At once, so that a group whose receiver hangs delays no other.
             outcomes = await asyncio.gather(
                 *(
                     self._deliver_group(group, docs, first_attempt=first_attempt)
-                    for group, docs in groups.items()
-                    if not self._is_paused(group)
+                    for group, docs in asked.items()
                 ),
                 return_exceptions=True,
             )
-            for outcome in outcomes:
+            for (group, docs), outcome in zip(asked.items(), outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
                 delivered += outcome
-            for group in groups:
-                if self._is_paused(group) and resume is not None:  # Pass over the rest of it, however long.
+                if outcome < len(docs):
+                    left.add(group)
+            for group in left & groups.keys():
+                if resume is not None:  # Pass over the rest of it, however long.
                     resume = max(resume, within(_PREFIX, group)[1])
-            if not self._lease.held and not await self._lease.acquire():
+            if not await self._lease.acquire():
                 return delivered
             first_attempt = first_attempt and self._lease.continued
-        self._drained = not self._paused
+        self._drained = not left
+        if any(not self._is_paused(group) for group in left):
+            self.nudge()
         return delivered
 
     async def _deliver_group(self, group: str, docs: Sequence[Doc], *, first_attempt: bool) -> int:
+        """Deliver and remove one portion after another; returns how many messages that were."""
+        began_s = self._clock.monotonic()
+        delivered = 0
+        # After a failure one message, then more and more: those before a bad one, or few enough for a
+        # receiver that is slow, arrive.
+        count_max = 1 if group in self._paused else PORTION_MAX
+        while delivered < len(docs) and self._clock.monotonic() - began_s < DELIVERY_TIMEOUT_S:
+            portion = next(in_portions(docs[delivered:], lambda doc: doc.body, count_max=count_max))
+            count_max = min(PORTION_MAX, 2 * count_max)
+            if not await self._deliver_portion(
+                group, portion, first_attempt=first_attempt and self._lease.held
+            ):
+                return delivered
+            delivered += len(portion)
+        return delivered
+
+    async def _deliver_portion(self, group: str, docs: Sequence[Doc], *, first_attempt: bool) -> bool:
+        """Whether it was delivered, and removed; else the group has its pause."""
         entries = [Entry(group, event_id_of(self._partition, doc.key), doc.body, doc.key) for doc in docs]
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_S):
@@ -196,10 +229,10 @@ class Relay:
         except (EnginesError, TimeoutError) as error:
             self._pause(group)
             log.warning("outbox delivery waits", group=group, waiting=len(docs), error=type(error).__name__)
-            return 0
+            return False
         self._paused.pop(group, None)
         await self._documents.write(self._partition, [Delete(doc.key, ALWAYS) for doc in docs])
-        return len(docs)
+        return True
 
     def _is_paused(self, group: str) -> bool:
         return self._paused.get(group, (0.0, 0.0))[0] > self._clock.monotonic()
@@ -207,6 +240,18 @@ class Relay:
     def _pause(self, group: str) -> None:
         pause_s = min(PAUSE_MAX_S, self._paused.get(group, (0.0, PAUSE_S / 2))[1] * 2)
         self._paused[group] = (self._clock.monotonic() + pause_s, pause_s)
+
+
+def in_portions(items: Sequence[T], body_of: Callable[[T], str], *, count_max: int) -> Iterator[Sequence[T]]:
+    """As many successive messages as surely fit into one append; one that is larger by itself."""
+    start = size = 0
+    for index, item in enumerate(items):
+        item_size = 2 * len(body_of(item).encode())  # No byte takes more than two once it is escaped.
+        size += item_size
+        if index > start and (size > PORTION_BYTES_MAX or index - start == count_max):
+            yield items[start:index]
+            start, size = index, item_size
+    yield items[start:]
 
 
 def _grouped(docs: Sequence[Doc]) -> dict[str, list[Doc]]:

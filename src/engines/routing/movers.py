@@ -17,7 +17,7 @@ import structlog
 from engines.clock import Clock
 from engines.control.directory import Directory
 from engines.control.store import PARTITION, ControlStore
-from engines.core.lease import Lease
+from engines.core.lease import Lease, Sightings
 from engines.core.transfer import Superseded
 from engines.errors import EnginesError
 from engines.ids import Ids
@@ -52,6 +52,7 @@ class Movers:
         self._clock = clock
         # Whoever takes a move over has heard the processes for as long as it was under way.
         self._observer = Observer(store.documents, clock)
+        self._sightings = Sightings(clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -89,10 +90,14 @@ class Movers:
             holder=self._ids.write_id(),
             clock=self._clock,
             duration_s=LEASE_S,
+            sightings=self._sightings,
         )
         try:
-            if not await lease.acquire():
-                return
+            while not await lease.acquire():
+                if lease.refused_for_s > LOOK_S:
+                    return
+                # It lapses before the next look: changes may be waiting for the next mover.
+                await asyncio.sleep(lease.refused_for_s)
             async with _kept(lease):
                 mover = Mover(
                     move_id,

@@ -26,6 +26,7 @@ from engines.control.records import Move
 from engines.control.store import PARTITION
 from engines.core.documents import Documents
 from engines.core.keys import join, within
+from engines.core.lease import DRIFT
 from engines.errors import EnginesError, Unavailable
 from engines.ports.documents import ALWAYS, Delete, Doc, Put
 
@@ -37,8 +38,6 @@ RENEW_MOVING_S: Final = 0.75
 RENEW_TIMEOUT_S: Final = 2.0
 # A lease that nobody renews is removed in the end; by then it has lapsed for everybody.
 KEPT_S: Final = 3600
-# Clocks of two machines run at almost the same speed.
-DRIFT: Final = 1.02
 
 Pair = tuple[str, str]
 log = structlog.get_logger(__name__)

@@ -1,12 +1,11 @@
 """What is written of an announcement: the message beside a change, and the place that a pledge names.
 
-Owns both texts and what a message becomes: whose event, under which id, in which portions. Leaves writing,
+Owns both texts and what a message becomes: whose event, and under which id. Leaves writing,
 delivering and removing to `stores/announcements.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +16,6 @@ from engines.core.place import Place
 from engines.ports.documents import Doc
 from engines.scope import RequestContext
 from engines.stores.event_records import SystemEvent
-
-# Of those of one record, in one append; its limit is twice that, as an event says more than its message.
-PORTION_BYTES_MAX: Final = 128 * 1024
 
 
 class Where(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,18 +117,6 @@ def waiting_of(where: Where, doc: Doc) -> Waiting:
         whose=context,
     )
     return Waiting(doc, context, event, message.made_ms)
-
-
-def in_portions(group: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
-    """As many successive messages as surely fit into one append; one that is larger by itself."""
-    start = size = 0
-    for index, waiting in enumerate(group):
-        bytes_max = 2 * len(waiting.doc.body.encode())  # No byte takes more than two once it is escaped.
-        size += bytes_max
-        if index > start and size > PORTION_BYTES_MAX:
-            yield group[start:index]
-            start, size = index, bytes_max
-    yield group[start:]
 
 
 def where_of(context: RequestContext, place: Place) -> Where:

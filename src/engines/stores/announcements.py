@@ -29,7 +29,7 @@ from engines.clock import Clock
 from engines.codec import encode_json
 from engines.core.documents import Documents
 from engines.core.keys import SEPARATOR, within
-from engines.core.outbox import DELIVERY_TIMEOUT_S, SALT_CHARS, WAITING_MAX, outbox_put
+from engines.core.outbox import DELIVERY_TIMEOUT_S, SALT_CHARS, WAITING_MAX, in_portions, outbox_put
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, MissingRoute, Throttled, Unavailable
 from engines.ids import Ids
@@ -40,7 +40,6 @@ from engines.stores.announcement_records import (
     Waiting,
     Where,
     context_at,
-    in_portions,
     message_of,
     waiting_of,
     where_of,
@@ -344,7 +343,7 @@ class Announcements:
 
     async def _append(self, group: Sequence[Waiting], *, repeated: bool) -> None:
         """Raises Unavailable where it takes too long: what was cut off is recognised by its event id."""
-        for some in in_portions(group):
+        for some in in_portions(group, lambda waiting: waiting.doc.body, count_max=DELIVERED_MAX):
             are_own = [self._is_own(waiting.doc.key) for waiting in some]
             events = [waiting.event for waiting in some]
             try:

@@ -21,7 +21,7 @@ import msgspec
 
 from engines.clock import Clock
 from engines.core.index import Index
-from engines.core.lease import Lease
+from engines.core.lease import Lease, Sightings
 from engines.core.log import PAGE_EVENTS_MAX, Log, Sealed, StoredEvent
 from engines.core.place import Place, Places
 from engines.errors import Conflict, Corrupt, EnginesError, Invalid
@@ -164,6 +164,7 @@ class EventIndex:
         self._logs = logs
         self._clock = clock
         self._holder = ids.write_id()
+        self._sightings = Sightings(clock)
         self._home = home
         self._views = views
         self._block_default = block_default
@@ -225,7 +226,14 @@ class EventIndex:
         if place.is_moving:
             return Turn.TAKEN
         async with self._home.changing(context, place) as index:
-            lease = Lease(index.documents, index.root, index.work, holder=self._holder, clock=self._clock)
+            lease = Lease(
+                index.documents,
+                index.root,
+                index.work,
+                holder=self._holder,
+                clock=self._clock,
+                sightings=self._sightings,
+            )
             if not await lease.acquire():
                 return Turn.TAKEN
         try:
