@@ -15,6 +15,7 @@ import msgspec
 from engines.errors import ContextMismatch, Forbidden, Invalid
 
 SYSTEM_TENANT: Final = "t_system"
+ADMIN_ROLES: Final = frozenset({"admin", "owner"})
 TENANT_ID_MAX: Final = 64
 
 _TENANT_ID = re.compile(r"t_[a-z0-9_-]+")
@@ -127,7 +128,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_system_admin(self) -> bool:
-        return self.tenant_id == SYSTEM_TENANT and not {"admin", "owner"}.isdisjoint(self.roles)
+        return self.tenant_id == SYSTEM_TENANT and not ADMIN_ROLES.isdisjoint(self.roles)
 
     def scope(self) -> Scope:
         return Scope(

@@ -78,6 +78,7 @@ class Keys:
                 surface_id=None if surface_id is None else await self._surface(surface_id),
                 env=None if env is None else await self._env(tenant_id, env),
                 secret_sha256=secret_sha256,
+                membership=membership.record.began_at_version,
             )
 
         return await self._store.put(KEYS, [key_id], build, actor=actor(context, tenant_id), request=request)

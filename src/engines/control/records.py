@@ -76,13 +76,15 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     identities: Annotated[tuple[UserIdentity, ...], Meta(max_length=IDENTITIES_MAX)] = ()
 
 
-class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A user's place in a tenant; it counts once the user has accepted it."""
 
     tenant_id: TenantId
     user_id: Id
     role: Id
     status: MembershipStatus
+    # Which version of the record began it; 0 where the user was never removed before. Never shown.
+    began_at_version: int = 0
 
 
 class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -169,6 +171,8 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     surface_id: Text | None = None
     env: Env | None = None
     secret_sha256: str
+    # The `began_at_version` of the user's membership, with which the key ends. Never shown.
+    membership: int = 0
     revoked: bool = False
 
 

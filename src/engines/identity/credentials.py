@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
     """A proven user, and what the credential binds. `role`: an API key's; a token's comes by membership.
 
+    `membership`: at which version that one began for which an API key was made; a later one is not its own.
     `expires_at` is in epoch seconds; `recheck_at`, by the monotonic clock, is when its keys are due.
     """
 
@@ -31,6 +32,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     key_id: str | None = None
     role: str | None = None
+    membership: int | None = None
     tenant_id: str | None = None
     surface_id: str | None = None
     app_id: str | None = None
@@ -59,6 +61,7 @@ async def _by_key(text: str, directory: Directory) -> Credential:
         user_id=record.user_id,
         key_id=record.key_id,
         role=record.role,
+        membership=record.membership,
         tenant_id=record.tenant_id,
         surface_id=record.surface_id,
         env=record.env,
