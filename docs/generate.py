@@ -355,7 +355,14 @@ user, so:
 - `beacon` and `scrape` are roles of machines, for what no person's role is for. A key in one of them has that role's
   permissions while its user is a member, whatever as: end it by revoking it.
 - **It ends with the membership.** A user who is invited anew starts without keys: the old ones stay 403, and cannot
-  accept the invitation. Such keys are still listed until they are revoked.""".splitlines()
+  accept the invitation. Such keys are still listed until they are revoked.
+- **What is asked with a key, its maker asked too.** `made_by` names whoever made it for somebody else and, where they
+  used such a key themselves, its makers. None of them answers a [request](records/firearms.md#approvals) that was made
+  with the key, or decides about a [strategy lock](records/strategy-locks.md#who-decides) that was written with it. So
+  whoever is to answer an agent lets somebody else make its key. Keys of releases that did not keep this have none.
+- **A key opens what its user sees**, private notes and sessions too, to whoever made it: give `admin` to those who may.
+  That a key was made or revoked is an `audit` event on the tenant's spine: its actor is the maker, and `about` names
+  the user and the role.""".splitlines()
 
 
 def roles_page() -> str:

@@ -85,7 +85,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `tenant_id` is the principal's own tenant. `acting_on` is another tenant that a t_system admin named
     for the control plane; data calls refuse such a context (`require_data`). `key_id` is the API key's, where
-    the credential is one.
+    the credential is one, and `key_made_by` who else may know it: what is asked with it, they asked for.
     """
 
     tenant_id: str
@@ -109,6 +109,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, str]
     acting_on: str | None = None
     key_id: str | None = None
+    key_made_by: tuple[str, ...] = ()
 
     def require(self, permission: str) -> None:
         """Raises Forbidden unless one of the principal's roles grants `permission`."""

@@ -624,6 +624,17 @@ class TestAnswering:
                 await one.approvals.answer(who, asked.approval_id, YES)
         assert await one.status(asked.approval_id) == "pending"
 
+    async def test_nobody_answers_what_was_asked_with_a_key_that_they_made(self, one: Armed) -> None:
+        await one.arm(human_approval=True)
+        asked = await one.ask(who=context(key_id="k1", key_made_by=("bob", "carol")))
+        assert (asked.requested_by, asked.key_made_by) == ("ada", ("bob", "carol"))
+        for user_id in ("ada", "bob", "carol"):
+            with pytest.raises(Forbidden):
+                await one.approvals.answer(context(user_id=user_id), asked.approval_id, YES)
+        await one.approvals.answer(context(user_id="dan"), asked.approval_id, YES)
+        assert await one.take("u1")
+        assert (await one.approvals.get(ADA, asked.approval_id)).key_made_by == ("bob", "carol")
+
     async def test_it_is_answered_once_and_in_time(self, one: Armed) -> None:
         await one.arm(human_approval=True)
         asked = await one.ask(ttl_seconds=10)

@@ -38,6 +38,8 @@ GateName = Literal[
 IDENTITIES_MAX: Final = 20
 ALIASES_MAX: Final = 20
 ENVS_MAX: Final = 32
+# Keys that were made with keys that were made with keys: enough for whoever means well.
+MADE_BY_MAX: Final = 8
 OFFERED_TO_MAX: Final = 1_000
 SWITCHES_MAX: Final = 100
 RULES_MAX: Final = 200
@@ -158,7 +160,8 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
 
     `origins`: of a key that stands in pages, whose pages may send beacons with it. `surface_id`
-    and `env`: where alone it acts, if it is bound.
+    and `env`: where alone it acts, if it is bound. `made_by`: who else had it in hand: its maker, and where
+    they used a key themselves, that key's.
     `revoked` is true in the last version of a key that was revoked, which is all that is left of it.
     """
 
@@ -170,6 +173,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     origins: Origins = ()
     surface_id: Text | None = None
     env: Env | None = None
+    made_by: Annotated[tuple[Id, ...], Meta(max_length=MADE_BY_MAX)] = ()
     secret_sha256: str
     # The `began_at_version` of the user's membership, with which the key ends. Never shown.
     membership: int = 0

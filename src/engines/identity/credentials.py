@@ -31,6 +31,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     user_id: str
     key_id: str | None = None
+    made_by: tuple[str, ...] = ()
     role: str | None = None
     membership: int | None = None
     tenant_id: str | None = None
@@ -60,6 +61,7 @@ async def _by_key(text: str, directory: Directory) -> Credential:
         kind="api key",
         user_id=record.user_id,
         key_id=record.key_id,
+        made_by=record.made_by,
         role=record.role,
         membership=record.membership,
         tenant_id=record.tenant_id,

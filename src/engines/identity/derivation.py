@@ -86,6 +86,7 @@ class Derivation:
             sources=self._sources,
             acting_on=own.acting_on,
             key_id=self._credential.key_id,
+            key_made_by=self._credential.made_by,
         )
 
     async def home(self) -> str:

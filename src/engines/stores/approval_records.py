@@ -74,6 +74,7 @@ class Approval(Stamped, frozen=True, kw_only=True, omit_defaults=True):
 
     `status`: `pending` until it is answered, then `granted` or `refused`; `used` once its one use happened;
     `expired` where it was still pending or granted at `expires_at`. `use_id`: the use that consumed it.
+    `key_made_by`: who else made the key with which it was asked, where it was one; they asked for it too.
     """
 
     approval_id: str
@@ -83,6 +84,7 @@ class Approval(Stamped, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     context: dict[str, Any]
     requested_by: str
+    key_made_by: tuple[str, ...] = ()
     status: Status
     version: int
     created_at: str

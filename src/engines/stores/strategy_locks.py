@@ -4,8 +4,9 @@ Owns the decision and what follows from it. Leaves contents, versions, history a
 to `stores/definitions.py`: a decision is the next version of the lock, which says the same.
 
 Nobody decides about a lock of their own. Own is every lock whose contents one had a hand in since the last
-decision; a copy or a restored version is its copier's and its authors'. Rejecting is held to the same rule,
-so that nobody can clear away the trace of what they proposed by deciding it themselves.
+decision; a copy or a restored version is its copier's and its authors'. What is written with a key is its
+maker's too. Rejecting is held to the same rule, so that nobody can clear away the trace of what they proposed
+by deciding it themselves.
 """
 
 from __future__ import annotations
