@@ -124,8 +124,14 @@ def test_a_revoked_key_is_401_within_a_second(tenant: Tenant) -> None:
 def test_a_key_of_another_tenant_is_404(cast: Cast, tenant: Tenant) -> None:
     other = cast.tenant("owner")
     reply = made(other["owner"].post("/keys", {"user_id": other.users["owner"], "role": "viewer"}))
-    problem(tenant["owner"].delete(f"/keys/{reply.body['key_id']}"), 404, "NotFound")
-    problem(tenant["owner"].delete("/keys/nobody-made-this"), 404, "NotFound")
+    theirs, nobodys = f"/keys/{reply.body['key_id']}", "/keys/nobody-made-this"
+    etags = ("*", str(reply.etag), '"another"')
+    for given in ({}, {"if_none_match": "*"}, *({"if_match": etag} for etag in etags)):
+        answers = [tenant["owner"].delete(path, **given) for path in (theirs, nobodys)]
+        told = [{**problem(answer, answer.status), "request_id": ""} for answer in answers]
+        assert told[0] == told[1], given
+        assert given or told[0]["code"] == "NotFound"
+    assert Caller(cast.url, reply.body["key"], {}).get("/me").status == 200
 
 
 def test_a_key_for_a_user_who_is_no_member_is_refused(cast: Cast, tenant: Tenant) -> None:

@@ -19,12 +19,14 @@ from engines.control.tenants import require_may_grant
 from engines.core.idempotency import Request
 from engines.core.records import ANYTHING, Condition
 from engines.core.secrets import parse_handle
-from engines.errors import Conflict, Forbidden, Invalid, NotFound
+from engines.errors import Conflict, Forbidden, Invalid
 from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RequestContext, normalise_surface
 
 # May send beacons and do nothing else, so that a key of it may be seen.
 BEACON_ROLE: Final = "beacon"
+# No id is so: where no key stands, and every condition and sentence is that of a key that is not there.
+_NOBODYS: Final = "-"
 
 
 class Keys:
@@ -120,18 +122,23 @@ class Keys:
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Stored[ApiKey]:
-        """It stops working everywhere within a second. Raises NotFound, also for another tenant's key."""
+        """It stops working everywhere within a second.
+
+        Raises NotFound, PreconditionFailed; of another tenant's key whatever of a key that is nobody's.
+        """
         require_in_tenant(context, "keys.write")
         await self._service.admit(context)
         tenant_id = context.target_tenant_id
         standing = await self._store.read(KEYS, key_id)
         who = actor(context, tenant_id)
-        if standing is not None:
+        if standing is not None and standing.record.tenant_id != tenant_id:
+            key_id = _NOBODYS
+        elif standing is not None:
             who = _telling(who, standing.record.user_id, standing.record.role)
 
         async def check(existing: ApiKey) -> ApiKey:
-            if existing.tenant_id != tenant_id:
-                raise NotFound("there is no such key")
+            if existing.tenant_id != tenant_id:  # A key never changes hands; it was not there a moment ago.
+                raise Conflict("the key is being made")
             await require_may_grant(self._store, context, existing.role)
             return msgspec.structs.replace(existing, revoked=True)
 
