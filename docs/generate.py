@@ -344,6 +344,28 @@ def reasons_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+_KEYS = """## Keys
+
+An admin makes keys for members of the tenant, for nobody and nothing that may more than the admin. A key acts as its
+user, so:
+
+- **It may what its role and its user's present role both grant.** Who is demoted is demoted with every key, within a
+  second, t_system's admins too; a key of the role `agent` for a viewer reads. `GET /me` shows what is left: `roles` are
+  those that are granted whole, and `agent` for whoever is one by either side, who is held to an agent's rules.
+- `beacon` and `scrape` are roles of machines, for what no person's role is for. A key in one of them has that role's
+  permissions while its user is a member, whatever as: end it by revoking it.
+- **It ends with the membership.** A user who is invited anew starts without keys: the old ones stay 403, and cannot
+  accept the invitation. Such keys are still listed until they are revoked.
+- **What is asked with a key, its maker asked too.** `made_by` names whoever made it for somebody else and, where they
+  used such a key themselves, its makers. None of them decides about a
+  [strategy lock](records/strategy-locks.md#who-decides) that was written with it, or answers a
+  [request](records/firearms.md#approvals) that a person's key made. An agent asks as itself: whoever gave it its key may
+  answer it. Keys of releases that did not keep this have none.
+- **A key opens what its user sees**, private notes and sessions too, to whoever made it: give `admin` to those who may.
+  That a key was made or revoked is an `audit` event on the tenant's spine: its actor is the maker, and `about` names
+  the user and the role.""".splitlines()
+
+
 def roles_page() -> str:
     """What the seeded roles may do, and what writing each kind of definition asks for."""
     roles = {row["role"]: row["permissions"] for row in read_seed("system")["roles"]}
@@ -352,7 +374,7 @@ def roles_page() -> str:
         "# Roles",
         "",
         "Made from `src/engines/control/seeds/system.json` and the table of definitions by `python docs/generate.py`. A call",
-        "that needs a permission which the caller's role does not grant is 403 `Forbidden`. A key has a role of its own.",
+        "that needs a permission which the caller's role does not grant is 403 `Forbidden`. A key has a role of its own, [within its user's](#keys).",
         "",
         f"| permission | {' | '.join(roles)} |",
         f"|---|{'---|' * len(roles)}",
@@ -364,6 +386,8 @@ def roles_page() -> str:
         "",
         "Roles are records. An older deployment's gain what a newer release's may do when it is",
         "[upgraded](operations.md#upgrade), and keep what they had; which permission a call asks for may change.",
+        "",
+        *_KEYS,
         "",
         "## Writing definitions",
         "",

@@ -15,6 +15,7 @@ import msgspec
 from engines.errors import ContextMismatch, Forbidden, Invalid
 
 SYSTEM_TENANT: Final = "t_system"
+ADMIN_ROLES: Final = frozenset({"admin", "owner"})
 TENANT_ID_MAX: Final = 64
 
 _TENANT_ID = re.compile(r"t_[a-z0-9_-]+")
@@ -84,7 +85,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `tenant_id` is the principal's own tenant. `acting_on` is another tenant that a t_system admin named
     for the control plane; data calls refuse such a context (`require_data`). `key_id` is the API key's, where
-    the credential is one.
+    the credential is one, and `key_made_by` who else may know it: what is asked with it, they asked for.
     """
 
     tenant_id: str
@@ -108,6 +109,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, str]
     acting_on: str | None = None
     key_id: str | None = None
+    key_made_by: tuple[str, ...] = ()
 
     def require(self, permission: str) -> None:
         """Raises Forbidden unless one of the principal's roles grants `permission`."""
@@ -127,7 +129,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_system_admin(self) -> bool:
-        return self.tenant_id == SYSTEM_TENANT and not {"admin", "owner"}.isdisjoint(self.roles)
+        return self.tenant_id == SYSTEM_TENANT and not ADMIN_ROLES.isdisjoint(self.roles)
 
     def scope(self) -> Scope:
         return Scope(

@@ -40,6 +40,11 @@ def test_every_change_of_a_tenants_control_plane_is_audited_on_its_spine(cast: C
     events = owner.items("/events?event_type=audit")
     accepted = next(event for event in events if event["payload"].get("request_id") == "audit-2")
     assert accepted["user_id"] == user
+    keyed = [event["payload"] for event in events if event["payload"].get("record") == key_id]
+    assert [one["action"] for one in keyed] == ["keys.created", "keys.deleted"]
+    for one in keyed:
+        assert one["about"] == {"user_id": user, "role": "viewer"}
+        assert one["actor"] == {"user_id": house.users["owner"], "tenant_id": house.tenant_id}
     secrets = [event for event in events if "ek_" in str(event)]
     assert not secrets
 

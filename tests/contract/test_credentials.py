@@ -124,8 +124,14 @@ def test_a_revoked_key_is_401_within_a_second(tenant: Tenant) -> None:
 def test_a_key_of_another_tenant_is_404(cast: Cast, tenant: Tenant) -> None:
     other = cast.tenant("owner")
     reply = made(other["owner"].post("/keys", {"user_id": other.users["owner"], "role": "viewer"}))
-    problem(tenant["owner"].delete(f"/keys/{reply.body['key_id']}"), 404, "NotFound")
-    problem(tenant["owner"].delete("/keys/nobody-made-this"), 404, "NotFound")
+    theirs, nobodys = f"/keys/{reply.body['key_id']}", "/keys/nobody-made-this"
+    etags = ("*", str(reply.etag), '"another"')
+    for given in ({}, {"if_none_match": "*"}, *({"if_match": etag} for etag in etags)):
+        answers = [tenant["owner"].delete(path, **given) for path in (theirs, nobodys)]
+        told = [{**problem(answer, answer.status), "request_id": ""} for answer in answers]
+        assert told[0] == told[1], given
+        assert given or told[0]["code"] == "NotFound"
+    assert Caller(cast.url, reply.body["key"], {}).get("/me").status == 200
 
 
 def test_a_key_for_a_user_who_is_no_member_is_refused(cast: Cast, tenant: Tenant) -> None:
@@ -139,6 +145,60 @@ def test_a_key_never_carries_more_than_its_maker_or_its_user_may(tenant: Tenant)
     assert reply.status in (400, 403), reply
     reply = tenant["admin"].post("/keys", {"user_id": tenant.users["owner"], "role": "owner"})
     assert reply.status in (400, 403), reply
+
+
+def test_a_demoted_admin_keeps_no_key_of_an_admins_power(cast: Cast) -> None:
+    house = cast.tenant("admin")
+    user = house.users["admin"]
+    key = house.key(user, "admin")
+    assert key.get("/keys").status == 200
+    assert house.invite(user, "viewer").status == 200
+    began = time.monotonic()
+    until(lambda: key.get("/keys").status == 403)
+    assert time.monotonic() - began <= ADOPTION_S
+    problem(key.post("/keys", {"user_id": user, "role": "viewer"}), 403, "Forbidden")
+    me, own = key.get("/me").body, house.cast.as_user(user).get("/me").body
+    assert (me["roles"], me["permissions"]) == (["viewer"], own["permissions"])
+    assert me["sources"]["roles"] == "api key and membership"
+    assert key.get("/notes").status == 200
+
+
+def test_a_demoted_admin_of_t_system_has_no_key_to_every_tenant(cast: Cast) -> None:
+    system, other = Tenant(cast, "t_system"), cast.tenant("owner")
+    user = cast.user()
+    system.join(user, "admin")
+    key = system.key(user, "admin")
+    there = key.having(x_tenant_id=other.tenant_id)
+    assert key.get("/users").status == there.get("/keys").status == 200
+    assert system.invite(user, "viewer").status == 200
+    until(lambda: key.get("/users").status == 403)
+    problem(there.get("/keys"), 403, "ContextMismatch")
+    problem(key.get("/metrics"), 403, "Forbidden")
+    problem(key.put("/modes/lab", {"allowed_classes": []}), 403, "Forbidden")
+
+
+def test_keys_end_with_the_membership_and_do_not_come_back_with_the_next(cast: Cast) -> None:
+    house = cast.tenant("admin", "owner")
+    user, path = house.users["admin"], house.path(f"/members/{house.users['admin']}")
+    keys = [house.key(user, "viewer")]
+    for _ in range(2):
+        until(lambda: keys[-1].get("/me").status == 200)
+        assert house["owner"].delete(path).status == 204
+        until(lambda: keys[-1].get("/me").status == 403)
+        made(house.invite(user, "admin"))
+        for key in keys:
+            problem(key.post(f"{path}/accept"), 403, "Forbidden")
+        assert cast.as_user(user).post(f"{path}/accept").status == 200
+        until(lambda: cast.as_user(user).get("/me").status == 200)
+        for key in keys:
+            problem(key.get("/me"), 403, "Forbidden")
+        keys.append(house.key(user, "admin"))
+    # Another role in the same membership ends no key of it.
+    assert house.invite(user, "owner").status == 200
+    until(lambda: cast.as_user(user).get("/me").body["roles"] == ["owner"])
+    assert keys[-1].get("/me").body["roles"] == ["admin"]
+    assert "began_at_version" not in record(house["owner"].get(path))
+    assert not any("membership" in item for item in house["owner"].items("/keys"))
 
 
 def test_an_admin_cannot_make_an_owner(tenant: Tenant) -> None:

@@ -243,6 +243,25 @@ class TestApprovals:
         problem(tenant["owner"].post(path, {"answer": "yes"}), 403, "Forbidden")
         assert tenant["admin"].post(path, {"answer": "no"}).body["status"] == "refused"
 
+    def test_a_key_for_somebody_else_is_no_second_pair_of_eyes(
+        self, cast: Cast, tenant: Tenant, action: str
+    ) -> None:
+        maker, other = tenant.users["admin"], cast.user()
+        tenant.join(other, "admin")
+        body = {"user_id": other, "role": "admin"}
+        first = made(tenant["admin"].post("/keys", body)).body
+        through = Caller(cast.url, first["key"], {})
+        second = made(through.post("/keys", {"user_id": tenant.users["member"], "role": "member"})).body
+        assert (first["made_by"], second["made_by"]) == ([maker], [other, maker])
+        key = Caller(cast.url, second["key"], {})
+        assert key.get("/me").body["key_made_by"] == [other, maker]
+        asked = made(key.post("/approvals", self.asking(action))).body
+        assert (asked["requested_by"], asked["key_made_by"]) == (tenant.users["member"], [other, maker])
+        path = f"/approvals/{asked['approval_id']}/answer"
+        for caller in (through, tenant["admin"], cast.as_user(other)):
+            problem(caller.post(path, {"answer": "yes"}), 403, "Forbidden")
+        assert tenant["owner"].post(path, {"answer": "yes"}).body["status"] == "granted"
+
     def test_a_viewer_does_not_ask_and_another_tenant_sees_nothing(
         self, cast: Cast, tenant: Tenant, action: str
     ) -> None:

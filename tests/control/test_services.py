@@ -13,7 +13,17 @@ from engines.control.access import Issuers, Keys
 from engines.control.bootstrap import bootstrap
 from engines.control.directory import Directory
 from engines.control.products import apps, projects, surfaces
-from engines.control.records import App, Issuer, Mode, Project, Surface, Tenant, User, UserIdentity
+from engines.control.records import (
+    MADE_BY_MAX,
+    App,
+    Issuer,
+    Mode,
+    Project,
+    Surface,
+    Tenant,
+    User,
+    UserIdentity,
+)
 from engines.control.service import Service
 from engines.control.store import Actor
 from engines.control.subjects import DataSubjects
@@ -178,6 +188,23 @@ async def test_a_key_is_for_an_accepted_member_and_no_more_than_its_maker(servic
             context(permissions=frozenset()), key_id="k4", secret_sha256="", user_id="u1", role="viewer"
         )
     assert [item.record.key_id for item in (await keys.list(owner)).items] == ["k1"]
+
+
+async def test_a_key_names_everybody_through_whose_hands_it_went(service: Service) -> None:
+    keys = Keys(service)
+
+    async def made_by(key_id: str, *hands: str, user_id: str = "u1") -> tuple[str, ...]:
+        who = context(user_id=user_id, key_id="k", key_made_by=hands)
+        made = await keys.create(who, key_id=key_id, secret_sha256="0" * 64, user_id="u1", role="member")
+        return made.record.made_by
+
+    assert await made_by("k1") == ()
+    assert await made_by("k2", "bob") == ("bob",)
+    assert await made_by("k3", "bob", "u1", user_id="eve") == ("eve", "bob")
+    hands = [f"h{number}" for number in range(MADE_BY_MAX)]
+    assert await made_by("k4", *hands) == tuple(hands)
+    with pytest.raises(Forbidden):
+        await made_by("k5", *hands, user_id="eve")
 
 
 async def test_a_key_is_bound_to_a_surface_and_an_env_that_are_there_and_stays_so(service: Service) -> None:

@@ -91,7 +91,7 @@ async def check_gone(process: engines.Engines) -> None:
     assert {who for who, _ in told} == {OWNER.user_id, ADMIN.user_id} or {who for who, _ in told} == {
         OWNER.user_id
     }
-    assert {action.split(".")[0] for _, action in told} <= {"memberships", "data_subjects"}
+    assert {action.split(".")[0] for _, action in told} <= {"memberships", "keys", "data_subjects"}
     assert ("u1", "data_subjects.created") in told
     assert (await process.spine.verify(OWNER)).ok
 

@@ -15,6 +15,7 @@ from engines.control.tables import KEYS
 from engines.errors import ContextMismatch, Forbidden, Unauthenticated
 from engines.identity.keys import is_secret_of, mint_key, parse_key
 from engines.ids import Ids
+from tests.contexts import PERMISSIONS_OF
 from tests.identity.judging import context_of
 from tests.identity.world import ACTOR, World
 
@@ -159,6 +160,58 @@ async def test_a_record_marked_as_revoked_is_refused() -> None:
     assert is_secret_of(record(revoked=False), secret)
     assert not is_secret_of(record(revoked=True), secret)
     assert not is_secret_of(None, secret)
+
+
+# What is left of a key (its role, the membership's): the roles shown, and whose permissions they are.
+MEETINGS = [
+    ("admin", "viewer", ("viewer",), {"viewer"}),
+    ("owner", "admin", ("admin",), {"admin"}),
+    ("admin", "owner", ("admin",), {"admin"}),
+    ("viewer", "owner", ("viewer",), {"viewer"}),
+    ("agent", "member", ("agent",), {"agent"}),
+    ("agent", "owner", ("agent",), {"agent"}),
+    ("agent", "agent", ("agent",), {"agent"}),
+    ("agent", "viewer", ("viewer", "agent"), {"viewer", "agent"}),
+    ("member", "agent", ("agent",), {"agent"}),
+    ("viewer", "agent", ("viewer", "agent"), {"viewer"}),
+    ("admin", "agent", ("agent",), {"agent"}),
+    ("owner", "scrape", (), {"owner", "scrape"}),
+    ("nonesuch", "owner", (), {"nonesuch", "owner"}),
+    ("admin", "nonesuch", (), {"nonesuch"}),
+    ("beacon", "viewer", ("beacon",), {"beacon"}),
+    ("scrape", "admin", ("scrape",), {"scrape"}),
+]
+
+
+@pytest.mark.parametrize(("asked", "held", "roles", "both"), MEETINGS)
+async def test_a_key_may_what_its_role_and_its_users_both_grant(
+    world: World, asked: str, held: str, roles: tuple[str, ...], both: set[str]
+) -> None:
+    key = await world.mint("t_one", "ada", asked)
+    await world.join("t_one", "ada", held)
+    context = await world.contexts.context(key)
+    granted = [PERMISSIONS_OF.get(role, frozenset()) for role in both]
+    assert context.roles == roles
+    assert context.permissions == frozenset.intersection(*granted)
+    is_whole = roles == (asked,)
+    assert context.sources["roles"] == ("api key" if is_whole else "api key and membership")
+
+
+async def test_whoever_is_demoted_is_demoted_with_their_keys_in_t_system_too(world: World) -> None:
+    key = await world.mint("t_system", "sam", "admin")
+    assert (await context_of(world, key, x_tenant_id="t_two")).is_system_admin
+    await world.join("t_system", "sam", "viewer")
+    context = await context_of(world, key)
+    assert (context.is_system_admin, context.permissions) == (False, PERMISSIONS_OF["viewer"])
+    with pytest.raises(ContextMismatch):
+        await context_of(world, key, x_tenant_id="t_two")
+
+
+async def test_whoever_is_promoted_has_no_more_by_a_key_than_its_role(world: World) -> None:
+    key = await world.mint("t_system", "vic", "viewer")
+    await world.join("t_system", "vic", "owner")
+    context = await context_of(world, key)
+    assert (context.is_system_admin, context.roles) == (False, ("viewer",))
 
 
 @pytest.mark.parametrize("status", ["invited", "revoked"])

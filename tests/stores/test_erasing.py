@@ -131,6 +131,7 @@ def doc(key: str, body: Any) -> Doc:
                 "record": {
                     "user_id": "ada",
                     "requested_by": "bob",
+                    "key_made_by": ["carol", "ada"],
                     "reason": "r",
                     "answer": {"answered_by": "ada", "note": "n"},
                 }
@@ -139,6 +140,7 @@ def doc(key: str, body: Any) -> Doc:
                 "record": {
                     "user_id": ERASED,
                     "requested_by": "bob",
+                    "key_made_by": ["carol", ERASED],
                     "reason": "r",
                     "answer": {"answered_by": ERASED, "note": ERASED},
                 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from engines.clock import timestamp
-from engines.core.idempotency import identify
+from engines.core.idempotency import KEPT_S, identify, marker_put
 from engines.core.listing import Window
 from engines.core.records import Condition
 from engines.errors import (
@@ -26,8 +27,18 @@ from engines.errors import (
     TooLarge,
     Unavailable,
 )
+from engines.ports.documents import Match, Put
 from engines.scope import SYSTEM_TENANT, RequestContext
-from engines.stores.approval_records import AnswerInput, Approval, ApprovalFilter, ApprovalInput
+from engines.stores.approval_records import (
+    ANCHOR,
+    OWN_USE_S,
+    TTL_S_MAX,
+    AnswerInput,
+    Approval,
+    ApprovalFilter,
+    ApprovalInput,
+    asked_key_of,
+)
 from engines.stores.approvals import Approvals
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
@@ -613,6 +624,25 @@ class TestAnswering:
                 await one.approvals.answer(who, asked.approval_id, YES)
         assert await one.status(asked.approval_id) == "pending"
 
+    async def test_nobody_answers_what_was_asked_with_a_key_that_they_made(self, one: Armed) -> None:
+        await one.arm(human_approval=True)
+        asked = await one.ask(who=context(key_id="k1", key_made_by=("bob", "carol")))
+        assert (asked.requested_by, asked.key_made_by) == ("ada", ("bob", "carol"))
+        for user_id in ("ada", "bob", "carol"):
+            with pytest.raises(Forbidden):
+                await one.approvals.answer(context(user_id=user_id), asked.approval_id, YES)
+        await one.approvals.answer(context(user_id="dan"), asked.approval_id, YES)
+        assert await one.take("u1")
+        assert (await one.approvals.get(ADA, asked.approval_id)).key_made_by == ("bob", "carol")
+
+    async def test_whoever_gave_an_agent_its_key_answers_what_it_asks(self, one: Armed) -> None:
+        await one.arm(human_approval=True)
+        agent = context(roles=("agent",), key_id="k1", key_made_by=("bob",))
+        asked = await one.ask(who=agent)
+        assert asked.key_made_by == ()
+        answered = await one.approvals.answer(BOB, asked.approval_id, YES)
+        assert answered.record.status == "granted"
+
     async def test_it_is_answered_once_and_in_time(self, one: Armed) -> None:
         await one.arm(human_approval=True)
         asked = await one.ask(ttl_seconds=10)
@@ -673,6 +703,53 @@ class TestAnswering:
             assert await one.status(asked.approval_id) == "granted"
         assert await one.take("u2")
         assert await one.status(asked.approval_id) == "used"
+
+    async def test_a_use_is_the_same_one_only_while_its_marker_stands(self, one: Armed) -> None:
+        await one.arm(human_approval=True)
+        asked = await one.ask(ttl_seconds=TTL_S_MAX)
+        await one.approvals.answer(BOB, asked.approval_id, YES)
+        assert await one.take("u1")
+        one.home.clock.advance(OWN_USE_S - 1)
+        assert await one.take("u1")
+        for _ in range(3):
+            one.home.clock.advance(KEPT_S)
+            assert not await one.take("u1")
+            await one.firearms.undo(ADA, "refund", "order-1", use_id="u1")
+            assert await one.status(asked.approval_id) == "used"
+            assert not await one.take("u2")
+
+    async def test_it_is_over_before_a_marker_of_the_same_moment(self, one: Armed) -> None:
+        await one.arm(human_approval=True)
+        asked = await one.ask()
+        await one.approvals.answer(BOB, asked.approval_id, YES)
+        assert await one.take("u1")
+        marker = marker_put(keyed("use"), now=one.home.clock.now())
+        assert marker.expires_at is not None
+        one.home.clock.advance(marker.expires_at - one.home.clock.now())
+        assert not await one.take("u1")
+
+    async def test_a_use_of_unknown_time_is_not_repeated(self, one: Armed, home: Home) -> None:
+        """As approvals were stored before they kept when they were used."""
+        await one.arm(human_approval=True)
+        asked = await one.ask()
+        await one.approvals.answer(BOB, asked.approval_id, YES)
+        assert await one.take("u1")
+        partition = await (await home.place("firearms_store", ADA)).partition(ANCHOR)
+        key = asked_key_of("ada", "refund", "order-1")
+        doc = await home.documents.get(partition, key)
+        assert doc is not None
+        former = {name: value for name, value in json.loads(doc.body).items() if name != "used_at_s"}
+        await home.documents.write(partition, [Put(key, json.dumps(former), Match(doc.version))])
+        assert not await one.take("u1")
+
+    async def test_a_class_cools_down_for_the_same_id_a_day_later(self, one: Armed) -> None:
+        await one.arm(cooldown_seconds=3 * KEPT_S)
+        assert await one.take("u1")
+        assert await one.take("u1")
+        one.home.clock.advance(KEPT_S)
+        assert not await one.take("u1")
+        await one.firearms.undo(ADA, "refund", "order-1", use_id="u1")
+        assert not await one.take("u1")
 
     async def test_an_answer_outlasts_a_restart(self, one: Armed, home: Home) -> None:
         await one.arm(human_approval=True)

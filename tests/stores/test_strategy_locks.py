@@ -129,6 +129,18 @@ class TestDeciding:
                 await one.locks.approve(who, "l1", PLAIN, condition=ANY)
         await one.locks.approve(CAROL, "l1", PLAIN, condition=ANY)
 
+    async def test_whoever_made_the_key_that_a_draft_was_written_with_does_not_decide_about_it(
+        self, one: Locked
+    ) -> None:
+        drafted = await one.draft(context(key_id="k1", key_made_by=("bob",)))
+        assert (drafted.state or {})["proposed_by"] == ["ada", "bob"]
+        await one.write(context(user_id="dan", key_id="k2", key_made_by=("eve",)), drafted, "refund")
+        for user_id in ("ada", "bob", "dan", "eve"):
+            for decide in (one.locks.approve, one.locks.reject):
+                with pytest.raises(Forbidden):
+                    await decide(context(user_id=user_id), "l1", PLAIN)
+        await one.locks.approve(CAROL, "l1", PLAIN)
+
     async def test_after_a_decision_new_contents_are_their_writers_alone(self, one: Locked) -> None:
         await one.draft()
         rejected = (await one.locks.reject(BOB, "l1", PLAIN, condition=ANY)).record

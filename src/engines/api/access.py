@@ -18,7 +18,7 @@ from engines.identity.keys import mint_key
 
 router = Router("keys and issuers", is_limited=False)
 
-KeyView: Any = shown(ApiKey, without=("secret_sha256",))
+KeyView: Any = shown(ApiKey, without=("secret_sha256", "membership"))
 IssuerView = shown(Issuer)
 
 

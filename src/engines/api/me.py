@@ -33,6 +33,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     span_id: str
     acting_on: str | None
     key_id: str | None
+    key_made_by: tuple[str, ...]
     lab: bool
     sources: dict[str, str]
 

@@ -28,7 +28,7 @@ router = Router("tenants, users and modes", is_limited=False)
 
 TenantView = shown(Tenant)
 TenantPatch: Any = partial(Tenant)
-MembershipView = shown(Membership)
+MembershipView = shown(Membership, without=("began_at_version",))
 UserView = shown(User)
 ModeView = shown(Mode)
 MEMBER = "/tenants/{tenant_id}/members/{user_id}"

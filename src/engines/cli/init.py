@@ -77,7 +77,8 @@ async def _admin_key(store: ControlStore) -> str:
     membership = Membership(tenant_id=SYSTEM_TENANT, user_id=ADMIN, role="admin", status="accepted")
     await store.seed(USERS, [ADMIN], User(user_id=ADMIN, name="First admin"), actor=actor)
     await store.seed(MEMBERSHIPS, [SYSTEM_TENANT, ADMIN], membership, actor=actor)
-    if await store.read(MEMBERSHIPS, SYSTEM_TENANT, ADMIN) is None:
+    standing = await store.read(MEMBERSHIPS, SYSTEM_TENANT, ADMIN)
+    if standing is None:
         raise Conflict(
             f"the first admin, {ADMIN}, is no member of {SYSTEM_TENANT} any more: ask another admin"
         )
@@ -89,6 +90,7 @@ async def _admin_key(store: ControlStore) -> str:
         role="admin",
         name="init",
         secret_sha256=minted.secret_sha256,
+        membership=standing.record.began_at_version,
     )
     await store.seed(KEYS, [minted.key_id], record, actor=actor)
     return minted.key

@@ -33,6 +33,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     permissions: tuple[str, ...] = ()
     acting_on: str | None = None
     key_id: str | None = None
+    key_made_by: tuple[str, ...] = ()
     os_id: str | None = None
     surface_id: str | None = None
     app_id: str | None = None
@@ -179,6 +180,7 @@ class ApiKey(Recorded, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
     surface_id: str | None = None
     env: str | None = None
+    made_by: tuple[str, ...] = ()
     revoked: bool = False
     key: str | None = None
 

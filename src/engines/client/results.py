@@ -387,6 +387,7 @@ class Approval(Stamped, frozen=True, kw_only=True):
     reason: str = ""
     context: dict[str, Any] = {}
     requested_by: str = ""
+    key_made_by: tuple[str, ...] = ()
     created_at: str = ""
     updated_at: str = ""
     expires_at: str = ""

@@ -11,20 +11,22 @@ from typing import Final
 
 import msgspec
 
-from engines.control.records import ApiKey, Issuer
+from engines.control.records import MADE_BY_MAX, ApiKey, Issuer
 from engines.control.service import Service, actor, require_in_tenant, require_system_admin
-from engines.control.store import Listing, Stored
+from engines.control.store import Actor, Listing, Stored
 from engines.control.tables import ISSUERS, KEYS, MEMBERSHIPS, TENANTS, surface_key
 from engines.control.tenants import require_may_grant
 from engines.core.idempotency import Request
 from engines.core.records import ANYTHING, Condition
 from engines.core.secrets import parse_handle
-from engines.errors import Conflict, Invalid, NotFound
+from engines.errors import Conflict, Forbidden, Invalid
 from engines.ports.documents import SCAN_LIMIT_MAX
 from engines.scope import RequestContext, normalise_surface
 
 # May send beacons and do nothing else, so that a key of it may be seen.
 BEACON_ROLE: Final = "beacon"
+# No id is so: where no key stands, and every condition and sentence is that of a key that is not there.
+_NOBODYS: Final = "-"
 
 
 class Keys:
@@ -54,6 +56,7 @@ class Keys:
         is not published).
         """
         require_in_tenant(context, "keys.write")
+        made_by = _makers(context, user_id)
         await self._service.admit(context)
         if origins and role != BEACON_ROLE:
             raise Invalid(f"only a key of the role {BEACON_ROLE} stands in pages", field="origins")
@@ -77,10 +80,13 @@ class Keys:
                 origins=tuple(origins),
                 surface_id=None if surface_id is None else await self._surface(surface_id),
                 env=None if env is None else await self._env(tenant_id, env),
+                made_by=made_by,
                 secret_sha256=secret_sha256,
+                membership=membership.record.began_at_version,
             )
 
-        return await self._store.put(KEYS, [key_id], build, actor=actor(context, tenant_id), request=request)
+        who = _telling(actor(context, tenant_id), user_id, role)
+        return await self._store.put(KEYS, [key_id], build, actor=who, request=request)
 
     async def _surface(self, spelling: str) -> str:
         found = await self._store.resolve_index(surface_key(normalise_surface(spelling)))
@@ -116,20 +122,43 @@ class Keys:
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Stored[ApiKey]:
-        """It stops working everywhere within a second. Raises NotFound, also for another tenant's key."""
+        """It stops working everywhere within a second.
+
+        Raises NotFound, PreconditionFailed; of another tenant's key whatever of a key that is nobody's.
+        """
         require_in_tenant(context, "keys.write")
         await self._service.admit(context)
         tenant_id = context.target_tenant_id
+        standing = await self._store.read(KEYS, key_id)
+        who = actor(context, tenant_id)
+        if standing is not None and standing.record.tenant_id != tenant_id:
+            key_id = _NOBODYS
+        elif standing is not None:
+            who = _telling(who, standing.record.user_id, standing.record.role)
 
         async def check(existing: ApiKey) -> ApiKey:
-            if existing.tenant_id != tenant_id:
-                raise NotFound("there is no such key")
+            if existing.tenant_id != tenant_id:  # A key never changes hands; it was not there a moment ago.
+                raise Conflict("the key is being made")
             await require_may_grant(self._store, context, existing.role)
             return msgspec.structs.replace(existing, revoked=True)
 
         return await self._store.delete(
-            KEYS, [key_id], actor=actor(context, tenant_id), condition=condition, request=request, check=check
+            KEYS, [key_id], actor=who, condition=condition, request=request, check=check
         )
+
+
+def _makers(context: RequestContext, user_id: str) -> tuple[str, ...]:
+    """Everybody but the user themselves who may know the secret of a key for them. Raises Forbidden."""
+    makers = dict.fromkeys((context.user_id, *context.key_made_by))
+    makers.pop(user_id, None)
+    if len(makers) > MADE_BY_MAX:
+        raise Forbidden(f"the key would have gone through more than {MADE_BY_MAX} hands: sign in to make it")
+    return tuple(makers)
+
+
+def _telling(who: Actor, user_id: str, role: str) -> Actor:
+    """The audit names whom a key stands for, and as what: its id says nothing."""
+    return msgspec.structs.replace(who, about={"user_id": user_id, "role": role})
 
 
 class Issuers:

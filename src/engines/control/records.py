@@ -38,6 +38,8 @@ GateName = Literal[
 IDENTITIES_MAX: Final = 20
 ALIASES_MAX: Final = 20
 ENVS_MAX: Final = 32
+# Keys that were made with keys that were made with keys: enough for whoever means well.
+MADE_BY_MAX: Final = 8
 OFFERED_TO_MAX: Final = 1_000
 SWITCHES_MAX: Final = 100
 RULES_MAX: Final = 200
@@ -76,13 +78,15 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     identities: Annotated[tuple[UserIdentity, ...], Meta(max_length=IDENTITIES_MAX)] = ()
 
 
-class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A user's place in a tenant; it counts once the user has accepted it."""
 
     tenant_id: TenantId
     user_id: Id
     role: Id
     status: MembershipStatus
+    # Which version of the record began it; 0 where the user was never removed before. Never shown.
+    began_at_version: int = 0
 
 
 class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -156,7 +160,8 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A key's record: what it is bound to and the SHA-256 of its secret, never the secret.
 
     `origins`: of a key that stands in pages, whose pages may send beacons with it. `surface_id`
-    and `env`: where alone it acts, if it is bound.
+    and `env`: where alone it acts, if it is bound. `made_by`: who else had it in hand: its maker, and where
+    they used a key themselves, that key's.
     `revoked` is true in the last version of a key that was revoked, which is all that is left of it.
     """
 
@@ -168,7 +173,10 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     origins: Origins = ()
     surface_id: Text | None = None
     env: Env | None = None
+    made_by: Annotated[tuple[Id, ...], Meta(max_length=MADE_BY_MAX)] = ()
     secret_sha256: str
+    # The `began_at_version` of the user's membership, with which the key ends. Never shown.
+    membership: int = 0
     revoked: bool = False
 
 

@@ -69,12 +69,13 @@ class Stored(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who changes something, for the audit. `tenants`: whose spines are told."""
+    """Who changes something, for the audit. `tenants`: whose spines are told; `about`: what no id says."""
 
     user_id: str
     tenant_id: str
     request_id: str
     tenants: tuple[str, ...]
+    about: Mapping[str, str] | None = None
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
@@ -463,6 +464,7 @@ def _audit_ops(
             "actor": {"user_id": actor.user_id, "tenant_id": actor.tenant_id},
             "request_id": actor.request_id,
             "at": envelope.updated_at,
+            **({} if actor.about is None else {"about": actor.about}),
         }
     )
     return [

@@ -179,8 +179,14 @@ class Members:
             await require_may_grant(self._store, context, role)
             if existing is not None:
                 await require_may_grant(self._store, context, existing.role)
-            status = "invited" if existing is None else existing.status
-            return Membership(tenant_id=tenant_id, user_id=user_id, role=role, status=status)
+                return msgspec.structs.replace(existing, role=role)
+            return Membership(
+                tenant_id=tenant_id,
+                user_id=user_id,
+                role=role,
+                status="invited",
+                began_at_version=await self._begins_at(tenant_id, user_id),
+            )
 
         return await self._store.put(
             MEMBERSHIPS,
@@ -190,6 +196,11 @@ class Members:
             condition=condition,
             request=request,
         )
+
+    async def _begins_at(self, tenant_id: str, user_id: str) -> int:
+        """Tells a membership from the user's earlier ones, whose keys are none of it; 0 for the first."""
+        last = await self._store.versions(MEMBERSHIPS, tenant_id, user_id, limit=1, descending=True)
+        return last.items[0].version + 1 if last.items else 0
 
     async def get(self, context: RequestContext, tenant_id: str, user_id: str) -> Stored[Membership]:
         require_tenant(context, tenant_id)
@@ -204,7 +215,10 @@ class Members:
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Stored[Membership]:
-        """End a membership; within a second none of its tokens or keys reaches the tenant."""
+        """End a membership; within a second none of its tokens or keys reaches the tenant.
+
+        Its keys end with it, and stay ended where the user is invited anew.
+        """
         require_tenant(context, tenant_id)
         require_in_tenant(context, "members.write")
         await self._service.admit(context)

@@ -24,13 +24,16 @@ log = structlog.get_logger(__name__)
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
     """A proven user, and what the credential binds. `role`: an API key's; a token's comes by membership.
 
+    `membership`: at which version that one began for which an API key was made; a later one is not its own.
     `expires_at` is in epoch seconds; `recheck_at`, by the monotonic clock, is when its keys are due.
     """
 
     kind: str
     user_id: str
     key_id: str | None = None
+    made_by: tuple[str, ...] = ()
     role: str | None = None
+    membership: int | None = None
     tenant_id: str | None = None
     surface_id: str | None = None
     app_id: str | None = None
@@ -58,7 +61,9 @@ async def _by_key(text: str, directory: Directory) -> Credential:
         kind="api key",
         user_id=record.user_id,
         key_id=record.key_id,
+        made_by=record.made_by,
         role=record.role,
+        membership=record.membership,
         tenant_id=record.tenant_id,
         surface_id=record.surface_id,
         env=record.env,

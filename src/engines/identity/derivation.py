@@ -2,13 +2,14 @@
 
 Owns precedence (server binding, then claims, then headers, then defaults kept as data), case by case, and
 what is a mismatch. A name that is not the caller's is refused in one way, whether it exists or not. Leaves
-proving the credential to `credentials.py` and what varies with each request to `context.py`.
+proving the credential to `credentials.py`, what a key's role comes to beside its user's to `powers.py`, and
+what varies with each request to `context.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -18,8 +19,10 @@ from engines.control.tenants import LAB_MODE
 from engines.errors import BackendRefused, Forbidden, TenantRequired
 from engines.identity.credentials import Credential
 from engines.identity.headers import APP, ENV, MODE, NAMES, PROJECT, SURFACE, TENANT, USER, Sent, text
+from engines.identity.powers import Powers, powers_of
 from engines.identity.refusals import NAMED_CHARACTERS_MAX, Refusal, RefusedContext
 from engines.scope import (
+    ADMIN_ROLES,
     SYSTEM_TENANT,
     RequestContext,
     check_env,
@@ -28,14 +31,12 @@ from engines.scope import (
     normalise_surface,
 )
 
-_ADMIN_ROLES: Final = frozenset({"admin", "owner"})
-
 
 class Own(msgspec.Struct, frozen=True):
-    """The caller's own tenant, the role there, how it was found; and the tenant an admin acts on."""
+    """The caller's own tenant, what they are there, how it was found; and the tenant an admin acts on."""
 
     tenant: Tenant
-    role: str
+    powers: Powers
     source: str
     acting_on: str | None = None
 
@@ -59,20 +60,19 @@ class Derivation:
         own = await self._own()
         tenant = own.tenant
         self._audit_tenant_id = tenant.tenant_id
-        self._sources |= {"tenant_id": own.source, "roles": self._role_source()}
+        self._sources |= {"tenant_id": own.source, "roles": own.powers.source}
         self._check_user()
         surface = await self._surface(tenant)
         mode = await self._mode(tenant, surface)
         env = self._env(tenant)
         app, project_id = await self._app_and_project(tenant, surface)
-        role = await self._directory.role(own.role)
         return RequestContext(
             tenant_id=tenant.tenant_id,
             mode=mode,
             env=env,
             user_id=self._credential.user_id,
-            roles=(own.role,),
-            permissions=frozenset(() if role is None else role.permissions),
+            roles=own.powers.roles,
+            permissions=own.powers.permissions,
             os_id=surface.os_id,
             surface_id=surface.surface_id,
             app_id=None if app is None else app.app_id,
@@ -86,6 +86,7 @@ class Derivation:
             sources=self._sources,
             acting_on=own.acting_on,
             key_id=self._credential.key_id,
+            key_made_by=self._credential.made_by,
         )
 
     async def home(self) -> str:
@@ -100,7 +101,7 @@ class Derivation:
     async def check_invited(self, tenant_id: str, user_id: str) -> None:
         """A call in which an invited user names themselves and a tenant that is not theirs yet.
 
-        Raises Invalid, RefusedContext.
+        Raises Invalid, RefusedContext, Forbidden (a key of an earlier membership).
         """
         self._audit_tenant_id = await self.home()
         if self._credential.tenant_id not in (None, tenant_id):
@@ -111,6 +112,9 @@ class Derivation:
         if user_id != self._credential.user_id:
             self._refuse("user_id", user_id)
         self._check_user()
+        membership = await self._directory.membership(tenant_id, user_id)
+        if membership is not None:
+            self._check_key_of(membership)
 
     async def is_lab_of(self, tenant_id: str) -> bool:
         """Whether a member of the tenant, also an invited one, is in a lab.
@@ -135,12 +139,13 @@ class Derivation:
             return await self._own_only()
         membership = await self._accepted(named)
         if membership is not None:
-            return await self._found(membership.tenant_id, membership.role, f"header {NAMES[TENANT]}")
+            powers = await self._powers(membership)
+            return await self._found(membership.tenant_id, powers, f"header {NAMES[TENANT]}")
         self._audit_tenant_id = await self.home()
         system = await self._accepted(SYSTEM_TENANT)
-        if system is None or system.role not in _ADMIN_ROLES:
+        if system is None or system.role not in ADMIN_ROLES:
             self._refuse(NAMES[TENANT], named)
-        return await self._acting(system.role, "membership", named)
+        return await self._acting(await self._powers(system), "membership", named)
 
     async def _own_bound(self, bound: str, named: str | None) -> Own:
         """A key's tenant, or the one in a token's claim: the user must be its member all the same."""
@@ -150,14 +155,20 @@ class Derivation:
                 raise Forbidden("the key's user is no member of its tenant")
             self._audit_tenant_id = await self.home()
             self._refuse("tenant_id", bound)
+        self._check_key_of(membership)
         self._audit_tenant_id = bound
-        role = self._credential.role or membership.role
+        powers = await self._powers(membership)
         source = self._binding_source("tenant_id")
         if named in (None, bound):
-            return await self._found(bound, role, source)
-        if bound != SYSTEM_TENANT or role not in _ADMIN_ROLES:
+            return await self._found(bound, powers, source)
+        if bound != SYSTEM_TENANT or not powers.is_admin:
             self._refuse(NAMES[TENANT], named)
-        return await self._acting(role, source, named)
+        return await self._acting(powers, source, named)
+
+    def _check_key_of(self, membership: Membership) -> None:
+        """A key is one membership's: whoever was removed and let in again does not bring their old keys."""
+        if self._credential.membership not in (None, membership.began_at_version):
+            raise Forbidden("the key ended with an earlier membership of its user")
 
     async def _own_only(self) -> Own:
         accepted = await self._all_accepted()
@@ -167,20 +178,23 @@ class Derivation:
             raise TenantRequired(
                 "you are a member of several tenants: name one in X-Tenant-Id", field=NAMES[TENANT]
             )
-        return await self._found(accepted[0].tenant_id, accepted[0].role, "membership")
+        return await self._found(accepted[0].tenant_id, await self._powers(accepted[0]), "membership")
 
-    async def _acting(self, role: str, source: str, named: str | None) -> Own:
+    async def _powers(self, membership: Membership) -> Powers:
+        return await powers_of(self._directory, membership.role, self._credential.role)
+
+    async def _acting(self, powers: Powers, source: str, named: str | None) -> Own:
         """An admin of t_system names the tenant that a control-plane call is about."""
-        own = await self._found(SYSTEM_TENANT, role, source)
+        own = await self._found(SYSTEM_TENANT, powers, source)
         if named is None or await self._directory.tenant(named) is None:
             self._refuse(NAMES[TENANT], named)
         return msgspec.structs.replace(own, acting_on=named)
 
-    async def _found(self, tenant_id: str, role: str, source: str) -> Own:
+    async def _found(self, tenant_id: str, powers: Powers, source: str) -> Own:
         tenant = await self._directory.tenant(tenant_id)
         if tenant is None:
             raise Forbidden("the tenant is not there")
-        return Own(tenant, role, source)
+        return Own(tenant, powers, source)
 
     async def _accepted(self, tenant_id: str) -> Membership | None:
         membership = await self._directory.membership(tenant_id, self._credential.user_id)
@@ -189,9 +203,6 @@ class Derivation:
     async def _all_accepted(self) -> list[Membership]:
         memberships = await self._directory.memberships_of(self._credential.user_id)
         return [membership for membership in memberships if membership.status == "accepted"]
-
-    def _role_source(self) -> str:
-        return "membership" if self._credential.role is None else self._credential.kind
 
     def _check_user(self) -> None:
         named = self._named(USER, check_id)

@@ -16,6 +16,7 @@ from msgspec import Meta
 from engines import catalogue
 from engines.clock import timestamp
 from engines.codec import Codec
+from engines.core.idempotency import KEPT_S
 from engines.core.keys import join
 from engines.core.records import Draft
 from engines.ports.documents import ABSENT, Absent, Doc, Match, Op, Put
@@ -32,6 +33,10 @@ TTL_S_MAX: Final = 7 * 24 * 3_600
 # After a request ends; the spine keeps what happened.
 RETENTION_S: Final = 90 * 24 * 3_600
 SUBJECT_CHARS_MAX: Final = 500
+# How long a use is the same one when it is asked for again. Its id comes from an Idempotency-Key, and where
+# the key's marker is gone the same key is another request. The marker is written after the use, by any
+# process's clock: a minute less is always before it goes.
+OWN_USE_S: Final = KEPT_S - 60
 
 Status = Literal["pending", "granted", "refused", "used", "expired"]
 Subject = Annotated[str, Meta(min_length=1, max_length=SUBJECT_CHARS_MAX)]
@@ -69,6 +74,7 @@ class Approval(Stamped, frozen=True, kw_only=True, omit_defaults=True):
 
     `status`: `pending` until it is answered, then `granted` or `refused`; `used` once its one use happened;
     `expired` where it was still pending or granted at `expires_at`. `use_id`: the use that consumed it.
+    `key_made_by`: who else made the key with which it was asked, if a person's; they asked for it too.
     """
 
     approval_id: str
@@ -78,6 +84,7 @@ class Approval(Stamped, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     context: dict[str, Any]
     requested_by: str
+    key_made_by: tuple[str, ...] = ()
     status: Status
     version: int
     created_at: str
@@ -102,16 +109,18 @@ class Asked(msgspec.Struct, frozen=True, tag_field="schema", tag="asked/1", omit
     status: Status
     expires_at_s: float
     use_id: str | None = None
+    used_at_s: float | None = None
 
-    def is_spent_by(self, use_id: str | None) -> bool:
-        return self.status == "used" and use_id is not None and self.use_id == use_id
+    def is_spent_by(self, use_id: str | None, at_s: float) -> bool:
+        return self.status == "used" and is_own_use(self.use_id, self.used_at_s, use_id, at_s)
 
     def fact(self, class_id: str, use_id: str | None, at_s: float) -> ApprovalFact:
-        """What it is worth for that class; for the use that consumed it, it goes on being granted."""
+        """What it is worth for that class; to the use that consumed it, it is granted while that can be asked
+        for again."""
         if self.class_id != class_id:
             return "none"
         if self.status == "used":
-            return "granted" if self.is_spent_by(use_id) else "none"
+            return "granted" if self.is_spent_by(use_id, at_s) else "none"
         if self.status == "refused":
             return "refused"
         if at_s >= self.expires_at_s:
@@ -122,6 +131,7 @@ class Asked(msgspec.Struct, frozen=True, tag_field="schema", tag="asked/1", omit
 class StoredApproval(msgspec.Struct, frozen=True, tag_field="schema", tag="approval/1"):
     record: Approval
     expires_at_s: float
+    used_at_s: float | None = None
 
 
 STORED: Final = Codec(StoredApproval)
@@ -178,7 +188,14 @@ def change_draft(
     if record.version == 1 or (
         asked is not None and ASKED.decode(asked.body).approval_id == record.approval_id
     ):
-        body = Asked(record.approval_id, record.class_id, record.status, stored.expires_at_s, record.use_id)
+        body = Asked(
+            record.approval_id,
+            record.class_id,
+            record.status,
+            stored.expires_at_s,
+            use_id=record.use_id,
+            used_at_s=stored.used_at_s,
+        )
         also.append(Put(asked_key(record), ASKED.encode(body), when(asked), expires_at=lapses_at))
     return Draft(STORED.encode(stored), lapses_at, also)
 
@@ -186,6 +203,11 @@ def change_draft(
 def when(doc: Doc | None) -> Absent | Match:
     """That it is still as it was read."""
     return ABSENT if doc is None else Match(doc.version)
+
+
+def is_own_use(recorded: str | None, at_s: float | None, use_id: str | None, now_s: float) -> bool:
+    """Whether a use is the one that was recorded, asked for again. One of unknown time is nobody's."""
+    return use_id is not None and recorded == use_id and at_s is not None and now_s < at_s + OWN_USE_S
 
 
 def approval_key(approval_id: str) -> str:

@@ -140,7 +140,7 @@ class Approvals:
         condition: Condition = ANYTHING,
         request: Request | None = None,
     ) -> Change[Approval]:
-        """Answer a request that waits: a person does, and never whoever asked.
+        """Answer a request that waits: a person does, and never whoever asked or made the key that asked.
 
         Raises NotFound, Conflict (answered already, or expired), PreconditionFailed, IdempotencyKeyReused.
         """
@@ -210,6 +210,8 @@ class Approvals:
             reason=approval.reason,
             context=approval.context,
             requested_by=context.user_id,
+            # An agent asks as itself, and the person who set it up is who should look at what it wants.
+            key_made_by=() if AGENT_ROLE in context.roles else context.key_made_by,
             status="pending",
             version=1,
             created_at=timestamp(now),
@@ -227,8 +229,8 @@ class Approvals:
 
 
 def _answered(context: RequestContext, record: Approval, answer: AnswerInput, now: float) -> Approval:
-    if record.requested_by == context.user_id:
-        raise Forbidden("nobody answers a request of their own")
+    if context.user_id in (record.requested_by, *record.key_made_by):
+        raise Forbidden("nobody answers a request of their own, or one that was asked with a key they made")
     if record.status != "pending":
         raise Conflict(f"this request is {record.status}")
     status: Status = "granted" if answer.answer == "yes" else "refused"

@@ -6,7 +6,7 @@ own. Leaves the shapes of blobs to `stores/definition_shapes.py`, storing to `st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ from engines.stores.flag_rules import FlagDefinition
 from engines.stores.scoped import invalid_body
 
 # From who writes, what stood before and what the contents were taken from, to the state of the new version.
-NextState = Callable[[str, Definition | None, Definition | None], dict[str, Any]]
+NextState = Callable[[Collection[str], Definition | None, Definition | None], dict[str, Any]]
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,10 +72,13 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
         return self.status(record.json_blob)
 
     def state_of_contents(
-        self, user_id: str, former: Definition | None, source: Definition | None
+        self, writers: Collection[str], former: Definition | None, source: Definition | None
     ) -> dict[str, Any] | None:
-        """The state of contents that `user_id` writes over `former`, taken from `source` if from anywhere."""
-        return None if self.next_state is None else self.next_state(user_id, former, source)
+        """The state of contents that are written over `former`, taken from `source` if from anywhere.
+
+        `writers`: the user, and who made the key that they write with.
+        """
+        return None if self.next_state is None else self.next_state(writers, former, source)
 
     def shown(self, record: Definition, now: float) -> Definition:
         """The definition as it is worth something at `now`, in epoch seconds."""
@@ -98,14 +101,16 @@ def checked_blob(schema: Schema, blob: Any) -> Any:
     return blob
 
 
-def _drafted(user_id: str, former: Definition | None, source: Definition | None) -> dict[str, Any]:
+def _drafted(
+    writers: Collection[str], former: Definition | None, source: Definition | None
+) -> dict[str, Any]:
     """A draft, and everybody whose contents it may hold: none of them may decide about it.
 
     Since the last decision all who wrote a draft, because each may have left the others' words standing; and
     of a version that was restored or copied, those who proposed that. Somebody who was erased may have come
     back under any name, so nobody decides about what they proposed until somebody else says it all anew.
     """
-    proposers = {user_id}
+    proposers = set(writers)
     for version in (former if former is not None and _is_draft(former) else None, source):
         if version is not None and version.state is not None:
             proposers |= set(version.state["proposed_by"])

@@ -320,7 +320,7 @@ class Definitions:
             created_at=now if former is None else former.created_at,
             created_by=context.user_id if former is None else former.created_by,
             updated_at=now,
-            state=schema.state_of_contents(context.user_id, former, source),
+            state=schema.state_of_contents((context.user_id, *context.key_made_by), former, source),
         )
 
     async def _change(

@@ -57,6 +57,7 @@ _PEOPLE: Final = frozenset(
         "created_by",
         "updated_by",
         "requested_by",
+        "key_made_by",
         "answered_by",
         "proposed_by",
         "decided_by",

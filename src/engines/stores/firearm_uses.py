@@ -36,6 +36,7 @@ from engines.stores.approval_records import (
     change_draft,
     digest,
     following,
+    is_own_use,
     when,
 )
 
@@ -45,6 +46,9 @@ class LastUse(msgspec.Struct, frozen=True, tag_field="schema", tag="use/1"):
 
     at_s: float
     use_id: str
+
+    def is_of(self, use_id: str | None, at_s: float) -> bool:
+        return is_own_use(self.use_id, self.at_s, use_id, at_s)
 
 
 class Using(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,17 +124,19 @@ class FirearmUses:
     async def undo(self, using: Using) -> None:
         """Take back what this use left, if anything: nothing came of it.
 
+        What the same id left too long ago to be this use stays: that use happened.
+
         Raises Conflict, OutcomeUnknown, TooLarge as `standing` does.
         """
         lost: Conflict | None = None
         for _ in range(records.RACES_MAX):
-            standing = await self.standing(using)
+            standing, now = await self.standing(using), self._clock.now()
             ops: list[Op] = []
             for class_id, last in standing.last.items():
-                if last.use_id == using.use_id:
+                if last.is_of(using.use_id, now):
                     key = using.last_key(class_id)
                     ops.append(Delete(key, Match(standing.docs[key].version)))
-            spent = standing.asked is not None and standing.asked.is_spent_by(using.use_id)
+            spent = standing.asked is not None and standing.asked.is_spent_by(using.use_id, now)
             try:
                 return await self._write(using, standing, ops, "returned" if spent else None)
             except Conflict as conflict:
@@ -162,15 +168,15 @@ class FirearmUses:
         if doc is None:
             raise Conflict("the approval is gone")
         stored = STORED.decode(doc.body)
-        is_spent = told == "used"
+        is_spent, now = told == "used", self._clock.now()
         record = following(
             using.context,
             stored.record,
-            self._clock.now(),
+            now,
             status="used" if is_spent else "granted",
             use_id=using.use_id if is_spent else None,
         )
-        changed = StoredApproval(record, stored.expires_at_s)
+        changed = StoredApproval(record, stored.expires_at_s, used_at_s=now if is_spent else None)
         draft = change_draft(
             self._announcements, using.context, changed, told, standing.docs.get(using.asked_key)
         )

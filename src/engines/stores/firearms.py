@@ -75,7 +75,8 @@ class Firearms:
     async def take(
         self, context: RequestContext, action: str, subject: str, *, use_id: str, at_s: float
     ) -> FirearmFacts | None:
-        """The same, and where nothing stands in the way one use is recorded, once for this `use_id`.
+        """The same, and where nothing stands in the way one use is recorded, once for this `use_id`; a day
+        later that is another use.
 
         The class cools down from `at_s` on and the approval is spent, at once and in one write; of two uses
         that meet, the second is told what stands after the first. Also raises OutcomeUnknown; asking again
@@ -88,10 +89,10 @@ class Firearms:
             cooldowns_s = {
                 one.class_id: one.needs.cooldown_seconds
                 for one in bound
-                if one.needs.cooldown_seconds and not _is_own(standing, one.class_id, use_id)
+                if one.needs.cooldown_seconds and not _is_own(standing, one.class_id, use_id, at_s)
             }
             asked = standing.asked
-            spends = facts.needs_approval and asked is not None and not asked.is_spent_by(use_id)
+            spends = facts.needs_approval and asked is not None and not asked.is_spent_by(use_id, at_s)
             if not cooldowns_s and not spends:
                 return facts
             try:
@@ -168,7 +169,7 @@ def _facts(
     until = [
         standing.last[one.class_id].at_s + one.needs.cooldown_seconds
         for one in bound
-        if one.class_id in standing.last and not _is_own(standing, one.class_id, use_id)
+        if one.class_id in standing.last and not _is_own(standing, one.class_id, use_id, at_s)
     ]
     cooling = [one for one in until if one > at_s]
     return FirearmFacts(
@@ -185,7 +186,7 @@ def _facts(
     )
 
 
-def _is_own(standing: Standing, class_id: str, use_id: str | None) -> bool:
+def _is_own(standing: Standing, class_id: str, use_id: str | None, at_s: float) -> bool:
     """Whether the last use of the class is this one."""
     last = standing.last.get(class_id)
-    return last is not None and use_id is not None and last.use_id == use_id
+    return last is not None and last.is_of(use_id, at_s)

@@ -4,10 +4,11 @@ Owns the decision and what follows from it. Leaves contents, versions, history a
 to `stores/definitions.py`: a decision is the next version of the lock, which says the same.
 
 Nobody decides about a lock of their own. Own is every lock whose contents one had a hand in since the last
-decision; a copy or a restored version is its copier's and its authors'. Rejecting is held to the same rule,
-so that nobody can clear away the trace of what they proposed by deciding it themselves. Where somebody who
-had a hand in a draft was erased, it no longer says whose it is, and they may have come back: nobody decides
-about it. And nobody decides about what they have not seen: a decision says about which version it is.
+decision; a copy or a restored version is its copier's and its authors'. What is written with a key is its
+maker's too. Rejecting is held to the same rule, so that nobody can clear away the trace of what they proposed
+by deciding it themselves. Where somebody who had a hand in a draft was erased, it no longer says whose it is,
+and they may have come back: nobody decides about it. And nobody decides about what they have not seen: a
+decision says about which version it is.
 """
 
 from __future__ import annotations
