@@ -1,8 +1,9 @@
 """Open logs: one `Log` for each stream that is in use, so that appends to it share commits.
 
-Owns how many are open and for how long. A stream that a route leads elsewhere is another log. One that is in
-use is never closed here, so where all are, another stream has to wait; so that no tenant makes the others
-wait, each has a share of those in use. Two logs open on one stream would be right all the same, only slower.
+Owns how many are open and for how long, and how many followers of a tenant catch up at a time. A stream that
+a route leads elsewhere is another log. One that is in use is never closed here, so where all are, another
+stream has to wait; so that no tenant makes the others wait, each has a share of those in use. Two logs open
+on one stream would be right all the same, only slower.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from itertools import islice
 from typing import Final
+from weakref import WeakValueDictionary
 
 from engines.clock import Clock
 from engines.core.chain import SEGMENT_SIZE_DEFAULT
@@ -26,6 +28,9 @@ from engines.ids import Ids
 LOGS_OPEN_MAX: Final = 2_000
 # Of those that one tenant may have in use at once: a quarter, and twice what its followers can hold.
 LOGS_TENANT_MAX: Final = 500
+# Of a tenant's followers, how many read at once what they are behind by. A read is a page of a mebibyte, and
+# making events of it takes some milliseconds in which nobody else is served.
+CATCH_UPS_TENANT_MAX: Final = 2
 ALL_IN_USE_RETRY_S: Final = 1.0
 IDLE_S_MAX: Final = 300.0
 # Of those used longest ago, how many are looked at each time one is used.
@@ -64,6 +69,8 @@ class OpenLogs:
         self._tenant_max = tenant_max
         # How many logs of each tenant are in use, those that were dropped meanwhile included.
         self._in_use: Counter[str] = Counter()
+        # Of those tenants that have logs open; each log holds its own.
+        self._catch_ups: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._open: OrderedDict[_Key, _Open] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -137,6 +144,9 @@ class OpenLogs:
             )
 
     def _new_log(self, place: Place, stream: str, shard_partition: str) -> Log:
+        catch_ups = self._catch_ups.get(place.tenant_id)
+        if catch_ups is None:
+            catch_ups = self._catch_ups[place.tenant_id] = asyncio.Semaphore(CATCH_UPS_TENANT_MAX)
         return Log(
             place.documents,
             kind=place.kind,
@@ -148,6 +158,7 @@ class OpenLogs:
             shard_partition=shard_partition,
             generation=place.generation,
             segment_size_default=self._segment_size_default,
+            catch_ups=catch_ups,
         )
 
     def _make_room(self) -> None:
