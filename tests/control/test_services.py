@@ -144,6 +144,8 @@ async def test_a_membership_is_invited_accepted_and_revoked(service: Service) ->
     assert (await members.get(context(), "t_a", "u2")).record.status == "invited"
     accepted = await members.accept("u2", "t_a", request_id="r")
     assert accepted.record.status == "accepted"
+    # Said again it is answered and leaves no trace, or any viewer could fill the feed and the spine.
+    assert await members.accept("u2", "t_a", request_id="r") == accepted
     changed = await members.put(context(), "t_a", "u2", "viewer")
     assert (changed.record.role, changed.record.status) == ("viewer", "accepted")
     await members.revoke(context(), "t_a", "u2")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 import engines.control.store as store_module
@@ -12,7 +13,7 @@ from engines.control.tables import MEMBERSHIPS, TENANTS, USERS
 from engines.core.idempotency import identify
 from engines.core.keys import within
 from engines.core.records import Condition
-from engines.errors import Conflict, IdempotencyKeyReused, NotFound, PreconditionFailed
+from engines.errors import Conflict, IdempotencyKeyReused, NotFound, PreconditionFailed, Throttled
 from engines.wiring import ControlPlane
 from tests.torn import torn
 
@@ -25,6 +26,12 @@ async def put_user(store: ControlStore, user: User, *, condition: Condition | No
         return user
 
     return await store.put(USERS, [user.user_id], build, actor=ACTOR, condition=condition or Condition())
+
+
+async def feed_numbers(store: ControlStore) -> list[int]:
+    above, below = within("c")
+    page = await store.documents.scan(PARTITION, above=above, below=below)
+    return [int(doc.key.rsplit("!", 1)[1]) for doc in page.docs]
 
 
 async def test_a_record_is_read_back_with_its_version_and_etag(another: Another) -> None:
@@ -101,14 +108,14 @@ async def test_changes_from_many_processes_are_all_kept_and_numbered_without_a_g
 
     await asyncio.gather(*(write_many(number, store) for number, store in enumerate(stores)))
     assert len((await stores[0].page(USERS, limit=1000)).items) == 30
-    above, below = within("c")
-    page = await stores[0].documents.scan(PARTITION, above=above, below=below)
-    assert [int(doc.key.rsplit("!", 1)[1]) for doc in page.docs] == list(range(1, 31))
+    assert await feed_numbers(stores[0]) == list(range(1, 31))
 
 
-async def test_a_change_in_the_same_process_does_not_hide_itself_from_one_under_way(another: Another) -> None:
+async def test_a_change_that_a_follower_adopts_does_not_hide_itself_from_one_under_way(
+    another: Another,
+) -> None:
     """It moves the tail that both know; the number under which the first read stays what it was."""
-    store = (await another()).store
+    store, elsewhere = (await another()).store, (await another()).store
     await put_user(store, User(user_id="u1", name="here"))
     seen: list[str | None] = []
 
@@ -116,7 +123,7 @@ async def test_a_change_in_the_same_process_does_not_hide_itself_from_one_under_
         other = await store.read(USERS, "u1")
         seen.append(None if other is None else other.record.name)
         if len(seen) == 1:
-            await store.delete(USERS, ["u1"], actor=ACTOR)
+            await elsewhere.delete(USERS, ["u1"], actor=ACTOR)
             await store.advance()
         return User(user_id="u2", name=seen[-1])
 
@@ -230,6 +237,65 @@ async def test_a_repeat_that_meets_its_first_as_it_lands_gets_its_answer(
     assert (deleted.replayed, deleted.deleted, deleted.version) == (True, True, 2)
     with pytest.raises(NotFound):
         await delete(key="another d")
+
+
+async def test_a_change_that_gives_back_what_stands_writes_nothing(another: Another) -> None:
+    store = (await another()).store
+    first = await put_user(store, User(user_id="u1", name="here"))
+
+    async def as_it_stands(existing: User | None) -> User:
+        assert existing is not None
+        return existing
+
+    request = identify("k", body=b"{}")
+    for given in (None, request, request):
+        again = await store.put(USERS, ["u1"], as_it_stands, actor=ACTOR, request=given)
+        assert again == msgspec.structs.replace(first, created=False)
+    assert await feed_numbers(store) == [1]
+    with pytest.raises(PreconditionFailed):
+        await store.put(USERS, ["u1"], as_it_stands, actor=ACTOR, condition=Condition(absent=True))
+
+
+async def test_lost_races_are_no_conflict_and_the_change_may_be_repeated(
+    another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Conflict would say that a condition of the caller's failed, and it had none."""
+    monkeypatch.setattr(store_module, "RACES_MAX", 3)
+    slower, faster = (await another()).store, (await another()).store
+
+    async def overtaken(_: User | None) -> User:
+        await put_user(faster, User(user_id="u2"))
+        return User(user_id="u1")
+
+    with pytest.raises(Throttled) as refusal:
+        await slower.put(USERS, ["u1"], overtaken, actor=ACTOR)
+    assert refusal.value.retry_after_s is not None
+    assert await slower.read(USERS, "u1") is None
+    assert (await put_user(slower, User(user_id="u1"))).version == 1
+
+
+async def test_changes_of_one_process_never_race_each_other(another: Another) -> None:
+    """Each is built once, however many come at once, and a tenant's first waits for one of the others'."""
+    store = (await another()).store
+    built: list[str] = []
+    begun = asyncio.Event()
+
+    async def put(tenant_id: str, number: int, *, mends: bool = False) -> None:
+        async def build(_: User | None) -> User:
+            built.append(tenant_id)
+            begun.set()
+            return User(user_id=f"{tenant_id}-{number}")
+
+        actor = msgspec.structs.replace(ACTOR, tenant_id=tenant_id)
+        await store.put(USERS, [f"{tenant_id}-{number}"], build, actor=actor, mends=mends)
+
+    flood = [asyncio.create_task(put("t_flood", number)) for number in range(40)]
+    await begun.wait()
+    others = [put("t_other", 1), put("t_system", 1), put("t_flood", 99, mends=True)]
+    await asyncio.gather(*others)
+    assert len(built) <= 12
+    await asyncio.gather(*flood)
+    assert len(built) == 43
 
 
 async def test_what_a_change_read_of_other_records_still_holds_when_it_is_written(another: Another) -> None:

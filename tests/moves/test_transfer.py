@@ -9,6 +9,7 @@ import pytest
 
 from engines.clock import SystemClock
 from engines.core.appends import Entry
+from engines.core.chain import SEGMENT_SIZE_DEFAULT
 from engines.core.documents import Documents
 from engines.core.idempotency import identify
 from engines.core.journal import Journalled
@@ -241,7 +242,9 @@ async def test_an_empty_partition_is_empty(documents: Documents) -> None:
     assert await all_docs(documents, HERE) == []
 
 
-def new_log(documents: Documents, generation: int, **options: int) -> Log:
+def new_log(
+    documents: Documents, generation: int, *, segment_size_default: int = SEGMENT_SIZE_DEFAULT
+) -> Log:
     return Log(
         documents,
         kind="event_spine",
@@ -252,7 +255,7 @@ def new_log(documents: Documents, generation: int, **options: int) -> Log:
         clock=CLOCK,
         shard_partition=HERE if generation == 0 else THERE,
         generation=generation,
-        **options,
+        segment_size_default=segment_size_default,
     )
 
 

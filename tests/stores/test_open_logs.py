@@ -7,17 +7,17 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from engines.api.stream import FOLLOWERS_MAX
+from engines.api.stream import FOLLOWERS_MAX, FOLLOWERS_TENANT_MAX
 from engines.core.log import Entry, Log
 from engines.core.place import Place
 from engines.errors import Throttled, Unavailable
-from engines.stores.open_logs import IDLE_S_MAX, LOGS_OPEN_MAX, OpenLogs
+from engines.stores.open_logs import IDLE_S_MAX, LOGS_OPEN_MAX, LOGS_TENANT_MAX, OpenLogs
 from tests.stores.home import Home, context
 
 
 @pytest.fixture
 def logs(home: Home) -> OpenLogs:
-    return OpenLogs(home.ids, home.clock, open_max=3)
+    return OpenLogs(home.ids, home.clock, open_max=3, tenant_max=3)
 
 
 async def place(home: Home) -> Place:
@@ -81,6 +81,30 @@ async def test_where_all_are_in_use_another_stream_waits_until_one_is_not(home: 
 
 def test_followers_leave_room_for_appends() -> None:
     assert FOLLOWERS_MAX <= LOGS_OPEN_MAX // 2
+    assert FOLLOWERS_TENANT_MAX <= LOGS_TENANT_MAX // 2
+
+
+async def test_a_tenant_that_has_its_share_in_use_waits_and_no_other_does(home: Home) -> None:
+    assert LOGS_TENANT_MAX <= LOGS_OPEN_MAX // 4
+    logs = OpenLogs(home.ids, home.clock, open_max=8, tenant_max=2)
+    for name in "abcdef":  # Open ones that nobody uses are no part of the share.
+        await touch(home, logs, name)
+    other = await home.place("event_stream", context(tenant_id="t_two"))
+    async with AsyncExitStack() as held:
+        for name in ("a", "g", "g"):
+            await held.enter_async_context(logs.use(await place(home), name))
+        for name in ("b", "h"):  # One that is open, one that is not.
+            with pytest.raises(Throttled) as caught:
+                await touch(home, logs, name)
+            assert caught.value.retry_after_s is not None
+        logs.drop(await place(home), "a")  # Closed after its last user, and in use until then.
+        with pytest.raises(Throttled):
+            await touch(home, logs, "b")
+        async with logs.use(other, "a"), logs.use(other, "b"):
+            await touch(home, logs, "g")
+    await touch(home, logs, "b")
+    assert len(logs) <= 8
+    await logs.close()
 
 
 async def test_a_log_that_is_idle_too_long_is_closed(home: Home, logs: OpenLogs) -> None:

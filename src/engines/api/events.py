@@ -133,7 +133,7 @@ async def export_events(call: Call) -> Sendable:
 async def follow_events(call: Call) -> Sendable:
     """The spine as server-sent events, from the first or behind a place, and on as they come."""
     context = await call.context()
-    batches = await call.engines.spine.follow(context, after=_place(call))
+    batches = await call.engines.spine.follow_text(context, after=_place(call))
     return EventStream(call, context, batches, permission="events.read")
 
 
@@ -203,7 +203,7 @@ async def list_stream(call: Call) -> Sendable:
 async def follow_stream(call: Call) -> Sendable:
     """A stream as server-sent events, from the first that is kept or behind a place."""
     context = await call.context()
-    batches = await call.engines.streams.follow(context, call.id("stream_id"), after=_place(call))
+    batches = await call.engines.streams.follow_text(context, call.id("stream_id"), after=_place(call))
     return EventStream(call, context, batches, permission="streams.read")
 
 

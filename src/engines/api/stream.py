@@ -2,8 +2,8 @@
 
 Owns framing, the heartbeat, asking again whether the follower still may, and an orderly end: when the client
 leaves, when the server stops, when the right to read ends, and when the place is no longer kept. The events
-that came together leave as one write, and the next write waits until that one was taken: a slow reader costs
-two batches. Leaves following to the store.
+that came together leave as one write, and the next are read once that one was taken: a slow reader costs one
+batch, as text. Leaves following to the store.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
-import msgspec
 import structlog
 
 from engines.api.call import Call
@@ -21,7 +20,7 @@ from engines.api.reply import internal_problem_reply, problem_reply
 from engines.core.slots import Slots
 from engines.errors import EnginesError, Forbidden, Gone
 from engines.scope import RequestContext
-from engines.stores.events import Event
+from engines.stores.events import EventText
 
 HEARTBEAT_S: Final = 15.0
 # Half of the second within which a revoked key must be of no use; the directory takes the other half.
@@ -36,10 +35,9 @@ MEDIA_TYPE: Final = "text/event-stream"
 
 _HEARTBEAT: Final = b": still here\n\n"
 _FIELDS: Final = ((b"content-type", MEDIA_TYPE.encode()), (b"x-accel-buffering", b"no"))
-_encode_into: Final = msgspec.json.Encoder().encode_into
 log = structlog.get_logger(__name__)
 
-Batches = AsyncGenerator[tuple[Event, ...], None]
+Batches = AsyncGenerator[tuple[EventText, ...], None]
 
 
 def follower_slots() -> Slots:
@@ -97,21 +95,23 @@ class EventStream:
 
     async def _follow(self, waiting: Sequence[asyncio.Task[object]]) -> bytes:
         """Pass on what comes until somebody ends it. The last bytes say why."""
-        coming = asyncio.create_task(_next(self._batches), name="stream-next")
+        coming: asyncio.Task[tuple[EventText, ...] | None] | None = None
         silent_since = self._call.engines.clock.monotonic()
         try:
             while True:
+                coming = coming or asyncio.create_task(_next(self._batches), name="stream-next")
                 await asyncio.wait((coming, *waiting), timeout=RECHECK_S, return_when=asyncio.FIRST_COMPLETED)
                 if any(task.done() for task in waiting):
                     return b""
                 await self._check_still_allowed()
                 now = self._call.engines.clock.monotonic()
                 if coming.done():
-                    batch = coming.result()
+                    batch, coming = coming.result(), None
                     if batch is None:
                         return b""
-                    coming = asyncio.create_task(_next(self._batches), name="stream-next")
-                    await self._call.write(frames(batch))
+                    piece = [frames(batch)]
+                    del batch
+                    await self._call.write(piece.pop())
                     silent_since = now
                 elif now - silent_since >= HEARTBEAT_S:
                     await self._call.write(_HEARTBEAT)
@@ -122,8 +122,9 @@ class EventStream:
             log.exception("unexpected error in a stream", request_id=self._call.request_id)
             return _message("problem", internal_problem_reply(self._call.request_id).body)
         finally:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
 
     async def _check_still_allowed(self) -> None:
         """The credential still counts, and stands for what it stood for. Raises what ended it."""
@@ -138,23 +139,18 @@ class EventStream:
         return _message(name, problem_reply(error, self._call.request_id).body)
 
 
-def frames(events: Sequence[Event]) -> bytes:
+def frames(events: Sequence[EventText]) -> bytes:
     """Events as one piece of a stream; `id` is the cursor that goes on behind each.
 
-    JSON has no raw line ends, so one `data:` line holds an event.
+    Its text has no line ends, so one `data:` line holds an event.
     """
-    text = bytearray()
-    for event in events:
-        text += b"id: %s\ndata: " % event.cursor.encode()
-        _encode_into(event, text, -1)
-        text += b"\n\n"
-    return bytes(text)
+    return b"".join(b"id: %s\ndata: %s\n\n" % (event.cursor.encode(), event.text) for event in events)
 
 
 def _message(name: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
-async def _next(batches: Batches) -> tuple[Event, ...] | None:
+async def _next(batches: Batches) -> tuple[EventText, ...] | None:
     """The next batch; None at the end."""
     return await anext(batches, None)

@@ -7,7 +7,8 @@ follower that has seen number n has missed nothing before it.
 
 Everything stands in one partition because uniqueness (an identity, an alias), the feed and a route's checks
 span records. That bounds a control plane to one logical partition of its backend: 20 GB on Cosmos, some
-five million tenants, and about a hundred changes a second. Leaves rules and permissions to the services.
+five million tenants, and about a hundred changes a second. In which order changes are made
+`control/turns.py` says. Leaves rules and permissions to the services.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import msgspec
 from engines.catalogue import CONTROL_PLANE
 from engines.clock import timestamp
 from engines.codec import Codec, decode_json, encode_json
+from engines.control.change_feed import feed_key, feed_number, feed_ops, touched_keys
+from engines.control.turns import Turns
 from engines.core.documents import Documents
 from engines.core.idempotency import Request, marker_put
 from engines.core.keys import join, partition, record_key, within
@@ -27,16 +30,15 @@ from engines.core.listing import LOOKED_AT_MAX, SCANS_MAX
 from engines.core.outbox import SALT_CHARS, Backlog, outbox_put
 from engines.core.records import ANYTHING, Condition, Written, replayed, replayed_or_raise
 from engines.core.versioned import oldest_after, version_ops
-from engines.errors import Conflict, Corrupt, EnginesError, NotFound, PreconditionFailed
+from engines.errors import Conflict, Corrupt, EnginesError, NotFound, PreconditionFailed, Throttled
 from engines.ports.documents import ABSENT, ALWAYS, SCAN_LIMIT_MAX, Delete, Doc, Match, Op, Put
 from engines.scope import SYSTEM_TENANT
 
 PARTITION: Final = partition(CONTROL_PLANE, SYSTEM_TENANT, "global", 0)
 VERSIONS_KEPT: Final = 1_000
-# A follower that is further behind than this starts over with empty caches.
-FEED_KEPT: Final = 10_000
-# A change is repeated when another one took its number in the feed, or its record.
+# A change is repeated when another process took its number in the feed, or its record.
 RACES_MAX: Final = 64
+RACES_RETRY_S: Final = 1.0
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -112,13 +114,16 @@ class Table(Generic[T]):
 _ENVELOPES: Final = Codec(Envelope)
 
 
-class _Touched(msgspec.Struct, frozen=True, tag_field="schema", tag="change/1"):
-    """A feed entry: the document keys that a change touched."""
+class _Change(msgspec.Struct, Generic[T], frozen=True):
+    """One change as it was asked for; each attempt at it begins anew."""
 
-    keys: tuple[str, ...]
-
-
-_FEED: Final = Codec(_Touched)
+    table: Table[T]
+    key: str
+    build: Callable[[T | None], Awaitable[T]]
+    actor: Actor
+    condition: Condition
+    request: Request | None
+    deleting: bool = False
 
 
 class ControlStore:
@@ -127,6 +132,7 @@ class ControlStore:
     def __init__(self, documents: Documents, backlog: Backlog) -> None:
         self.documents = documents
         self._backlog = backlog
+        self._turns = Turns()
         self._tail = 0
         self.on_change: Callable[[], Awaitable[None]] = self.advance
         """Awaited after each change of this process, so that directory and relay look at once. It must not
@@ -242,17 +248,21 @@ class ControlStore:
     ) -> Stored[T]:
         """Create or replace. `build` is given the live record and may refuse; a lost race calls it anew.
 
-        `mends`: the audit may be waiting for this very change, so a full backlog does not hold it up.
+        Where `build` gives back the very record that it was given nothing is written, and the record is
+        answered as it stands. `build` itself changes nothing here: it is called within this change's turn.
+
+        `mends`: the audit may be waiting for this very change, so a full backlog does not hold it up, nor
+        do its tenant's other changes.
 
         What `build` reads of other records holds when the change is written: any change in between takes the
         next number of the feed, and the race is lost.
 
-        Raises what `build` raises, PreconditionFailed, Conflict (an index entry is another record's; or too
-        many lost races), Throttled (the audit backlog is full), IdempotencyKeyReused.
+        Raises what `build` raises, PreconditionFailed, Conflict (an index entry is another record's),
+        Throttled (the audit backlog is full, too many of the tenant's changes wait, or other processes took
+        every turn; nothing was written), IdempotencyKeyReused.
         """
-        return await self._change(
-            table, ids, build, actor=actor, condition=condition, request=request, mends=mends
-        )
+        change = _Change(table, table.key(*ids), build, actor, condition, request)
+        return await self._change(change, mends=mends)
 
     async def seed(self, table: Table[T], ids: Sequence[str], record: T, *, actor: Actor) -> None:
         """Create a record that never existed; one that was changed or deleted since stays so."""
@@ -287,71 +297,75 @@ class ControlStore:
             last = None if check is None else await check(existing)
             return last or existing
 
-        return await self._change(
-            table, ids, refuse_missing, actor=actor, condition=condition, request=request, deleting=True
-        )
+        change = _Change(table, table.key(*ids), refuse_missing, actor, condition, request, deleting=True)
+        return await self._change(change, mends=False)
 
-    async def _change(
-        self,
-        table: Table[T],
-        ids: Sequence[str],
-        build: Callable[[T | None], Awaitable[T]],
-        *,
-        actor: Actor,
-        condition: Condition,
-        request: Request | None,
-        deleting: bool = False,
-        mends: bool = False,
-    ) -> Stored[T]:
-        key = table.key(*ids)
-        for tenant_id in actor.tenants:
+    async def _change(self, change: _Change[T], *, mends: bool) -> Stored[T]:
+        for tenant_id in change.actor.tenants:
             await self._backlog.admit(tenant_id, mends=mends)
-        lost: Conflict | None = None
-        for _ in range(RACES_MAX):
-            # What is read from here on holds at this number: other changes of this process move the tail.
-            tail = await self._advanced()
-            keys = (key,) if request is None else (key, request.key)
-            found = await self.documents.get_many(PARTITION, keys)
-            if request is not None and request.key in found:
-                return _replay(table, replayed(key, found[request.key], request))
-            head = found.get(key)
-            before = None if head is None else _ENVELOPES.decode(head.body)
-            live = None if before is None or before.deleted else before
-            existing = None if live is None else table.decode(live.record)
-            try:
-                condition.check(head if live is not None else None)
-                record = await build(existing)
-            except EnginesError as refusal:
-                first = await replayed_or_raise(refusal, self.documents, PARTITION, key, request)
-                return _replay(table, first)
-            envelope = _envelope(before, record, actor, timestamp(self.documents.now()), deleting=deleting)
-            try:
-                indexes = await self._index_ops(table, existing, None if deleting else record)
-            except Conflict as taken:
-                if await self.documents.get_many(PARTITION, keys) == found:
-                    raise
-                # Who took the name since the first read may be this same request, or this record.
-                lost = taken
-                continue
-            ops = [
-                *_head_ops(key, head, envelope),
-                *indexes,
-                *_feed_ops(tail + 1, [key, *(op.key for op in indexes)]),
-            ]
-            salt = self.documents.new_write_id()[-SALT_CHARS:]
-            ops += _audit_ops(table, key, envelope, actor, existing, record, salt=salt)
-            if request is not None:
-                now, answer = self.documents.now(), _ENVELOPES.encode(envelope)
-                ops.append(marker_put(request, now=now, created=live is None, answer=answer))
-            try:
-                version = await self.documents.write(PARTITION, ops)
-            except Conflict as conflict:
-                lost = conflict
-                continue
+        async with self._turns.hold((change.actor.tenant_id, mends)):
+            for _ in range(RACES_MAX):
+                started_s = self._turns.now()
+                made = await self._attempt(change)
+                if made is not None:
+                    break
+                await self._turns.lost(started_s)
+            else:
+                # No Conflict: that would say that the caller's own condition failed.
+                raise Throttled(
+                    "other processes took every turn to change the control plane; nothing was written",
+                    retry_after_s=RACES_RETRY_S,
+                )
+        stored, is_written = made
+        if is_written:
             await self.on_change()
-            return _stored(table, envelope, version, created=live is None)
-        assert lost is not None
-        raise lost
+        return stored
+
+    async def _attempt(self, change: _Change[T]) -> tuple[Stored[T], bool] | None:
+        """What the change came to, and whether that was written; None where another process was faster."""
+        table, key, request = change.table, change.key, change.request
+        # What is read from here on holds at this number: who follows the feed moves the tail meanwhile.
+        tail = await self._advanced()
+        keys = (key,) if request is None else (key, request.key)
+        found = await self.documents.get_many(PARTITION, keys)
+        if request is not None and request.key in found:
+            return _replay(table, replayed(key, found[request.key], request)), False
+        head = found.get(key)
+        before = None if head is None else _ENVELOPES.decode(head.body)
+        live = None if before is None or before.deleted else before
+        existing = None if live is None else table.decode(live.record)
+        try:
+            change.condition.check(head if live is not None else None)
+            record = await change.build(existing)
+        except EnginesError as refusal:
+            first = await replayed_or_raise(refusal, self.documents, PARTITION, key, request)
+            return _replay(table, first), False
+        if record is existing and head is not None and not change.deleting:
+            return _open(table, head), False
+        actor, now_s = change.actor, self.documents.now()
+        envelope = _envelope(before, record, actor, timestamp(now_s), deleting=change.deleting)
+        try:
+            indexes = await self._index_ops(table, existing, None if change.deleting else record)
+        except Conflict:
+            if await self.documents.get_many(PARTITION, keys) == found:
+                raise
+            # Who took the name since the first read may be this same request, or this record.
+            return None
+        ops = [
+            *_head_ops(key, head, envelope),
+            *indexes,
+            *feed_ops(tail + 1, [key, *(op.key for op in indexes)]),
+        ]
+        salt = self.documents.new_write_id()[-SALT_CHARS:]
+        ops += _audit_ops(table, key, envelope, actor, existing, record, salt=salt)
+        if request is not None:
+            answer = _ENVELOPES.encode(envelope)
+            ops.append(marker_put(request, now=now_s, created=live is None, answer=answer))
+        try:
+            version = await self.documents.write(PARTITION, ops)
+        except Conflict:
+            return None
+        return _stored(table, envelope, version, created=live is None), True
 
     async def _index_ops(self, table: Table[T], before: T | None, after: T | None) -> list[Op]:
         """Entries in and out. Raises Conflict where an entry belongs to another record."""
@@ -389,35 +403,19 @@ class ControlStore:
         above, below = within("c")
         complete = number > 0
         if number > 0:
-            above = _feed_key(number)
+            above = feed_key(number)
         else:
             newest = await self.documents.scan(PARTITION, above=above, below=below, limit=1, reverse=True)
-            return (_feed_number(newest.docs[0].key) if newest.docs else 0), None
+            return (feed_number(newest.docs[0].key) if newest.docs else 0), None
         while True:
             page = await self.documents.scan(PARTITION, above=above, below=below)
             for doc in page.docs:
-                complete = complete and _feed_number(doc.key) == number + 1
-                number = _feed_number(doc.key)
-                touched.extend(_FEED.decode(doc.body).keys)
+                complete = complete and feed_number(doc.key) == number + 1
+                number = feed_number(doc.key)
+                touched.extend(touched_keys(doc.body))
             if page.resume is None:
                 return number, touched if complete else None
             above = page.resume
-
-
-def _feed_ops(number: int, keys: Sequence[str]) -> Sequence[Op]:
-    """The feed's entry `number` in, and what is past the kept ones out."""
-    entry = Put(_feed_key(number), _FEED.encode(_Touched(tuple(keys))), ABSENT)
-    if number <= FEED_KEPT:
-        return (entry,)
-    return (entry, Delete(_feed_key(number - FEED_KEPT), ALWAYS))
-
-
-def _feed_key(number: int) -> str:
-    return join("c", f"{number:020d}")
-
-
-def _feed_number(key: str) -> int:
-    return int(key.rsplit("!", 1)[1])
 
 
 def _tail_of(key: str, prefix: Sequence[str]) -> str:

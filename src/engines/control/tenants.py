@@ -239,11 +239,16 @@ class Members:
     async def accept(
         self, user_id: str, tenant_id: str, *, request_id: str, request: Request | None = None
     ) -> Stored[Membership]:
-        """The invited user's own answer: the invitation is the permission. Raises ContextMismatch."""
+        """The invited user's own answer: the invitation is the permission. Raises ContextMismatch.
+
+        Said again it changes nothing, and leaves no trace: any member may say it as often as they like.
+        """
 
         async def build(existing: Membership | None) -> Membership:
             if existing is None:
                 raise ContextMismatch("there is no invitation for you", field="tenant_id")
+            if existing.status == "accepted":
+                return existing
             return msgspec.structs.replace(existing, status="accepted")
 
         who = Actor(user_id=user_id, tenant_id=tenant_id, request_id=request_id, tenants=(tenant_id,))

@@ -12,6 +12,7 @@ order, with no sequence on the server, no head document and no lock. Positions s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
@@ -104,8 +105,12 @@ class Log:
         generation: int = 0,
         segment_size_default: int = SEGMENT_SIZE_DEFAULT,
         timeout_s: float = TIMEOUT_S,
+        catch_ups: asyncio.Semaphore | None = None,
     ) -> None:
-        """Nothing is read yet. `shard_partition`: where the stream's own record stands."""
+        """Nothing is read yet. `shard_partition`: where the stream's own record stands.
+
+        `catch_ups`: so many followers at a time, of this log and of others, read what they are behind by.
+        """
         address = Address(
             kind=kind,
             tenant_id=tenant_id,
@@ -123,6 +128,7 @@ class Log:
         self._committer = Committer(
             self._chain, event_ids=self._event_ids, clock=clock, on_moved=self._wake_followers
         )
+        self._catch_ups = catch_ups or asyncio.Semaphore()
         self._closed = False
         self._news = 0
         # A time, in ms, and the segment of what was written from then on.
@@ -301,15 +307,22 @@ class Log:
         were read.
         """
         poll_s, boundary_until_s = POLL_S_MIN, 0.0
+        is_behind = True
         while not self._closed:
             news = self._news
             boundary = self._clock.monotonic() < boundary_until_s or self._is_tail(after)
-            batch = await self._list_after(after, limit=FOLLOW_EVENTS_MAX, boundary=boundary)
-            if batch.events:
+            # At the tail there is little to read, and whoever is told of it is told at once.
+            async with self._catch_ups if is_behind else contextlib.nullcontext():
+                batch = await self._list_after(after, limit=FOLLOW_EVENTS_MAX, boundary=boundary)
+            end, is_behind, found = batch.end, not batch.end, [batch]
+            has_events = bool(batch.events)
+            if has_events:
                 after, poll_s = batch.events[-1].position, POLL_S_MIN
-                yield batch
-            if batch.end:
-                if batch.events or not boundary:
+            del batch  # A reader that stalls keeps what it was given, and this nothing.
+            if has_events:
+                yield found.pop()
+            if end:
+                if has_events or not boundary:
                     # It ends where a commit does; trusted no longer than any view of the tail.
                     boundary_until_s = self._clock.monotonic() + VIEW_S_MAX
                 if news == self._news and not await self._woken(poll_s):

@@ -19,7 +19,7 @@ from engines.core.appends import EVENTS_MAX, Appended
 from engines.core.cursor import Cursors, list_scope
 from engines.core.idempotency import Request
 from engines.core.listing import Listed, Window
-from engines.core.log import Batch, Entry, Head, Log, Sealed
+from engines.core.log import Batch, Entry, Head, Log, Sealed, StoredEvent
 from engines.core.place import Place, Places
 from engines.errors import EnginesError, Invalid, NotFound, TooLarge, Unavailable
 from engines.scope import RequestContext
@@ -35,6 +35,7 @@ from engines.stores.event_pages import (
 )
 from engines.stores.event_records import (
     Event,
+    EventText,
     EventView,
     NewEvent,
     PayloadCheck,
@@ -252,6 +253,18 @@ class EventLogs:
     async def follow(
         self, context: RequestContext, stream: str, after: str | None
     ) -> AsyncGenerator[tuple[Event, ...], None]:
+        show = self._view(context, self._cursors(context, stream)).shown
+        return await self._follow(context, stream, after, show)
+
+    async def follow_text(
+        self, context: RequestContext, stream: str, after: str | None
+    ) -> AsyncGenerator[tuple[EventText, ...], None]:
+        show = self._view(context, self._cursors(context, stream)).text
+        return await self._follow(context, stream, after, show)
+
+    async def _follow(
+        self, context: RequestContext, stream: str, after: str | None, show: Callable[[StoredEvent], T]
+    ) -> AsyncGenerator[tuple[T, ...], None]:
         cursors = self._cursors(context, stream)
         place = await self._places.place(self._kind, context)
         async with self._using(place, stream) as log:
@@ -259,7 +272,7 @@ class EventLogs:
             if after is not None:
                 position = await _position_after(log, after, cursors)
                 await log.list_after(position, limit=1)  # Whether it is gone, or past the end.
-        return self._batches(context, stream, position, place)
+        return self._batches(context, stream, position, place, show)
 
     async def verify(self, context: RequestContext, stream: str, expected: Head | None) -> LogVerification:
         place = await self._places.place(self._kind, context)
@@ -279,16 +292,25 @@ class EventLogs:
         await self._logs.close()
 
     async def _batches(
-        self, context: RequestContext, stream: str, position: int, place: Place
-    ) -> AsyncGenerator[tuple[Event, ...], None]:
-        """Follow the log wherever it is moved: its copy has the same positions."""
-        view = self._view(context, self._cursors(context, stream))
+        self,
+        context: RequestContext,
+        stream: str,
+        position: int,
+        place: Place,
+        show: Callable[[StoredEvent], T],
+    ) -> AsyncGenerator[tuple[T, ...], None]:
+        """Follow the log wherever it is moved: its copy has the same positions.
+
+        Nothing is read before what was read last is asked to go on from, and nothing of it is kept.
+        """
         while True:
             batches = self._at(context, stream, position, place)
             async with contextlib.aclosing(batches):
                 async for batch in batches:
                     position = batch.events[-1].position
-                    yield tuple(map(view.shown, batch.events))
+                    shown = [tuple(map(show, batch.events))]
+                    del batch
+                    yield shown.pop()
             now = await self._places.place(self._kind, context)
             if _is_same(now, place):
                 return
@@ -302,21 +324,24 @@ class EventLogs:
         """The same at one place: until the route leads elsewhere, or the log is closed."""
         async with self._using(place, stream) as log:
             batches = cast(AsyncGenerator[Batch, None], log.follow(position))
-            coming = asyncio.create_task(_next(batches))
+            coming: asyncio.Task[Batch | None] | None = None
             try:
                 while True:
+                    coming = coming or asyncio.create_task(_next(batches))
                     await asyncio.wait((coming,), timeout=ROUTE_CHECK_S)
                     if not _is_same(await self._places.place(self._kind, context), place):
                         return
                     if coming.done():
-                        batch = coming.result()
+                        batch, coming = coming.result(), None
                         if batch is None:
                             return
-                        coming = asyncio.create_task(_next(batches))
-                        yield batch
+                        found = [batch]
+                        del batch
+                        yield found.pop()
             finally:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
+                if coming is not None:
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
                 await batches.aclose()
 
     def _entry(self, context: RequestContext, event: NewEvent, index: int, count: int) -> Entry:

@@ -29,7 +29,7 @@ from engines.stores.event_index import OF_EVERY_EVENT, EventIndex, IndexStatus, 
 from engines.stores.event_logs import AppendedEvent, AppendedEvents, EventLogs, LogVerification, Part
 from engines.stores.event_pages import EVERYTHING, EventFilter, Where
 from engines.stores.event_payloads import check_payload
-from engines.stores.event_records import Causality, Event, NewEvent, StoredBody, SystemEvent
+from engines.stores.event_records import Causality, Event, EventText, NewEvent, StoredBody, SystemEvent
 from engines.stores.index_homes import BesideLog, IndexHome, InStore
 from engines.stores.open_logs import OpenLogs
 
@@ -41,6 +41,7 @@ __all__ = [
     "EventFilter",
     "EventSpine",
     "EventStreams",
+    "EventText",
     "IndexStatus",
     "LogVerification",
     "NewEvent",
@@ -186,6 +187,13 @@ class EventSpine:
         context.require_data("events.read")
         return await self._logs.follow(context, SPINE_STREAM, after)
 
+    async def follow_text(
+        self, context: RequestContext, *, after: str | None = None
+    ) -> AsyncGenerator[tuple[EventText, ...], None]:
+        """The same events as JSON: an edge passes them on as they are, and a payload is never decoded."""
+        context.require_data("events.read")
+        return await self._logs.follow_text(context, SPINE_STREAM, after)
+
     async def export(
         self, context: RequestContext, where: EventFilter = EVERYTHING, *, window: Window = START
     ) -> Listed[Event]:
@@ -313,6 +321,14 @@ class EventStreams:
         context.require_data("streams.read")
         check_id(stream_id, "stream_id")
         return await self._logs.follow(context, stream_id, after)
+
+    async def follow_text(
+        self, context: RequestContext, stream_id: str, *, after: str | None = None
+    ) -> AsyncGenerator[tuple[EventText, ...], None]:
+        """As `EventSpine.follow_text`."""
+        context.require_data("streams.read")
+        check_id(stream_id, "stream_id")
+        return await self._logs.follow_text(context, stream_id, after)
 
     async def close(self) -> None:
         """Finish the appends that wait, end the followers."""
