@@ -33,6 +33,15 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         b'{"content": {"a": 1, "a": 2}, "content_type": "json"}',
         "names a member twice",
     ),
+    "a member named twice, a colon beside it escaped": (b'{"content": "\\u003a", "content": ":"}', "twice"),
+    "a member named twice, another colon escaped": (
+        b'{"content": "\\u003A", "tags": [], "tags": []}',
+        "twice",
+    ),
+    "a member named twice, what is dropped full of colons": (
+        b'{"content": "\\\\", "title": "\\":{:", "title": "\\u003a\\u003a\\u003a"}',
+        "twice",
+    ),
     "a member named twice by an escape": (b'{"content": "a", "titl\\u0065": "b", "title": "c"}', "twice"),
 }
 
@@ -140,6 +149,35 @@ async def test_brackets_and_colons_inside_strings_are_text(member: Client) -> No
     content = {"a": '"{[:' * 100, '\\":[[': "\\" * 99 + '"', "c": ["]" * 200, ":" * 70]}
     answer = await member("POST", "/notes", {"content": content, "content_type": "json"})
     assert (answer.status, answer.json["content"]) == (201, content)
+
+
+async def test_colons_inside_strings_are_text_escaped_or_not(member: Client) -> None:
+    said = (
+        b'{"content": {"a:": ":", "b\\u003a": "\\u003A\\\\", "c": "\\\\u003a:\\""}, "content_type": "json"}'
+    )
+    answer = await member("POST", "/notes", data=said)
+    assert (answer.status, answer.json["content"]) == (201, {"a:": ":", "b:": ":\\", "c": '\\u003a:"'})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" + b",".join([b"0"] * 100_000) + b"]",
+        b'{"a":":[{' + b"12345678" * 2 + b'"}',
+        b'"' + b"[" * 64 + b'"',
+    ],
+    ids=["numbers", "text", "brackets"],
+)
+def test_a_body_that_can_break_no_rule_is_not_walked_through(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes several times as long as to decode it, and keeps everybody waiting."""
+    walked: list[Any] = []
+    monkeypatch.setattr(limits, "_check_integers", walked.append)
+    monkeypatch.setattr(limits, "_check_depth", walked.append)
+    body = b'{"content":' + content + b"}"
+    assert limits.decode_body(body, lambda _: Any) == json.loads(body)
+    assert bool(walked) == (content.count(b"[") > 62)
 
 
 async def test_numbers_and_text_come_back_as_they_were_sent(member: Client, fresh: Iterator[str]) -> None:
