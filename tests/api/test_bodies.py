@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from engines.api import body as limits
+from engines.codec import encode_json, escaped_bytes
+from engines.core.records import RECORD_BYTES_MAX
+from engines.errors import TooLarge
 from tests.api.client import Client
 from tests.api.serving import wire
 from tests.servers.lab import LabServer
@@ -32,6 +35,15 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a member named twice inside": (
         b'{"content": {"a": 1, "a": 2}, "content_type": "json"}',
         "names a member twice",
+    ),
+    "a member named twice, a colon beside it escaped": (b'{"content": "\\u003a", "content": ":"}', "twice"),
+    "a member named twice, another colon escaped": (
+        b'{"content": "\\u003A", "tags": [], "tags": []}',
+        "twice",
+    ),
+    "a member named twice, what is dropped full of colons": (
+        b'{"content": "\\\\", "title": "\\":{:", "title": "\\u003a\\u003a\\u003a"}',
+        "twice",
     ),
     "a member named twice by an escape": (b'{"content": "a", "titl\\u0065": "b", "title": "c"}', "twice"),
 }
@@ -132,6 +144,8 @@ async def test_json_nested_to_the_limit_is_kept(member: Client) -> None:
     # The body's own object is the first level.
     data = f'{{"content": {"[" * 63}{"]" * 63}, "content_type": "json"}}'.encode()
     assert (await member("POST", "/notes", data=data)).status == 201
+    beside = f'{{"content": [{"[" * 62}{"]" * 62}, {{}}, []], "content_type": "json"}}'.encode()
+    assert (await member("POST", "/notes", data=beside)).status == 201
     deeper = f'{{"content": {"[" * 64}{"]" * 64}, "content_type": "json"}}'.encode()
     (await member("POST", "/notes", data=deeper)).problem(400, "Invalid")
 
@@ -140,6 +154,33 @@ async def test_brackets_and_colons_inside_strings_are_text(member: Client) -> No
     content = {"a": '"{[:' * 100, '\\":[[': "\\" * 99 + '"', "c": ["]" * 200, ":" * 70]}
     answer = await member("POST", "/notes", {"content": content, "content_type": "json"})
     assert (answer.status, answer.json["content"]) == (201, content)
+
+
+async def test_colons_inside_strings_are_text_escaped_or_not(member: Client) -> None:
+    content = rb'{"a:": ":", "b\u003a": "\u003A\\", "c\\": "\\u003a:\"", "d\\": "\u003a"}'
+    answer = await member("POST", "/notes", data=b'{"content_type": "json", "content": %s}' % content)
+    assert (answer.status, answer.json["content"]) == (201, json.loads(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" + b",".join([b"0"] * 100_000) + b"]",
+        b'{"a":":[{' + b"12345678" * 2 + b'"}',
+        b'"' + b"[" * 64 + b'"',
+    ],
+    ids=["numbers", "text", "brackets"],
+)
+def test_a_body_that_can_break_no_rule_is_not_walked_through(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes several times as long as to decode it, and keeps everybody waiting."""
+    walked: list[Any] = []
+    monkeypatch.setattr(limits, "_check_integers", walked.append)
+    monkeypatch.setattr(limits, "_check_depth", walked.append)
+    body = b'{"content":' + content + b"}"
+    assert limits.decode_body(body, lambda _: Any) == json.loads(body)
+    assert bool(walked) == (content.count(b"[") > 62)
 
 
 async def test_numbers_and_text_come_back_as_they_were_sent(member: Client, fresh: Iterator[str]) -> None:
@@ -186,6 +227,53 @@ async def test_a_body_at_its_limit_is_read_and_one_byte_more_is_413(member: Clie
     answer = await member("POST", "/notes", data=b'{"content": "a"}' + filler + b" ")
     answer.problem(413, "TooLarge")
     assert answer.headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [b"0", b"[]", b"{}", b'""', b'{"a":0}', b'"\\":"'],
+    ids=["0", "[]", "{}", "text", "members", "quotes"],
+)
+def test_a_body_that_no_record_holds_is_refused_unread(item: bytes) -> None:
+    with pytest.raises(TooLarge) as refusal:
+        limits.check_storable(b'{"value": [%s]}' % b",".join([item] * (900_000 // (len(item) + 1))))
+    assert str(refusal.value).startswith(f"a record holds at most {RECORD_BYTES_MAX} bytes")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        ("POST", "/notes", "content"),
+        ("PUT", "/notes/n1", "content"),
+        ("PUT", "/memory/s1/k", "value"),
+        ("PUT", "/tables/t/p/s", "value"),
+        ("PUT", "/blackboard/r1/k", "value"),
+        ("PUT", "/agent-memory/stm/k", "value"),
+        ("POST", "/graphs", "json_blob"),
+        ("PUT", "/graphs/g", "json_blob"),
+    ],
+)
+async def test_where_one_record_holds_a_body_its_size_comes_before_its_members(
+    member: Client, method: str, path: str, name: str
+) -> None:
+    data = b'{"colour": 1, "%s": [%s]}' % (name.encode(), b",".join([b"0"] * 400_000))
+    (await member(method, path, data=data)).problem(413, "TooLarge")
+    (await member(method, path, data=b'{"colour": 1, "%s": [0]}' % name.encode())).problem(
+        400, "Invalid", "colour"
+    )
+
+
+@pytest.mark.parametrize(
+    "item", ["0", "[]", "{}", '""', '{"a":0}', '"\\":"', '"\\\\"', '"\\u0022\\u002c"', "1.0000"]
+)
+def test_a_body_is_refused_unread_only_if_what_it_says_is_too_large_for_a_record(item: str) -> None:
+    """Whatever is said and however it is written: white space, escapes and long numbers are none of it."""
+    for pad in ("", " " * 3):
+        size = escaped_bytes(encode_json(json.loads(item))) - 1
+        for count in {40_000, 65_000, 87_000, 130_000, 200_000, RECORD_BYTES_MAX // size}:
+            said = "[" + f",{pad}".join([item] * count) + "]"
+            if escaped_bytes(encode_json(json.loads(said))) <= RECORD_BYTES_MAX:
+                limits.check_storable(f'{{"value": {said}}}'.encode())
 
 
 def head(lab: LabServer, *fields: str, path: str = "/notes", method: str = "POST") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -29,6 +30,7 @@ from engines.errors import (
 )
 from engines.ports.documents import Match, Put
 from engines.scope import SYSTEM_TENANT, RequestContext
+from engines.stores import firearm_rules
 from engines.stores.approval_records import (
     ANCHOR,
     OWN_USE_S,
@@ -42,11 +44,11 @@ from engines.stores.approval_records import (
 from engines.stores.approvals import Approvals
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
-from engines.stores.firearm_rules import FirearmFacts
+from engines.stores.firearm_rules import Bound, FirearmFacts, Rules, patterns_that_cover
 from engines.stores.firearm_uses import CLASSES_MAX, FirearmUses, Using
 from engines.stores.firearms import Firearms
 from engines.stores.scoped import Change
-from engines.stores.strategy_locks import LockDecisionInput, StrategyLocks
+from engines.stores.strategy_locks import LockDecisionInput, StrategyLocks, covers
 from engines.testing.faults import NO_FAULTS, Fault, FaultPlan
 from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
@@ -59,6 +61,15 @@ YES, NO = AnswerInput(answer="yes"), AnswerInput(answer="no")
 ABSENT = Condition(absent=True)
 CLASSES, LICENCES = "firearms", "firearms-licences"
 GRANTS, BINDINGS = "firearms-grants", "firearms-bindings"
+
+
+class Untouched(dict[str, Any]):
+    """Definitions in which each is found by its name, and nobody walks through them all."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("somebody walks through all definitions")
+
+    keys = values = items = __iter__
 
 
 class Armed(Told):
@@ -248,6 +259,68 @@ class TestRules:
         ):
             with pytest.raises(TooLarge, match="bind it to fewer"):
                 await call
+
+    async def test_of_an_action_of_too_many_classes_no_more_are_looked_at_than_say_so(
+        self, one: Armed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A class that nobody defines asks for an approval: the first says so."""
+        looked_at: list[str] = []
+        look = Rules.bound
+
+        def bound(rules: Rules, who: RequestContext, class_id: str, at_s: float) -> Bound:
+            looked_at.append(class_id)
+            return look(rules, who, class_id, at_s)
+
+        monkeypatch.setattr(Rules, "bound", bound)
+        for number in range(CLASSES_MAX + 1):
+            given = DefinitionInput(json_blob={"class_id": f"c{number}", "actions": ["refund"]})
+            await one.definitions.create(ADA, SCHEMA_NAMED[BINDINGS], given)
+        one.home.clock.advance(1)
+        with pytest.raises(TooLarge, match=f"{CLASSES_MAX + 1} classes"):
+            await one.facts()
+        assert looked_at == ["c0"]
+        assert await one.firearms.class_of_action(ADA, "refund") == "c0"
+
+    async def test_what_an_action_costs_depends_on_its_own_classes(
+        self, one: Armed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await one.arm()
+        for number in range(20):
+            for name, members in (
+                (CLASSES, {"risk_level": "low"}),
+                (BINDINGS, {"class_id": f"c{number}", "actions": [f"other{number}", "other_*"]}),
+                (LICENCES, {"class_id": f"c{number}"}),
+                (GRANTS, {"class_id": f"c{number}", "user_id": "ada"}),
+            ):
+                given = DefinitionInput(id=f"c{number}", json_blob=members)
+                await one.definitions.create(ADA, SCHEMA_NAMED[name], given)
+        one.home.clock.advance(1)
+        assert await one.allows()
+        looked_at: list[str | None] = []
+        is_before = firearm_rules._is_before
+
+        def counted(expires_at: str | None, at_s: float) -> bool:
+            looked_at.append(expires_at)
+            return is_before(expires_at, at_s)
+
+        monkeypatch.setattr(firearm_rules, "_is_before", counted)
+        assert await one.allows()
+        assert len(looked_at) == 2, "one licence and one grant"
+        looked_at.clear()
+        rules = await one.firearms._rules(ADA)
+        untouched = {name: Untouched(getattr(rules, name)) for name in Rules.__struct_fields__}
+        assert Rules(**untouched).class_ids("refund") == ["payments"]
+        assert Rules(**untouched).bound(ADA, "payments", one.home.clock.now()).granted
+
+    async def test_a_binding_that_changes_names_other_actions(self, one: Armed) -> None:
+        await one.arm()
+        await one.define(BINDINGS, "mine", class_id="payments", actions=["send", "send_*"])
+        assert await one.firearms.class_of_action(ADA, "send") == "payments"
+        await one.define(BINDINGS, "mine", class_id="payments", actions=["mail"])
+        for action, class_id in (("mail", "payments"), ("send", None), ("send_all", None)):
+            assert await one.firearms.class_of_action(ADA, action) == class_id
+        one.home.clock.advance(1)
+        assert await one.firearms.class_of_action(ADA, "mail") == "payments", "a version read before"
 
     async def test_a_use_may_have_so_many_classes_that_one_write_takes_them(
         self, one: Armed, home: Home
@@ -763,3 +836,10 @@ class TestAnswering:
             assert not await other.take("u2")
         finally:
             await other.close()
+
+
+def test_a_binding_is_found_by_what_it_writes_exactly_where_that_covers_the_action() -> None:
+    texts = ["".join(each) for length in range(5) for each in itertools.product("ab*", repeat=length)]
+    for action in texts:
+        found = set(patterns_that_cover(action))
+        assert {pattern for pattern in texts if covers(pattern, action)} == found & set(texts), action

@@ -16,11 +16,14 @@ from engines.stores.flag_rules import (
     NAME_CHARS_MAX,
     NUMBER_MAX,
     VARIANTS_MAX,
+    Allowance,
     Evaluation,
     Flag,
     FlagDefinition,
     check_context,
 )
+from engines.stores.flags import BULK_STEPS_MAX, FLAGS_MAX
+from engines.stores.json_logic import RULE_PARTS_MAX
 from engines.stores.json_values import STEPS_MAX
 from tests.stores.flag_samples import NOW_S, definition, evaluated, texts, variant_of
 
@@ -331,6 +334,27 @@ class TestVersions:
             (True, "=", "1.0.0", "default"),
             (None, "=", "1.0.0", "default"),
             ("1." + "0" * 300, "=", "1.0.0", "default"),
+            # What semver.org shows with its regular expression, and what a reader may mistake.
+            ("1.0.0-0A.is.legal", "<", "1.0.0", "true"),
+            ("1.0.0-00a", "<", "1.0.0", "true"),
+            ("1.0.0-0-", "<", "1.0.0", "true"),
+            ("1.0.0-alpha0.valid", "<", "1.0.0", "true"),
+            ("1.2.3----RC-SNAPSHOT.12.9.1--.12+788", "<", "1.2.3", "true"),
+            ("1.0.0+0.build.1-rc.10000aaa-kk-0.1", "=", "1.0.0", "true"),
+            ("1.0.0-beta+exp.sha.5114f85", "=", "1.0.0-beta", "true"),
+            ("1.0.0+001", "=", "1.0.0", "true"),
+            ("1.0.0-0", "<", "1.0.0", "true"),
+            ("1.0.0-01", "=", "1.0.0", "default"),
+            ("1.0.0-a.00", "=", "1.0.0", "default"),
+            ("1.0.0-01+b", "=", "1.0.0", "default"),
+            ("1.0.0-01.a", "=", "1.0.0", "default"),
+            ("1.0.0-alpha..1", "=", "1.0.0", "default"),
+            ("1.0.0-", "=", "1.0.0", "default"),
+            ("1.0.0+", "=", "1.0.0", "default"),
+            ("1.0.0-a.", "=", "1.0.0", "default"),
+            ("1.0.0+a+b", "=", "1.0.0", "default"),
+            ("1.0.0-a_b", "=", "1.0.0", "default"),
+            ("1.0.0\n", "=", "1.0.0", "default"),
         ],
     )
     def test_versions_compare(self, one: Any, operator: str, other: str, expected: str) -> None:
@@ -484,6 +508,36 @@ class TestCosts:
         flag = Flag("slow", definition(targeting={"if": [{"all": [{"var": "many"}, split]}, "on", "off"]}))
         assert flag.evaluate({"many": [1] * 1_900}, NOW_S).reason == "ERROR"
         assert flag.evaluate({"many": [1]}, NOW_S).reason == "TARGETING_MATCH"
+
+    def test_the_parts_of_versions_are_counted(self) -> None:
+        compare = {"sem_ver": [{"var": ""}, "=", "1.0.0"]}
+        flag = Flag("slow", definition(targeting={"if": [{"none": [{"var": "many"}, compare]}, "on", "off"]}))
+        assert flag.evaluate({"many": ["1.2.3"] * 1_900}, NOW_S).reason == "TARGETING_MATCH"
+        assert flag.evaluate({"many": ["1.2.3-" + "a." * 100 + "a"] * 90}, NOW_S).reason == "TARGETING_MATCH"
+        assert flag.evaluate({"many": ["1.2.3-" + "a." * 100 + "a"] * 100}, NOW_S).reason == "ERROR"
+
+    def test_evaluations_that_share_an_allowance_take_no_more_than_it_has(self) -> None:
+        walk = {"if": [{"some": [{"var": "many"}, {"var": ""}]}, "on", "off"]}
+        flag, plain, context = (
+            Flag("walks", definition(targeting=walk)),
+            Flag("f", definition()),
+            {"many": [0] * 40},
+        )
+        allowance = Allowance(100)
+        assert [flag.evaluate(context, NOW_S, allowance).reason for _ in range(2)] == ["TARGETING_MATCH"] * 2
+        assert allowance.steps_left == 20
+        beyond = flag.evaluate(context, NOW_S, allowance)
+        assert (beyond.reason, beyond.error_code, allowance.steps_left) == ("ERROR", "GENERAL", 0)
+        assert "ask for this one alone" in str(beyond.error_details)
+        assert flag.evaluate(context, NOW_S, allowance).reason == "ERROR"
+        assert plain.evaluate(context, NOW_S, allowance).reason == "STATIC"
+        assert flag.evaluate(context, NOW_S).reason == "TARGETING_MATCH"
+
+    def test_every_flag_of_a_bulk_evaluation_may_walk_the_longest_list_of_a_rule(self) -> None:
+        names = [f"user-{number}" for number in range(RULE_PARTS_MAX - 6)]
+        flag = Flag("f", definition(targeting={"if": [{"in": [{"var": "targetingKey"}, names]}, "on"]}))
+        allowance = Allowance(BULK_STEPS_MAX // FLAGS_MAX)
+        assert flag.evaluate({"targetingKey": names[-1]}, NOW_S, allowance).reason == "TARGETING_MATCH"
 
     def test_too_large_targeting_is_refused_when_it_is_stored(self) -> None:
         with pytest.raises(TooLarge) as refusal:

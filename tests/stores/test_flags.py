@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -20,13 +22,16 @@ from engines.errors import (
     Invalid,
     MissingRoute,
     PreconditionFailed,
+    Throttled,
     TooLarge,
     Unavailable,
 )
 from engines.ports.documents import DocumentDriver
+from engines.stores import flags as flags_in_force
 from engines.stores.definition_records import DefinitionInput
 from engines.stores.definition_schemas import SCHEMA_NAMED
-from engines.stores.flags import AGE_MAX_S, Flags
+from engines.stores.flag_rules import Evaluation, Flag
+from engines.stores.flags import AGE_MAX_S, BULK_TENANT_MAX, TURN_S, Flags
 from engines.testing.faults import NO_FAULTS, FaultPlan
 from tests.stores.definitions_home import Told
 from tests.stores.home import Home, context
@@ -202,6 +207,100 @@ class TestCosts:
         with pytest.raises(TooLarge, match="5"):
             await world.all_say()
         assert await world.says("flag-5") is True
+
+
+class TestTurns:
+    """What others wait for while all flags are evaluated, judged by what is evaluated in between."""
+
+    MS_EACH = 1.5
+
+    @pytest.fixture
+    def evaluated(self, world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The keys in the order in which they are evaluated, which takes each of them some time."""
+        keys: list[str] = []
+
+        def evaluate(flag: Flag, *_said: Any) -> Evaluation:
+            world.reader.clock.advance(self.MS_EACH / 1_000)
+            keys.append(flag.key)
+            return Evaluation(key=flag.key, reason="DISABLED")
+
+        monkeypatch.setattr(Flag, "evaluate", evaluate)
+        return keys
+
+    async def test_an_evaluation_of_all_flags_keeps_the_loop_for_a_turn_at_most_however_many_there_are(
+        self, world: World, evaluated: list[str]
+    ) -> None:
+        for number in range(5):
+            await world.define(f"flag-{number}")
+        await world.all_say()
+        evaluated.clear()
+        together = asyncio.gather(*(world.flags.evaluate_all(context(), {}) for _ in range(3)))
+        counts = [0]
+        while not together.done():
+            await asyncio.sleep(0)
+            counts.append(len(evaluated))
+        assert counts[-1] == 15
+        at_once = max(after - before for before, after in pairwise(counts))
+        assert at_once == ceil(TURN_S * 1_000 / self.MS_EACH) == 2
+        assert TURN_S <= 0.005
+        assert [[one.key for one in each] for each in await together] == [
+            [f"flag-{number}" for number in range(5)]
+        ] * 3
+
+    async def test_a_tenant_has_so_many_under_way_and_leaves_the_others_theirs(
+        self, world: World, evaluated: list[str]
+    ) -> None:
+        for tenant_id in ("t_one", "t_two"):
+            for number in range(3):
+                await world.define(f"flag-{number}", tenant_id=tenant_id)
+            await world.all_say(tenant_id=tenant_id)
+        under_way = [
+            asyncio.ensure_future(world.flags.evaluate_all(context(), {})) for _ in range(BULK_TENANT_MAX)
+        ]
+        await asyncio.sleep(0)
+        evaluated.clear()
+        with pytest.raises(Throttled) as refusal:
+            await world.all_say()
+        assert refusal.value.retry_after_s
+        assert evaluated == [], "a refusal costs nothing"
+        assert len(await world.all_say(tenant_id="t_two")) == 3
+        assert [len(each) for each in await asyncio.gather(*under_way)] == [3] * BULK_TENANT_MAX
+        assert len(await world.all_say()) == 3
+
+    async def test_who_gives_up_waiting_leaves_the_turn_to_others(
+        self, world: World, evaluated: list[str]
+    ) -> None:
+        for number in range(5):
+            await world.define(f"flag-{number}")
+        await world.all_say()
+        evaluated.clear()
+        one, two, three = (asyncio.ensure_future(world.flags.evaluate_all(context(), {})) for _ in range(3))
+        await asyncio.sleep(0)
+        one.cancel()
+        two.cancel()
+        assert len(await three) == 5
+        assert len(evaluated) < 3 * 5
+        assert len(await world.all_say()) == 5
+
+    async def test_flags_share_the_steps_of_one_request(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(flags_in_force, "BULK_STEPS_MAX", 250)
+        walk = {"if": [{"in": ["x", {"var": "many"}]}, "off", "on"]}
+        for key in ("a", "b", "c"):
+            await world.define(key, flag("off", targeting=walk))
+        await world.define("d", flag("off"))
+        said = {"many": [0] * 100}
+        for _ in range(2):
+            found = await world.flags.evaluate_all(context(), said)
+            assert [(one.key, one.reason) for one in found] == [
+                ("a", "TARGETING_MATCH"),
+                ("b", "TARGETING_MATCH"),
+                ("c", "ERROR"),
+                ("d", "STATIC"),
+            ]
+            assert found[2].error_code == "GENERAL"
+        assert await world.says("c", said) is True
 
 
 class TestAnswers:

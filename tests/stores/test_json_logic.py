@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from engines.stores.json_logic import (
     Compiler,
 )
 from engines.stores.json_operators import MERGED_ITEMS_MAX, OPERATORS, PATH_CHARS_MAX
-from engines.stores.json_values import STEPS_MAX, TEXT_CHARS_MAX, Run
+from engines.stores.json_values import NUMBER_CHARS_MAX, STEPS_MAX, TEXT_CHARS_MAX, Run
 
 DATA = {
     "name": "Ada",
@@ -265,6 +266,28 @@ class TestBounds:
             assert answer({"map": [[1], part]})
             with pytest.raises(TooLarge, match=f"{STEPS_MAX:,}"):
                 answer({"map": [{"var": "items"}, part]}, {"items": items})
+
+    def test_steps_over_names_that_are_taken_apart(self) -> None:
+        """One for each further part of a name that a rule makes; of one that is written down, none."""
+        items = list(range(500))
+        for path in ("a" + ".a" * 255, "a" + ".a" * 20):
+            made = {"var": [{"cat": [path, ""]}]}
+            assert answer({"map": [[1], made]}) == [None]
+            with pytest.raises(TooLarge, match=f"{STEPS_MAX:,}"):
+                answer({"map": [{"var": "items"}, made]}, {"items": items})
+            assert answer({"map": [{"var": "items"}, {"var": path}]}, {"items": items}) == [None] * 500
+            with pytest.raises(TooLarge, match=f"{STEPS_MAX:,}"):
+                answer({"missing": {"var": "items"}}, {"items": [path] * 500})
+        assert answer({"missing": {"var": "items"}}, {"items": ["plain"] * 5_000}) == ["plain"] * 5_000
+
+    def test_a_text_that_is_almost_a_number_is_read_once(self) -> None:
+        """In milliseconds. Tried at every length it takes seconds, so the figure need not be tight."""
+        same = {"if": [{"==": [{"var": "accumulator"}, 1]}, 1, {"var": "accumulator"}]}
+        rule = {"reduce": [{"var": "items"}, same, {"var": "text"}]}
+        text = "9" * (NUMBER_CHARS_MAX - 1) + "x"
+        began = time.perf_counter()
+        assert answer(rule, {"items": [0] * 1_600, "text": text}) == text
+        assert time.perf_counter() - began < 1.0
 
     def test_a_name_past_its_length_leads_nowhere(self) -> None:
         data: dict[str, Any] = {"a": 1}

@@ -28,7 +28,7 @@ async def get_agent_memory(call: Call) -> Sendable:
     return record_reply(entry, entry.etag)
 
 
-@router.put(ENTRY, body=AgentMemoryInput, reply=AgentMemoryEntry, has_etag=True)
+@router.put(ENTRY, body=AgentMemoryInput, reply=AgentMemoryEntry, has_etag=True, is_stored_whole=True)
 async def set_agent_memory(call: Call) -> Sendable:
     """Create or replace an entry. It is kept until it is deleted."""
     context = await call.context()

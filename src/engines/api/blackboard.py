@@ -40,7 +40,14 @@ async def get_blackboard(call: Call) -> Sendable:
     return record_reply(entry, entry.etag)
 
 
-@router.put(ENTRY, body=BlackboardInput, reply=BlackboardEntry, has_etag=True, conditions="required")
+@router.put(
+    ENTRY,
+    body=BlackboardInput,
+    reply=BlackboardEntry,
+    has_etag=True,
+    conditions="required",
+    is_stored_whole=True,
+)
 async def put_blackboard(call: Call) -> Sendable:
     """Write the next version of an entry, having said which one it follows."""
     context = await call.context()

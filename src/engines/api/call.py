@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 import structlog
 
-from engines.api.body import ClientGone, Receive, check_media_type, decode_body, read_body
+from engines.api.body import ClientGone, Receive, check_media_type, check_storable, decode_body, read_body
 from engines.api.endpoint import Endpoint, Guarded, Sendable
 from engines.api.fields import Fields, condition_of, idempotency_key_of
 from engines.api.metrics import Metrics
@@ -165,6 +165,8 @@ class Call:
         assert self.runner.type_of is not None
         check_media_type(self.fields, self.runner.endpoint.accepts)
         await self._read()
+        if self.runner.endpoint.is_stored_whole:
+            check_storable(self._body)
         return decode_body(self._body, self.runner.type_of)
 
     def query(self, type_: type[Q]) -> Q:

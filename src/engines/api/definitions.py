@@ -188,7 +188,7 @@ _CALLS: Final[Sequence[tuple[str, str, str, str, Mapping[str, Any]]]] = (
         "",
         "create",
         "A new definition among {holds}.\n\nThe server names it where the body gives no id.",
-        {"body": DefinitionInput, "statuses": (201,), **_RECORD},
+        {"body": DefinitionInput, "is_stored_whole": True, "statuses": (201,), **_RECORD},
     ),
     ("get", "", "list", "Of {holds}: those of the bound scope, by id.", {"query": DefinitionQuery, **_PAGE}),
     ("get", "/{id}", "get", "The present version, or one that is kept.", {"query": VersionQuery, **_RECORD}),
@@ -197,7 +197,7 @@ _CALLS: Final[Sequence[tuple[str, str, str, str, Mapping[str, Any]]]] = (
         "/{id}",
         "put",
         "Write the next version, having said which one it follows.",
-        {"body": DefinitionInput, "conditions": "required", **_RECORD},
+        {"body": DefinitionInput, "is_stored_whole": True, "conditions": "required", **_RECORD},
     ),
     (
         "delete",

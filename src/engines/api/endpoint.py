@@ -48,6 +48,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `reads`: it changes nothing, though its method is POST because it takes a body.
     `is_limited`: rate limits count it. Calls of control-plane records are not counted: who may mend a limit,
     its counters' route, or a key that was stolen must not be kept from it by the limit.
+    `is_stored_whole`: one record holds what the body says, as it stands.
     `payloads`: what the payload of an event has to be, by event type; `body` leaves it open.
     """
 
@@ -73,6 +74,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     answers_any_method: bool = False
     reads: bool = False
     body_bytes_max: int = BODY_BYTES_MAX
+    is_stored_whole: bool = False
     media_type: str = "application/json"
     accepts: tuple[str, ...] = ("application/json",)
     payloads: Mapping[str, Sequence[type[msgspec.Struct]]] = {}

@@ -28,7 +28,7 @@ async def get_memory(call: Call) -> Sendable:
     return record_reply(entry, entry.etag)
 
 
-@router.put(ENTRY, body=MemoryInput, reply=MemoryEntry, has_etag=True)
+@router.put(ENTRY, body=MemoryInput, reply=MemoryEntry, has_etag=True, is_stored_whole=True)
 async def set_memory(call: Call) -> Sendable:
     """Create or replace an entry.
 

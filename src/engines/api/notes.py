@@ -20,7 +20,7 @@ class NoteQuery(ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True
     tag: str | None = None
 
 
-@router.post("/notes", body=NoteInput, reply=Note, statuses=(201,), has_etag=True)
+@router.post("/notes", body=NoteInput, reply=Note, statuses=(201,), has_etag=True, is_stored_whole=True)
 async def create_note(call: Call) -> Sendable:
     """Write a note. It belongs to whoever writes it, and nobody else can read it."""
     context = await call.context()
@@ -44,7 +44,9 @@ async def get_note(call: Call) -> Sendable:
     return record_reply(note, note.etag)
 
 
-@router.put("/notes/{note_id}", body=NoteInput, reply=Note, statuses=(200,), has_etag=True)
+@router.put(
+    "/notes/{note_id}", body=NoteInput, reply=Note, statuses=(200,), has_etag=True, is_stored_whole=True
+)
 async def replace_note(call: Call) -> Sendable:
     """Replace what a note says. Notes are created by POST alone."""
     context = await call.context()

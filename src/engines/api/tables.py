@@ -27,7 +27,7 @@ async def get_row(call: Call) -> Sendable:
     return record_reply(row, row.etag)
 
 
-@router.put(ROW, body=TableRowInput, reply=TableRow, has_etag=True)
+@router.put(ROW, body=TableRowInput, reply=TableRow, has_etag=True, is_stored_whole=True)
 async def put_row(call: Call) -> Sendable:
     """Create or replace a row."""
     context = await call.context()

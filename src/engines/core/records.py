@@ -171,6 +171,12 @@ async def remove(
     raise lost
 
 
+def too_large() -> TooLarge:
+    return TooLarge(
+        f"a record holds at most {RECORD_BYTES_MAX} bytes, with quotes and backslashes counted twice"
+    )
+
+
 def etag(doc: Doc) -> str:
     """The header's value, quotes included."""
     return f'"{doc.version}"'
@@ -200,9 +206,7 @@ async def write(
 ) -> Written:
     """One attempt over `replaced`, with the marker of the request beside it. Raises Conflict, TooLarge."""
     if escaped_bytes(draft.body) > RECORD_BYTES_MAX:
-        raise TooLarge(
-            f"a record holds at most {RECORD_BYTES_MAX} bytes, with quotes and backslashes counted twice"
-        )
+        raise too_large()
     when = ABSENT if replaced is None else Match(replaced.version)
     ops: list[Op] = [Put(key, draft.body, when, expires_at=draft.expires_at), *draft.also]
     if request is not None:

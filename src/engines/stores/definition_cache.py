@@ -9,7 +9,7 @@ may read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -33,23 +33,29 @@ DEFINITIONS_MAX: Final = 2_000
 SCOPES_KEPT_MAX: Final = 1_000
 # Of the definitions' JSON; compiled they take several times as much.
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
-# What a definition weighs beside its JSON.
+# What a definition weighs beside its JSON, and each name under which it is found.
 _DEFINITION_BYTES: Final = 512
+_NAME_BYTES: Final = 64
 
 Scope = tuple[str, str, str, str, str | None, str | None]
 
 
 class _Known(msgspec.Struct, Generic[T], frozen=True):
-    """The compiled definitions by id, and of each the version that it was compiled from and its weight."""
+    """The compiled definitions by id, and of each the version that it was compiled from and its weight.
+
+    `named` are the same by what they are found under, filled page by page as they are read.
+    """
 
     compiled: dict[str, T]
     versions: dict[str, tuple[str, int]]
+    named: dict[str, list[T]]
 
 
 class DefinitionCache(Generic[T]):
     """The definitions of one kind, by the scope of whoever asks. On one event loop.
 
     `compile_one` makes of a definition what decisions ask; it is given a definition once for each version.
+    `names_of` says under which names one is found (`get_named`), so that nobody walks through them all.
     """
 
     def __init__(
@@ -59,11 +65,13 @@ class DefinitionCache(Generic[T]):
         compile_one: Callable[[Definition], T],
         clock: Clock,
         *,
+        names_of: Callable[[T], Iterable[str]] = lambda _: (),
         definitions_max: int = DEFINITIONS_MAX,
     ) -> None:
         self._definitions = definitions
         self._schema = schema
         self._compile = compile_one
+        self._names_of = names_of
         self._definitions_max = definitions_max
         self._sets: Fresh[Scope, _Known[T]] = Fresh(
             clock,
@@ -75,8 +83,13 @@ class DefinitionCache(Generic[T]):
 
     def kept(self, context: RequestContext) -> Mapping[str, T] | None:
         """What `get` returns, where that takes no read; else None."""
-        known = self._sets.kept(_scope(context), None)
-        return None if known is None or context.acting_on is not None else known.compiled
+        known = self._kept(context)
+        return None if known is None else known.compiled
+
+    def kept_named(self, context: RequestContext) -> Mapping[str, Sequence[T]] | None:
+        """What `get_named` returns, where that takes no read; else None."""
+        known = self._kept(context)
+        return None if known is None else known.named
 
     async def get(self, context: RequestContext) -> Mapping[str, T]:
         """By id, all that are not deleted, none older than a second. No read while they are fresh.
@@ -84,6 +97,20 @@ class DefinitionCache(Generic[T]):
         Raises TooLarge for a scope with more than `definitions_max`, and what reading them raises:
         MissingRoute, ForbiddenBackendClass, Throttled, Unavailable, BackendRefused, Corrupt.
         """
+        return (await self._known(context)).compiled
+
+    async def get_named(self, context: RequestContext) -> Mapping[str, Sequence[T]]:
+        """The same by each of their names. Raises what `get` raises."""
+        return (await self._known(context)).named
+
+    async def close(self) -> None:
+        """End the reads under way."""
+        await self._sets.close()
+
+    def _kept(self, context: RequestContext) -> _Known[T] | None:
+        return None if context.acting_on is not None else self._sets.kept(_scope(context), None)
+
+    async def _known(self, context: RequestContext) -> _Known[T]:
         if context.acting_on is not None:
             raise ContextMismatch("data is reached only from its own tenant", field="X-Tenant-Id")
         own = as_server(context)
@@ -91,14 +118,10 @@ class DefinitionCache(Generic[T]):
         async def read(before: _Known[T] | None) -> _Known[T]:
             return await self._read(own, before)
 
-        return (await self._sets.get(_scope(context), read)).compiled
-
-    async def close(self) -> None:
-        """End the reads under way."""
-        await self._sets.close()
+        return await self._sets.get(_scope(context), read)
 
     async def _read(self, context: RequestContext, before: _Known[T] | None) -> _Known[T]:
-        known: _Known[T] = _Known({}, {})
+        known: _Known[T] = _Known({}, {}, {})
         window = Window(limit=LIMIT_MAX)
         while True:
             listed = await self._definitions.list(context, self._schema, window=window)
@@ -117,11 +140,19 @@ class DefinitionCache(Generic[T]):
         """Compiled anew only if this is another version than the one before."""
         former = None if before is None else before.versions.get(record.id)
         if before is not None and former is not None and former[0] == record.etag:
-            known.compiled[record.id], known.versions[record.id] = before.compiled[record.id], former
-            return
-        known.compiled[record.id] = self._compile(record)
-        weight = _DEFINITION_BYTES + len(encode_json(record.json_blob))
-        known.versions[record.id] = (record.etag, weight)
+            one, version = before.compiled[record.id], former
+            names = tuple(self._names_of(one))
+        else:
+            one = self._compile(record)
+            names = tuple(self._names_of(one))
+            weight = _DEFINITION_BYTES + len(encode_json(record.json_blob)) + _NAME_BYTES * len(names)
+            version = (record.etag, weight)
+        known.compiled[record.id], known.versions[record.id] = one, version
+        for name in names:
+            if name in known.named:
+                known.named[name].append(one)
+            else:
+                known.named[name] = [one]
 
 
 def shaped(record: Definition, type_: type[S]) -> S:

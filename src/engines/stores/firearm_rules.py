@@ -19,7 +19,7 @@ Who decides what, so that nobody widens what was narrowed:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -36,7 +36,6 @@ from engines.stores.definition_shapes import (
 )
 from engines.stores.event_records import instant_ms
 from engines.stores.scoped import AGENT_ROLE
-from engines.stores.strategy_locks import covers
 
 Approval = Literal["none", "pending", "granted", "refused"]
 _RISKS: Final[Sequence[RiskLevel]] = get_args(RiskLevel)
@@ -83,43 +82,52 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """The definitions in force: t_system's, and a tenant's own, each by its id."""
+    """The definitions in force: t_system's, and a tenant's own.
+
+    Classes by their id, bindings by each action as they write it, licences and grants by their class: what
+    an action costs depends on its own classes, not on how much a tenant has defined.
+    """
 
     system_classes: Mapping[str, FirearmClass]
-    system_bindings: Mapping[str, FirearmBinding]
+    system_bindings: Mapping[str, Sequence[FirearmBinding]]
     classes: Mapping[str, FirearmClass]
-    bindings: Mapping[str, FirearmBinding]
-    licences: Mapping[str, FirearmLicence]
-    grants: Mapping[str, FirearmGrant]
+    bindings: Mapping[str, Sequence[FirearmBinding]]
+    licences: Mapping[str, Sequence[FirearmLicence]]
+    grants: Mapping[str, Sequence[FirearmGrant]]
 
-    def bound(self, context: RequestContext, action: str, at_s: float) -> Sequence[Bound]:
-        """The classes of an action, the riskiest first; none where it is not dangerous."""
-        class_ids = {
-            binding.class_id
-            for binding in (*self.system_bindings.values(), *self.bindings.values())
-            if any(covers(pattern, action) for pattern in binding.actions)
-        }
-        found = [self._bound(context, class_id, at_s) for class_id in sorted(class_ids)]
-        return sorted(found, key=lambda bound: -_RISKS.index(bound.needs.risk_level))
+    def class_ids(self, action: str) -> Sequence[str]:
+        """The classes of an action, by their ids; none where it is not dangerous."""
+        return sorted(
+            {
+                binding.class_id
+                for pattern in patterns_that_cover(action)
+                for bindings in (self.system_bindings, self.bindings)
+                for binding in bindings.get(pattern, ())
+            }
+        )
 
-    def _bound(self, context: RequestContext, class_id: str, at_s: float) -> Bound:
+    def riskiest(self, class_ids: Sequence[str]) -> str | None:
+        """Of several that are equally risky the first."""
+        return max(class_ids, key=lambda class_id: _risk(self._defined(class_id)), default=None)
+
+    def bound(self, context: RequestContext, class_id: str, at_s: float) -> Bound:
+        """How the tenant and the caller stand to a class."""
         licences = [
-            licence
-            for licence in self.licences.values()
-            if licence.class_id == class_id and _is_before(licence.expires_at, at_s)
+            licence for licence in self.licences.get(class_id, ()) if _is_before(licence.expires_at, at_s)
         ]
-        defined = [
-            one for one in (self.system_classes.get(class_id), self.classes.get(class_id)) if one is not None
-        ]
+        defined = self._defined(class_id)
         licensed = bool(licences and defined and self._is_offered(class_id, context.tenant_id))
         return Bound(
             class_id=class_id,
             needs=_needs(defined, licences),
             licensed=licensed,
-            granted=any(
-                grant.class_id == class_id and _is_for(grant, context, at_s) for grant in self.grants.values()
-            ),
+            granted=any(_is_for(grant, context, at_s) for grant in self.grants.get(class_id, ())),
         )
+
+    def _defined(self, class_id: str) -> Sequence[FirearmClass]:
+        return [
+            one for one in (self.system_classes.get(class_id), self.classes.get(class_id)) if one is not None
+        ]
 
     def _is_offered(self, class_id: str, tenant_id: str) -> bool:
         system = self.system_classes.get(class_id)
@@ -131,13 +139,22 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def riskiest_first(bound: Iterable[Bound]) -> Sequence[Bound]:
+    """Those that are equally risky as they come."""
+    return sorted(bound, key=lambda one: -_RISKS.index(one.needs.risk_level))
+
+
+def _risk(defined: Sequence[FirearmClass]) -> int:
+    return max((_RISKS.index(one.risk_level) for one in defined), default=_RISKS.index("critical"))
+
+
 def _needs(defined: Sequence[FirearmClass], licences: Sequence[FirearmLicence]) -> FirearmClass:
     """The strictest of them in each respect. Of two licences each may be the one that was meant."""
     if not defined:
         return FirearmClass("critical", human_approval=True, strategy_lock=True)
     said: Sequence[FirearmClass | FirearmLicence] = (*defined, *licences)
     return FirearmClass(
-        max((one.risk_level for one in defined), key=_RISKS.index),
+        _RISKS[_risk(defined)],
         human_approval=any(one.human_approval for one in said),
         cooldown_seconds=max(one.cooldown_seconds or 0 for one in said),
         strategy_lock=any(one.strategy_lock for one in said),
@@ -152,6 +169,11 @@ def _is_for(grant: FirearmGrant, context: RequestContext, at_s: float) -> bool:
 
 def _is_before(expires_at: str | None, at_s: float) -> bool:
     return expires_at is None or at_s * 1_000 < instant_ms(expires_at, "expires_at")
+
+
+def patterns_that_cover(action: str) -> Iterable[str]:
+    """What a binding may write to name an action: the action itself, or a beginning of it and `*`."""
+    return (action, *(f"{action[:length]}*" for length in range(len(action) + 1)))
 
 
 # --- compiling definitions ---

@@ -9,7 +9,7 @@ A class cools down for each user of a tenant and env, whatever the subject: a ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -183,12 +183,17 @@ class FirearmUses:
         return [Put(key, draft.body, Match(doc.version), expires_at=draft.expires_at), *draft.also]
 
 
-async def _standing(documents: Documents, partition: str, using: Using) -> Standing:
-    if len(using.class_ids) > CLASSES_MAX:
+def check_classes(class_ids: Collection[str]) -> None:
+    """Raises TooLarge for a use of more classes than one write takes."""
+    if len(class_ids) > CLASSES_MAX:
         raise TooLarge(
-            f"the action is a use of {len(using.class_ids)} classes, and may be of {CLASSES_MAX} where one "
+            f"the action is a use of {len(class_ids)} classes, and may be of {CLASSES_MAX} where one "
             "cools down or asks for an approval: bind it to fewer"
         )
+
+
+async def _standing(documents: Documents, partition: str, using: Using) -> Standing:
+    check_classes(using.class_ids)
     keys = [using.asked_key, *map(using.last_key, using.class_ids)]
     docs = await documents.get_many(partition, keys)
     asked = docs.get(using.asked_key)

@@ -29,8 +29,9 @@ from engines.stores.firearm_rules import (
     class_of,
     grant_of,
     licence_of,
+    riskiest_first,
 )
-from engines.stores.firearm_uses import NOTHING_LEFT, FirearmUses, Standing, Using
+from engines.stores.firearm_uses import NOTHING_LEFT, FirearmUses, Standing, Using, check_classes
 from engines.stores.strategy_locks import StrategyLocks
 
 # The server's own context in t_system, for nothing but reading.
@@ -58,13 +59,13 @@ class Firearms:
         self._system_context = system_context
         self._clock = clock
 
-        def cache(name: str, compile_one: Any) -> DefinitionCache[Any]:
-            return DefinitionCache(definitions, SCHEMA_NAMED[name], compile_one, clock)
+        def cache(name: str, compile_one: Any, names_of: Any = lambda _: ()) -> DefinitionCache[Any]:
+            return DefinitionCache(definitions, SCHEMA_NAMED[name], compile_one, clock, names_of=names_of)
 
         self._classes = cache("firearms", class_of)
-        self._bindings = cache("firearms-bindings", binding_of)
-        self._licences = cache("firearms-licences", licence_of)
-        self._grants = cache("firearms-grants", grant_of)
+        self._bindings = cache("firearms-bindings", binding_of, lambda one: one.actions)
+        self._licences = cache("firearms-licences", licence_of, lambda one: (one.class_id,))
+        self._grants = cache("firearms-grants", grant_of, lambda one: (one.class_id,))
 
     async def facts_of(
         self, context: RequestContext, action: str, subject: str, *, at_s: float
@@ -104,8 +105,7 @@ class Firearms:
 
     async def undo(self, context: RequestContext, action: str, subject: str, *, use_id: str) -> None:
         """Nothing came of this use: the class does not cool down for it, and its approval can be used."""
-        bound = (await self._rules(context)).bound(context, action, self._clock.now())
-        class_ids = [one.class_id for one in bound]
+        class_ids = (await self._rules(context)).class_ids(action)
         if class_ids:
             await self._uses.undo(
                 Using(context=context, action=action, subject=subject, class_ids=class_ids, use_id=use_id)
@@ -113,8 +113,8 @@ class Firearms:
 
     async def class_of_action(self, context: RequestContext, action: str) -> str | None:
         """The riskiest class of which the action is a use; None where it is not dangerous."""
-        bound = (await self._rules(context)).bound(context, action, self._clock.now())
-        return bound[0].class_id if bound else None
+        rules = await self._rules(context)
+        return rules.riskiest(rules.class_ids(action))
 
     async def close(self) -> None:
         """End the reads under way."""
@@ -124,13 +124,14 @@ class Firearms:
     async def _look(
         self, context: RequestContext, action: str, subject: str, use_id: str | None, at_s: float
     ) -> tuple[FirearmFacts | None, Using | None, Sequence[Bound], Standing | None]:
-        bound = (await self._rules(context)).bound(context, action, at_s)
-        if not bound:
+        rules = await self._rules(context)
+        class_ids = rules.class_ids(action)
+        if not class_ids:
             return None, None, (), None
-        class_ids = [one.class_id for one in bound]
+        bound = _bound(rules, class_ids, context, at_s)
         using = Using(context=context, action=action, subject=subject, class_ids=class_ids, use_id=use_id)
         standing = NOTHING_LEFT
-        if any(one.needs.human_approval or one.needs.cooldown_seconds for one in bound):
+        if any(_leaves_something(one) for one in bound):
             standing = await self._uses.standing(using)
         has_lock = False
         if any(one.needs.strategy_lock for one in bound):
@@ -139,18 +140,26 @@ class Firearms:
 
     async def _rules(self, context: RequestContext) -> Rules:
         system = await self._system_context()
-        asked: Sequence[tuple[DefinitionCache[Any], RequestContext]] = (
-            (self._classes, system),
-            (self._bindings, system),
-            (self._classes, context),
-            (self._bindings, context),
-            (self._licences, context),
-            (self._grants, context),
+        classes, bindings = self._classes, self._bindings
+        licences, grants = self._licences, self._grants
+        kept: Sequence[Mapping[str, Any] | None] = (
+            classes.kept(system),
+            bindings.kept_named(system),
+            classes.kept(context),
+            bindings.kept_named(context),
+            licences.kept_named(context),
+            grants.kept_named(context),
         )
-        kept = [cache.kept(whose) for cache, whose in asked]
-        found: Sequence[Mapping[str, Any]] = [one for one in kept if one is not None]
-        if len(found) < len(asked):
-            found = await asyncio.gather(*(cache.get(whose) for cache, whose in asked))
+        found: Sequence[Any] = [one for one in kept if one is not None]
+        if len(found) < len(kept):
+            found = await asyncio.gather(
+                classes.get(system),
+                bindings.get_named(system),
+                classes.get(context),
+                bindings.get_named(context),
+                licences.get_named(context),
+                grants.get_named(context),
+            )
         return Rules(
             system_classes=found[0],
             system_bindings=found[1],
@@ -159,6 +168,23 @@ class Firearms:
             licences=found[4],
             grants=found[5],
         )
+
+
+def _bound(rules: Rules, class_ids: Sequence[str], context: RequestContext, at_s: float) -> Sequence[Bound]:
+    """The classes of an action, the riskiest first. Raises TooLarge where no use can be recorded of so many.
+
+    Then at the first that would have to be: the others are not looked at.
+    """
+    bound: list[Bound] = []
+    for class_id in class_ids:
+        bound.append(rules.bound(context, class_id, at_s))
+        if _leaves_something(bound[-1]):
+            check_classes(class_ids)
+    return riskiest_first(bound)
+
+
+def _leaves_something(bound: Bound) -> bool:
+    return bound.needs.human_approval or bound.needs.cooldown_seconds > 0
 
 
 def _facts(

@@ -35,11 +35,13 @@ FLAG_KEY: Final = "flagKey"
 TIMESTAMP: Final = "timestamp"
 TARGETING_KEY: Final = "targetingKey"
 
-_IDENTIFIER: Final = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-_NUMBER: Final = r"(0|[1-9][0-9]*)"
+# Digits alone begin with no zero (semver.org, section 9). Each character is looked at twice at most and
+# nothing is given back, so that a text that is almost a version costs no more than one that is.
+_IDENTIFIER: Final = r"(?!0[0-9]++(?![0-9A-Za-z-]))[0-9A-Za-z-]++"
+_NUMBER: Final = r"(0|[1-9][0-9]*+)"
 _VERSION: Final = re.compile(
     rf"[vV]?{_NUMBER}(?:\.{_NUMBER}(?:\.{_NUMBER}"
-    rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*))?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?)?)?"
+    rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*+))?(?:\+[0-9A-Za-z-]++(?:\.[0-9A-Za-z-]++)*+)?)?)?"
 )
 
 
@@ -161,12 +163,15 @@ class _Version(NamedTuple):
     before_release: tuple[tuple[bool, int, str], ...]
 
 
-def _version(value: Any) -> _Version | None:
+def _version(value: Any, run: Run) -> _Version | None:
     """`1.2.3-rc.1`, `v1.2` or the number 1; what is left out is 0, and build metadata counts for nothing."""
     if type(value) not in (str, int, float):
         return None
-    written = value if type(value) is str else text(value, Run(None))
-    return _parsed(written) if len(written) <= VERSION_CHARS_MAX else None
+    written = value if type(value) is str else text(value, run)
+    if len(written) > VERSION_CHARS_MAX:
+        return None
+    run.spend_dotted(written)
+    return _parsed(written)
 
 
 @lru_cache(maxsize=VERSIONS_KEPT_MAX)
@@ -210,7 +215,7 @@ _COMPARISONS: Final[Mapping[str, Any]] = {
 def _sem_ver(compiler: Compiler, arguments: Sequence[Any], field: str) -> Rule:
     check_count(arguments, 3, 3, field)
     for index in (0, 2):
-        if type(arguments[index]) is not dict and _version(arguments[index]) is None:
+        if type(arguments[index]) is not dict and _version(arguments[index], Run(None)) is None:
             raise Invalid("a version is like 1.2.3 (semver.org)", field=f"{field}[{index}]")
     compare = _COMPARISONS.get(arguments[1]) if type(arguments[1]) is str else None
     if compare is None:
@@ -227,8 +232,8 @@ def _sem_ver(compiler: Compiler, arguments: Sequence[Any], field: str) -> Rule:
 def _version_rule(compiler: Compiler, source: Any, field: str) -> Rule:
     rule = compiler.rule(source, field)
     if type(source) is dict:
-        return lambda data, run: _version(rule(data, run))
-    version = _version(source)
+        return lambda data, run: _version(rule(data, run), run)
+    version = _version(source, Run(None))
     return lambda _data, _run: version
 
 

@@ -22,7 +22,7 @@ from msgspec import UNSET, Meta, UnsetType
 from engines.errors import EnginesError, Invalid
 from engines.stores.flag_operators import FLAG_KEY, FLAG_OPERATORS, FLAGD, TARGETING_KEY, TIMESTAMP
 from engines.stores.json_logic import Compiler, Rule
-from engines.stores.json_values import Run
+from engines.stores.json_values import STEPS_MAX, Run
 
 VARIANTS_MAX: Final = 100
 EVALUATORS_MAX: Final = 50
@@ -98,6 +98,19 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Evaluation).decode
 
 
+class Allowance:
+    """The steps that are left to all evaluations of one request together."""
+
+    __slots__ = ("steps_left",)
+
+    def __init__(self, steps_max: int) -> None:
+        self.steps_left = steps_max
+
+    def take(self, run: Run) -> None:
+        """What a run took of it: all that it was given where it wanted more."""
+        self.steps_left -= run.steps_max - max(0, run.steps_left)
+
+
 class Flag:
     """A definition that was checked and compiled. Any number of evaluations, each in a few microseconds."""
 
@@ -119,20 +132,27 @@ class Flag:
         }
         self._otherwise = _kept(_otherwise(key, definition))
 
-    def evaluate(self, context: Mapping[str, Any], now_s: float) -> Evaluation:
+    def evaluate(
+        self, context: Mapping[str, Any], now_s: float, allowance: Allowance | None = None
+    ) -> Evaluation:
         """What the flag says in `context`, whose `targetingKey` is a string if it is there; never raises.
 
-        `now_s` is `$flagd.timestamp`, in seconds since the epoch.
+        `now_s` is `$flagd.timestamp`, in seconds since the epoch. Where an `allowance` has fewer steps left
+        than one evaluation may take, it takes no more than those.
         """
         if self._rule is None:
             return _own(self._otherwise)
-        run = Run({**context, FLAGD: {FLAG_KEY: self.key, TIMESTAMP: int(now_s)}})
+        steps_max = STEPS_MAX if allowance is None else min(STEPS_MAX, allowance.steps_left)
+        run = Run({**context, FLAGD: {FLAG_KEY: self.key, TIMESTAMP: int(now_s)}}, steps_max=steps_max)
         try:
             result = self._rule(run.root, run)
         except EnginesError as error:
             return failure(self.key, "GENERAL", error.detail)
         except RecursionError:
             return failure(self.key, "INVALID_CONTEXT", "the context is nested too deep")
+        finally:
+            if allowance is not None:
+                allowance.take(run)
         if result is None:
             return _own(self._otherwise)
         if type(result) is bool:

@@ -12,7 +12,7 @@ route is asked: a change of either is seen within the same second in which the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -22,13 +22,15 @@ from msgspec import UNSET
 from engines.clock import Clock
 from engines.codec import encode_json
 from engines.core.listing import LIMIT_MAX, Window
+from engines.core.slots import Slots
 from engines.errors import EnginesError, NotFound, TooLarge
 from engines.scope import RequestContext, check_id
 from engines.stores.definition_records import Definition
 from engines.stores.definition_schemas import SCHEMA_NAMED
 from engines.stores.definitions import Definitions
-from engines.stores.flag_rules import Evaluation, Flag, FlagDefinition, check_context, failure
+from engines.stores.flag_rules import Allowance, Evaluation, Flag, FlagDefinition, check_context, failure
 from engines.stores.fresh import Fresh
+from engines.stores.json_logic import RULE_PARTS_MAX
 
 AGE_MAX_S: Final = 1.0
 # Of one surface, in one bulk evaluation. Flags are evaluated one by one however many there are.
@@ -40,8 +42,15 @@ SETS_KEPT_MAX: Final = 1_000
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
 # What a flag weighs beside its JSON.
 _FLAG_BYTES: Final = 1_024
-# So often a bulk evaluation lets others run: the slowest flag takes about 2 ms.
-_FLAGS_AT_ONCE: Final = 10
+# Of one bulk evaluation. Every flag that there may be can walk once through the longest list that a rule may
+# hold, and only what is made to be slow takes more.
+BULK_STEPS_MAX: Final = FLAGS_MAX * RULE_PARTS_MAX
+# So long a bulk evaluation keeps the event loop; the slowest flag takes some 3 ms more. Of all bulk
+# evaluations one at a time has a turn, so others wait for no more than one however many there are.
+TURN_S: Final = 0.002
+BULK_TENANT_MAX: Final = 16
+BULK_MAX: Final = 64
+BULK_RETRY_S: Final = 1.0
 
 _SCHEMA: Final = SCHEMA_NAMED["flags"]
 
@@ -82,6 +91,13 @@ class Flags:
             weight_max=KEPT_BYTES_MAX,
             weigh=_weight,
         )
+        self._turn = asyncio.Lock()
+        self._evaluating = Slots(
+            "evaluations of all flags",
+            tenant_max=BULK_TENANT_MAX,
+            process_max=BULK_MAX,
+            retry_after_s=BULK_RETRY_S,
+        )
 
     async def evaluate(
         self, context: RequestContext, key: str, evaluation_context: Mapping[str, Any]
@@ -105,24 +121,39 @@ class Flags:
     ) -> tuple[Evaluation, ...]:
         """What every flag of the surface says, by key. No read while they are fresh, else one a page.
 
-        Raises TooLarge for a surface with more than `FLAGS_MAX` flags, or `SET_BYTES_MAX` of them.
+        Once the flags have taken `BULK_STEPS_MAX` together, those that need more steps are errors. Raises
+        TooLarge for a surface with more than `FLAGS_MAX` flags, or `SET_BYTES_MAX` of them, and Throttled
+        where the tenant has `BULK_TENANT_MAX` of these under way, or the process `BULK_MAX`.
         """
         context.require_data("definitions.read")
         check_context(evaluation_context)
 
         known = await self._sets.get(_scope(context), partial(self._read_all, context))
-        now_s = self._clock.now()
-        evaluations: list[Evaluation] = []
-        for number, one in enumerate(known.values(), 1):
-            evaluations.append(_evaluated(one, evaluation_context, now_s))
-            if number % _FLAGS_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        return tuple(evaluations)
+        with self._evaluating.hold(context.tenant_id):
+            return await self._evaluated_in_turns(known.values(), evaluation_context)
 
     async def close(self) -> None:
         """End the reads under way."""
         await self._flags.close()
         await self._sets.close()
+
+    async def _evaluated_in_turns(
+        self, known: Iterable[_Known], evaluation_context: Mapping[str, Any]
+    ) -> tuple[Evaluation, ...]:
+        now_s, allowance = self._clock.now(), Allowance(BULK_STEPS_MAX)
+        evaluations: list[Evaluation] = []
+        remaining = iter(known)
+        while True:
+            async with self._turn:
+                end_s = self._clock.monotonic() + TURN_S
+                for one in remaining:
+                    evaluations.append(_evaluated(one, evaluation_context, now_s, allowance))
+                    if self._clock.monotonic() >= end_s:
+                        break
+                else:
+                    return tuple(evaluations)
+                # The turn is kept meanwhile: whoever waits for it has theirs in the next round of the loop.
+                await asyncio.sleep(0)
 
     async def _read_one(self, context: RequestContext, key: str, before: _Known | None) -> _Known | None:
         try:
@@ -139,7 +170,12 @@ class Flags:
         window = Window(limit=LIMIT_MAX)
         while True:
             listed = await self._definitions.list(context, _SCHEMA, window=window)
-            known |= {record.id: _known(record, before.get(record.id)) for record in listed.items}
+            end_s = self._clock.monotonic() + TURN_S
+            for record in listed.items:
+                known[record.id] = _known(record, before.get(record.id))
+                if self._clock.monotonic() >= end_s:  # A long rule takes a millisecond or two to compile.
+                    await asyncio.sleep(0)
+                    end_s = self._clock.monotonic() + TURN_S
             if len(known) > self._flags_max or _weight(known) > SET_BYTES_MAX:
                 raise TooLarge(
                     f"at most {self._flags_max:,} flags of {SET_BYTES_MAX:,} bytes together are evaluated at "
@@ -181,6 +217,8 @@ def _compiled(record: Definition) -> Flag | Evaluation:
         return failure(record.id, "PARSE_ERROR", "the definition of the flag cannot be read")
 
 
-def _evaluated(known: _Known, evaluation_context: Mapping[str, Any], now_s: float) -> Evaluation:
+def _evaluated(
+    known: _Known, evaluation_context: Mapping[str, Any], now_s: float, allowance: Allowance | None = None
+) -> Evaluation:
     flag = known.flag
-    return flag.evaluate(evaluation_context, now_s) if isinstance(flag, Flag) else flag
+    return flag.evaluate(evaluation_context, now_s, allowance) if isinstance(flag, Flag) else flag

@@ -54,6 +54,7 @@ def _path(name: Any, run: Run) -> Sequence[str]:
     named = text(name, run)
     if len(named) > PATH_CHARS_MAX:
         return (named,)  # Nothing is called so; a long name is not worth being taken apart.
+    run.spend_dotted(named)
     return named.split(".") if named else ()
 
 

@@ -23,29 +23,41 @@ NUMBER_CHARS_MAX: Final = 400
 # So many characters are searched or copied in about the time of a step.
 _CHARS_A_STEP: Final = 256
 
-_NUMBER: Final = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
+# Digits are never given back: what is almost a number would be tried at every length.
+_NUMBER: Final = re.compile(r"[+-]?(?:Infinity|(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?)")
 _WHOLE_TEXT_BELOW: Final = 1e21
 _NAN: Final = math.nan
 
 
 class Run:
-    """One evaluation: the data that its rule began with, and how many steps it has left."""
+    """One evaluation: the data that its rule began with, and how many steps it has left.
 
-    __slots__ = ("root", "steps_left")
+    `steps_max`: fewer than `STEPS_MAX` where it is one of many that share what there is.
+    """
 
-    def __init__(self, root: Any) -> None:
+    __slots__ = ("root", "steps_left", "steps_max")
+
+    def __init__(self, root: Any, *, steps_max: int = STEPS_MAX) -> None:
         self.root = root
-        self.steps_left = STEPS_MAX
+        self.steps_max = steps_max
+        self.steps_left = steps_max
 
     def spend_text(self, source: str) -> None:
         """The same for work that grows with a text."""
         self.spend(len(source) // _CHARS_A_STEP)
 
+    def spend_dotted(self, source: str) -> None:
+        """The same for a text that is taken apart at its points, where each part costs about a step."""
+        self.spend(source.count(".") + len(source) // _CHARS_A_STEP)
+
     def spend(self, steps: int) -> None:
         """Raises TooLarge for more work than one evaluation may do."""
         self.steps_left -= steps
-        if self.steps_left < 0:
-            raise TooLarge(f"one evaluation takes at most {STEPS_MAX:,} steps over lists and long texts")
+        if self.steps_left >= 0:
+            return
+        if self.steps_max < STEPS_MAX:
+            raise TooLarge("the flags of one request together take too many steps; ask for this one alone")
+        raise TooLarge(f"one evaluation takes at most {STEPS_MAX:,} steps over lists and long texts")
 
 
 def is_true(value: Any) -> bool:
