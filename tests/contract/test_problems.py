@@ -241,7 +241,7 @@ BAD_PARTS: list[tuple[tuple[str, dict[str, Any]], str, str]] = [
     (said(tool_calls=[{"id": "c"}]), "tool_calls", "an assistant alone"),
     (said(role="tool", tool_call_id="c", tool_calls=[1]), "tool_calls", "an assistant alone"),
     (said(role="tool", tool_call_id=""), "tool_call_id", "at least 1"),
-    (said(role="robot"), "role", "not one of"),
+    (said(role="robot"), "role", "expected one of"),
     (said(name=""), "name", "at least 1"),
     (said(name="n" * 129), "name", "at most 128"),
     (said(metadata=[]), "metadata", "object"),
@@ -252,7 +252,7 @@ BAD_PARTS: list[tuple[tuple[str, dict[str, Any]], str, str]] = [
     (turned(started_at="2026-11-21T12:00:00"), "started_at", "time zone"),
     (turned(ended_at="yesterday"), "ended_at", "RFC 3339"),
     (turned(ended_at="2026-02-30T12:00:00Z"), "ended_at", "RFC 3339"),
-    (turned(status="fine"), "status", "not one of"),
+    (turned(status="fine"), "status", "expected one of"),
     (turned(name=""), "name", "at least 1"),
     (turned(span(), span("b", "c")), "spans[1].parent_span_id", "no span of this trace"),
     (turned(span("a", "a")), "spans[0].parent_span_id", "above itself"),
@@ -262,7 +262,7 @@ BAD_PARTS: list[tuple[tuple[str, dict[str, Any]], str, str]] = [
     (turned(span(), span("b", started_at="noon")), "spans[1].started_at", "time zone"),
     (turned(span("")), "spans[0].span_id", "at least 1"),
     (turned(span("s" * 129)), "spans[0].span_id", "at most 128"),
-    (turned(span(status="bad")), "spans[0].status", "not one of"),
+    (turned(span(status="bad")), "spans[0].status", "expected one of"),
     (turned(*(span(str(number)) for number in range(1_001))), "spans", "at most 1000"),
 ]
 
