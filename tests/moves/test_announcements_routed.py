@@ -139,3 +139,20 @@ async def test_what_waits_where_no_route_leads_any_more_is_told(
     monkeypatch.undo()
     await all_told(process)
     assert await about(process, "f1") == 1
+
+
+async def test_a_place_that_one_scope_left_is_named_by_another_from_then_on(open_process: Open) -> None:
+    process = await open_process()
+    for name in ("p1", "p2"):
+        await process.projects.create(OWNER, Project(project_id=name, name=name))
+    await process.budget.record(P1, USE)
+    await all_told(process)
+    of_p1 = RouteScope(project_id="p1")
+    await process.routes.put(OWNER, "budget_store", "b", scope=of_p1, options={}, condition=NEW)
+    await leads_to(process, "budget_store", P1, "b")
+    for _ in range(2):
+        await process.budget.record(P2, USE)
+        await all_told(process)
+    assert await told_to(process, OWNER) == {"p1": 1, "p2": 2}
+    (name,) = [name for (_, _, _, backend_id, _), name in process.announcements._names.items()]
+    assert '"project_id":"p2"' in name

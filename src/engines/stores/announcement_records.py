@@ -1,7 +1,7 @@
 """What is written of an announcement: the message beside a change, and the place that a pledge names.
 
-Owns both texts and what a message becomes: whose event, and under which id. Leaves writing,
-delivering and removing to `stores/announcements.py`.
+Owns both texts and what a message becomes: whose event, and under which id. Leaves writing, delivering and
+removing to `stores/announcements.py`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """Announcements: how the change of a tenant's record reaches the tenant's spine.
 
-A store writes the record and an outbox document in one atomic write; this module says what stands in that
-document, appends it to the spine soon after, and removes it. A crash in between repeats the append under the
-same event id, which the spine recognises: nothing is lost and nothing is doubled. Whatever a process left
-behind is delivered by another, by the pledge that the process made before its change (`core/pledges.py`).
+A store writes the record and an outbox document in one atomic write; this module appends it to the spine soon
+after, and removes it. A crash in between repeats the append under the same event id, which the spine
+recognises: nothing is lost and nothing is doubled. Whatever a process left behind is delivered by another, by
+the pledge that the process made before its change (`core/pledges.py`).
 
 One partition holds records of many scopes, whose spines may be different ones: each message goes to the spine
 of the context in which it happened, and a spine that cannot be reached delays no other's. A message is looked
 for on the spine before it is appended, unless this process wrote it just now. What waits at a place to which
 no route leads any more is told from there.
 
-Owns the tasks that deliver, and what happens where a spine cannot be reached: changes go on
-until `WAITING_MAX` messages wait in one partition. Leaves what
-is written of a message to `stores/announcement_records.py`, what it says to its store.
+Owns the tasks that deliver, and what happens where a spine cannot be reached: changes go on until
+`WAITING_MAX` messages wait in one partition. Leaves what is written of a message to
+`stores/announcement_records.py`, what it says to its store.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Announcements:
         except MissingRoute:
             if where.backend_id is None:
                 raise
-            await self._deliver_left(where)
+            await self._deliver_left(where, where.backend_id)
             return
         present = await place.partitions()
         is_there = where.backend_id in (None, place.backend_id) and (
@@ -246,7 +246,7 @@ class Announcements:
         for one in (partition,) if is_there and partition is not None else present:
             await self._deliver_in(where, one, repeated=repeated or not is_there)
         if not is_there and where.backend_id is not None:
-            await self._deliver_left(where)
+            await self._deliver_left(where, where.backend_id)
 
     async def _deliver_in(self, where: Where, partition: str, *, repeated: bool) -> None:
         """Everything that waits in one partition of where the kind lies now."""
@@ -261,15 +261,12 @@ class Announcements:
 
         await self._tell(where, place.documents, partition, remove, repeated=repeated)
 
-    async def _deliver_left(self, where: Where) -> None:
+    async def _deliver_left(self, where: Where, backend_id: str) -> None:
         """Everything that waits where the kind lay. Of what was moved from there the spine knows the ids."""
-        assert where.backend_id is not None
+        # Others' routes may lead there still: their next change names the place by a context of its own.
+        self._names.pop((where.kind, where.tenant_id, where.env, backend_id, where.generation), None)
         left = await self._places.left(
-            where.kind,
-            where.tenant_id,
-            where.env,
-            backend_id=where.backend_id,
-            generation=where.generation,
+            where.kind, where.tenant_id, where.env, backend_id=backend_id, generation=where.generation
         )
         for partition in await left.partitions():
 
